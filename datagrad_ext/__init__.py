@@ -1,0 +1,10 @@
+"""datagrad_ext: exact and fast double backprop, for training with penalties on a network's gradient by its input."""
+
+from . import _native, functional, penalties
+from ._native import backends
+from .accelerate import accelerate
+from .autograd import ReferencePathWarning
+from .table import program
+
+__version__ = "0.1.0"
+__all__ = ["ReferencePathWarning", "accelerate", "backends", "functional", "penalties", "program"]

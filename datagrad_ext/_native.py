@@ -1,0 +1,161 @@
+"""The compiled kernels: loads them; `backends()` tells what runs natively, where, built how, and why not.
+
+Importing `datagrad_ext._C` loads the kernel libraries beside it, and each library registers its kernels with
+the ops of the namespace "datagrad". Without `_C` every op runs its PyTorch reference. Nothing compiles here.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+DEVICES = ("CPU", "CUDA")
+PURE_RECORD = Path(__file__).with_name("_build_info.json")  # written by a build that made no _C
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The module _C, or None and a sentence that says why there is none."""
+    try:
+        import datagrad_ext._C as compiled
+    except ModuleNotFoundError as error:
+        if error.name != "datagrad_ext._C":
+            raise
+        return None, _why_pure()
+    except ImportError as error:
+        reason = f"the compiled module did not load ({error}): install datagrad_ext again, with this torch"
+        warnings.warn(
+            f"datagrad_ext runs its PyTorch reference, slowly: {reason}", RuntimeWarning, stacklevel=2
+        )
+        return None, reason
+    for device, reason in compiled.not_loaded.items():
+        if reason.startswith("the library did not load"):
+            warnings.warn(
+                f"datagrad_ext runs its PyTorch reference on {device}: {reason}", RuntimeWarning, stacklevel=2
+            )
+    return compiled, ""
+
+
+def _why_pure() -> str:
+    if PURE_RECORD.is_file():
+        return str(json.loads(PURE_RECORD.read_text())["not_built"]["native"])
+    return f"nothing was compiled for Python {platform.python_version()}: run 'pip install .' in the sources"
+
+
+_compiled, _reason = _load()
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of torch's dispatcher; the note tells of library and hardware, or says why there is none."""
+
+    name: str
+    library: str | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op of the namespace "datagrad", and where it has a kernel; elsewhere its PyTorch reference runs."""
+
+    name: str
+    native: tuple[str, ...]
+
+    def on(self, device: str) -> str:
+        """'native' or 'reference'."""
+        return "native" if device in self.native else "reference"
+
+
+@dataclass(frozen=True)
+class Backends:
+    """What `backends()` returns; printed, it is a table."""
+
+    torch: str
+    isa: str | None
+    devices: tuple[Device, ...]
+    ops: tuple[Op, ...]
+    build: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "\n".join([*self._ops(), "", *self._devices(), "", *self._build()])
+
+    def _ops(self) -> list[str]:
+        width = max([len("op"), *(len(op.name) for op in self.ops)])
+        rows = [("op", *DEVICES), *((op.name, *map(op.on, DEVICES)) for op in self.ops)]
+        return [f"{name:<{width}}  {cpu:<9}  {cuda:<9}".rstrip() for name, cpu, cuda in rows]
+
+    def _devices(self) -> list[str]:
+        return [f"{device.name:<5} {self._device(device)}" for device in self.devices]
+
+    def _device(self, device: Device) -> str:
+        missing = ", ".join(op.name for op in self.ops if device.name not in op.native)
+        if not device.library:
+            return f"reference: {device.note}"
+        return f"native: {device.note}" + (f"; the library has no kernel for {missing}" if missing else "")
+
+    def _build(self) -> list[str]:
+        """How the libraries were built, a line for each thing known."""
+        listed = {
+            key: ", ".join(value) if isinstance(value, list) else value for key, value in self.build.items()
+        }
+        names = {
+            "torch": "torch headers",
+            "compiler": "C++ compiler",
+            "nvcc": "nvcc",
+            "cpu_isas": "instruction sets",
+            "cuda_architectures": "CUDA architectures",
+        }
+        lines = [f"torch at run time: {self.torch}"]
+        lines += [f"built with {title}: {listed[key]}" for key, title in names.items() if listed.get(key)]
+        return lines + [
+            f"not built: {part}: {reason}" for part, reason in self.build.get("not_built", {}).items()
+        ]
+
+
+def backends() -> Backends:
+    """Which ops run natively on which device, and why not otherwise; ask after `import datagrad_ext`."""
+    return Backends(
+        torch=str(torch.__version__),
+        isa=_compiled.isa if _compiled else None,
+        devices=(_cpu(), _cuda()),
+        ops=tuple(_ops()),
+        build=_compiled.build_info() if _compiled else {"not_built": {"native": _reason}},
+    )
+
+
+def _ops() -> list[Op]:
+    """The defined ops by name. torch has no public way to ask who implements an op."""
+    prefix = "datagrad::"
+    names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [
+        Op(name.removeprefix(prefix), tuple(device for device in DEVICES if has_kernel(name, device)))
+        for name in names
+    ]
+
+
+def _library(device: str) -> tuple[str | None, str]:
+    """The loaded library of a device, or None and the reason."""
+    if not _compiled:
+        return None, _reason
+    return _compiled.loaded.get(device), _compiled.not_loaded.get(device, "")
+
+
+def _cpu() -> Device:
+    library, reason = _library("CPU")
+    return Device("CPU", library, f"{library}, {torch.get_num_threads()} threads" if library else reason)
+
+
+def _cuda() -> Device:
+    library, reason = _library("CUDA")
+    if not library:
+        return Device("CUDA", None, reason)
+    count = torch.cuda.device_count()
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+    return Device("CUDA", library, f"{library}, {names if count else 'no GPU is visible'}")

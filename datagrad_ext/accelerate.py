@@ -1,0 +1,102 @@
+"""accelerate(model): the same object, with exact and fast second order behind ordinary autograd code.
+
+The instance's class is replaced by a generated subclass whose `forward` runs the module's program (torch's own
+`fully_shard` does the same). Parameters, buffers, state_dict keys, hooks on the module, isinstance, deepcopy and pickle
+stay as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from .network import Network
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def accelerate(model: Module) -> Module:
+    """Make every data gradient of `model` exact and fast to differentiate; returns the same object.
+
+    After this, `torch.autograd.grad(loss, x, create_graph=True)` and a backward through what is computed from it run on
+    the optimal schedule, for any loss and any penalty. Modules and calls without rules become opaque layers (PyTorch's
+    autograd, confined to them); `datagrad_ext.program(model)` shows which.
+
+    Args:
+        model: any nn.Module. Accelerating it twice changes nothing.
+
+    Raises:
+        TypeError: not an nn.Module, or one that torch.jit or torch.compile has already taken over.
+        ValueError: its forward was replaced on the instance, where the class cannot reach it.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"accelerate() takes a torch.nn.Module, got {type(model).__name__}. "
+            "For functions use datagrad_ext.functional, which has torch.nn.functional's signatures."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("accelerate() got a ScriptModule, whose code is fixed. Accelerate the module before scripting it.")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise TypeError("accelerate() got a compiled module. Accelerate the module itself, not torch.compile's wrapper.")
+    if "forward" in model.__dict__:
+        raise ValueError(
+            f"{type(model).__name__}.forward was replaced on the instance, so a forward of its class would never run. "
+            "Put the new forward into a subclass and accelerate that."
+        )
+    return _adopt(model)
+
+
+def network_of(model: nn.Module) -> Network:
+    """The network behind an accelerated module."""
+    if not is_accelerated(model):
+        raise TypeError(f"expected a module from accelerate(), got {type(model).__name__}. Call accelerate(model) first.")
+    network = model.__dict__.get("_datagrad")
+    if network is None or network.owner is None or network.owner() is not model:
+        network = model.__dict__["_datagrad"] = Network(weakref.ref(model))
+    return network
+
+
+def is_accelerated(module: nn.Module) -> bool:
+    """Whether accelerate() has taken this module over."""
+    return hasattr(type(module), "_datagrad_forward")
+
+
+def _adopt(module: Module) -> Module:
+    if not is_accelerated(module):
+        module.__class__ = _accelerated_class(type(module))
+    return module
+
+
+@functools.cache
+def _accelerated_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of `cls` that runs programs; generated once for each class."""
+    original = cls.forward
+
+    @functools.wraps(original)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return network_of(self).call(self, original, _adopt, args, kwargs)
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
+        function, arguments, *rest = cls.__reduce_ex__(self, protocol)
+        arguments = tuple(cls if a is type(self) else a for a in arguments)
+        return (_rebuild, (function, arguments), *rest)
+
+    body = {
+        "forward": forward,
+        "__reduce_ex__": __reduce_ex__,
+        "_datagrad_forward": staticmethod(original),
+        "__doc__": cls.__doc__,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+    }
+    return type(cls.__name__, (cls,), body)
+
+
+def _rebuild(function: Callable[..., Any], arguments: tuple[Any, ...]) -> nn.Module:
+    """Undo `__reduce_ex__`: make the object of the original class, then accelerate it."""
+    return _adopt(function(*arguments))

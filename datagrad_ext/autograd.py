@@ -1,0 +1,263 @@
+"""Two autograd Functions for a whole network, and the tape on which they meet.
+
+    Forward(x, θ) -> y            sweep 1; its backward is sweep 4, or, under create_graph=True, the data gradient
+    DataGradient(g) -> J          sweep 2; its backward is sweep 3, and leaves the pairs (δ, t) on the tape
+
+Every DataGradient takes the network's anchor as an input and returns no gradient for it. The anchor is an empty, hidden
+output of Forward: the edge it makes lets autograd run Forward's backward after that of every DataGradient, whatever the
+loss looks like, so sweep 4 happens once, with the loss and all penalties merged.
+
+What is asked of a backward is read from the engine (`_wanted`), not from `needs_input_grad`, which is fixed at the
+forward. What the fast path does not cover (gradients of parameter gradients, third order) takes the reference path:
+`Program.reference` under ordinary autograd, with one warning naming the reason.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+from .program import Entry, Flags, Program
+
+
+class ReferencePathWarning(UserWarning):
+    """The result is right but slow: ordinary autograd computed it. The message names the reason."""
+
+
+class UnsupportedOutput(Exception):
+    """An output of the program is not a tensor: a layer's tuple left the network as it is."""
+
+
+@dataclass
+class Run:
+    """A program on its way through autograd: the tape of one forward and the reasons already warned about."""
+
+    program: Program
+    warned: set[str]
+    tape: dict[int, list[Entry]] = field(default_factory=dict)
+    differentiable: dict[int, list[list[Any]]] = field(default_factory=dict)
+
+    def leave(self, entry: Entry) -> None:
+        """Leave a pair for sweep 4 of the backward that is running, and of no other."""
+        self.tape.setdefault(_task(), []).append(entry)
+
+
+def apply(program: Program, inputs: Sequence[Any], params: Sequence[Any], warned: set[str]) -> list[Any]:
+    """Outputs of the program at (inputs, params), connected to autograd by the two Functions."""
+    run = Run(program, warned)
+    return list(Forward.apply(run, len(inputs), *inputs, *params)[:-1])
+
+
+def warn_once(warned: set[str], reason: str) -> None:
+    """One `ReferencePathWarning` a network and reason."""
+    if reason not in warned:
+        warned.add(reason)
+        warnings.warn(f"datagrad_ext: reference path (right, but slow): {reason}", ReferencePathWarning, stacklevel=3)
+
+
+class Forward(Function):
+    """y = network(x, θ): apply(run, number of inputs, *inputs, *params) -> (*outputs, anchor)."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, n_inputs: int, *arguments: Any) -> tuple[Any, ...]:
+        inputs, params = arguments[:n_inputs], arguments[n_inputs:]
+        outputs, saved = run.program.forward(inputs, params)
+        if any(isinstance(y, tuple) for y in outputs):
+            raise UnsupportedOutput("its result is a layer's tuple")
+        like = next(t for t in arguments if isinstance(t, Tensor) and t.is_floating_point())
+        anchor = like.new_empty(0)
+        ctx.run, ctx.n_inputs = run, n_inputs
+        ctx.set_materialize_grads(False)
+        ctx.layout = _save(ctx, [anchor, list(arguments), saved])
+        ctx.mark_non_differentiable(*[outputs[i] for i in run.program.constant_outputs])
+        return (*outputs, anchor)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+        anchor, arguments, saved = _load(ctx)
+        inputs, params = arguments[: ctx.n_inputs], arguments[ctx.n_inputs :]
+        wanted = _wanted(ctx, arguments)
+        wanted_inputs, wanted_params = wanted[: ctx.n_inputs], wanted[ctx.n_inputs :]
+        gs = cotangents[:-1]
+        if torch.is_grad_enabled():
+            left = ctx.run.differentiable.pop(_task(), [])
+            if left or any(wanted_params):
+                found = _differentiable_reverse(ctx.run, inputs, params, saved, gs, wanted, left)
+            else:
+                job = _Job(ctx.run, inputs, params, saved, wanted_inputs)
+                found = [*DataGradient.apply(job, anchor, *gs), *[None] * len(params)]
+        else:
+            entries = ctx.run.tape.pop(_task(), [])
+            x_bars, theta = ctx.run.program.reverse(saved, params, gs, entries, wanted_inputs, wanted_params)
+            found = [*x_bars, *theta]
+            _release(ctx)
+        zeros = (_or_zero(bar, a, want) for bar, a, want in zip(found, arguments, wanted, strict=True))
+        return (None, None, *zeros)
+
+
+@dataclass
+class _Job:
+    """What a DataGradient needs from its Forward; not arguments of apply, so that no edge leads to them."""
+
+    run: Run
+    inputs: Sequence[Any]
+    params: Sequence[Any]
+    saved: list[Any]
+    wanted: Flags
+
+
+class DataGradient(Function):
+    """J = ∂⟨g, network(x)⟩/∂x for the wanted inputs: apply(job, anchor, *g) -> one J or None for each input."""
+
+    @staticmethod
+    def forward(ctx: Any, job: _Job, anchor: Tensor, *gs: Any) -> tuple[Any, ...]:
+        found, records = job.run.program.data_gradient(job.saved, job.params, gs, job.wanted)
+        ctx.run, ctx.wanted = job.run, job.wanted
+        ctx.set_materialize_grads(False)
+        found = [_or_zero(J, x, want) for J, x, want in zip(found, job.inputs, job.wanted, strict=True)]
+        ctx.layout = _save(ctx, [list(gs), list(job.inputs), list(job.params), job.saved, records])
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *seeds: Any) -> tuple[Any, ...]:
+        gs, inputs, params, saved, records = _load(ctx)
+        if torch.is_grad_enabled():
+            reason = "a derivative of third order (a data gradient differentiated with create_graph=True)"
+            warn_once(ctx.run.warned, reason)
+            bars, g_bars = _differentiable_tangent(ctx, inputs, params, saved, gs, seeds)
+            ctx.run.differentiable.setdefault(_task(), []).append(bars)
+            return (None, None, *g_bars)
+        wanted = tuple([isinstance(g, Tensor) and g.requires_grad for g in gs])
+        outputs, tangents = ctx.run.program.tangent(saved, params, records, seeds, wanted)
+        if _executes(ctx.next_functions[0][0]):
+            ctx.run.leave(Entry(records, tangents))
+        _release(ctx)
+        return (None, None, *outputs)
+
+
+def _differentiable_reverse(
+    run: Run, inputs: Sequence[Any], params: Sequence[Any], saved: list[Any], gs: Sequence[Any], wanted: Flags, left: list
+) -> list[Any]:
+    """Sweep 4 on the reference path: differentiable gradients of inputs and parameters, plus what was left for them."""
+    if any(wanted[len(inputs) :]):
+        warn_once(run.warned, "gradients of parameter gradients (parameters asked for with create_graph=True)")
+    with torch.enable_grad():
+        x, theta = _aliases(inputs), _aliases(params)
+        outputs = run.program.reference(saved, x, theta)
+        found = _gradients(outputs, [*x, *theta], gs)
+    for bars in left:
+        found = [b if a is None else a if b is None else a + b for a, b in zip(found, bars, strict=True)]
+    return [bar if want else None for bar, want in zip(found, wanted, strict=True)]
+
+
+def _differentiable_tangent(
+    ctx: Any, inputs: Sequence[Any], params: Sequence[Any], saved: list[Any], gs: Sequence[Any], seeds: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+    """∂⟨v, J⟩ with respect to (inputs and parameters), and with respect to g, differentiable."""
+    with torch.enable_grad():
+        x, theta, g = _aliases(inputs), _aliases(params), _aliases(gs)
+        outputs = ctx.run.program.reference(saved, x, theta)
+        wanted = [t if want else None for t, want in zip(x, ctx.wanted, strict=True)]
+        found = _gradients(_gradients(outputs, wanted, g), [*x, *theta, *g], seeds)
+    split = len(x) + len(theta)
+    return found[:split], found[split:]
+
+
+def _gradients(values: Sequence[Any], targets: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
+    """Differentiable gradients of Σ ⟨value, cotangent⟩; None where the target is None or not reached."""
+    terms = [
+        (v, c)
+        for v, c in zip(values, cotangents, strict=True)
+        if isinstance(v, Tensor) and v.requires_grad and c is not None
+    ]
+    reachable = [t for t in targets if isinstance(t, Tensor) and t.requires_grad]
+    if not terms or not reachable:
+        return [None] * len(targets)
+    outputs, grads = zip(*terms, strict=True)
+    found = iter(torch.autograd.grad(outputs, reachable, grads, create_graph=True, allow_unused=True))
+    return [next(found) if isinstance(t, Tensor) and t.requires_grad else None for t in targets]
+
+
+def _aliases(values: Sequence[Any]) -> list[Any]:
+    """New names for the same tensors, so that a gradient stops here and not at what they were computed from."""
+    return [v.view_as(v) if isinstance(v, Tensor) else v for v in values]
+
+
+def _or_zero(bar: Any, like: Any, wanted: bool) -> Any:
+    """A wanted gradient that nothing flows to is zero, not undefined: the argument is part of the graph."""
+    return torch.zeros_like(like) if wanted and bar is None else bar
+
+
+def _wanted(ctx: Any, arguments: Sequence[Any]) -> Flags:
+    """Which arguments the running backward asks for."""
+    nodes = iter(ctx.next_functions)
+    return tuple([isinstance(a, Tensor) and _executes(next(nodes)[0]) for a in arguments])
+
+
+def _executes(node: Any) -> bool:
+    """Whether the running backward will execute the node; a leaf that autograd.grad captures counts."""
+    if node is None:
+        return False
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        return True
+
+
+def _task() -> int:
+    """The number of the running backward."""
+    return torch._C._current_graph_task_id()
+
+
+def _release(ctx: Any) -> None:
+    """Let go of what is not a saved tensor, unless the graph is retained (saved tensors go by themselves)."""
+    if not torch._C._autograd._get_current_graph_task_keep_graph():
+        ctx.layout = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of the layout stands among the saved tensors."""
+
+    index: int
+
+
+def _save(ctx: FunctionCtx, state: list[Any]) -> list[Any]:
+    """Save the tensors of nested lists and tuples with `save_for_backward`; the structure left over is returned."""
+    tensors: list[Tensor] = []
+    places: dict[int, _Place] = {}
+
+    def pack(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            if id(item) not in places:
+                places[id(item)] = _Place(len(tensors))
+                tensors.append(item)
+            return places[id(item)]
+        if type(item) is list or type(item) is tuple:
+            return type(item)([pack(part) for part in item])
+        return item
+
+    layout = [pack(part) for part in state]
+    ctx.save_for_backward(*tensors)
+    return layout
+
+
+def _load(ctx: Any) -> list[Any]:
+    """The state as it was saved; raises as PyTorch does if it was freed or changed in place."""
+    tensors = ctx.saved_tensors
+
+    def unpack(item: Any) -> Any:
+        if type(item) is _Place:
+            return tensors[item.index]
+        if type(item) is list or type(item) is tuple:
+            return type(item)([unpack(part) for part in item])
+        return item
+
+    return [unpack(part) for part in ctx.layout]

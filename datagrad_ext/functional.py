@@ -1,0 +1,156 @@
+"""Layers as functions, with torch.nn.functional's signatures, for models written by hand.
+
+    y = functional.relu(functional.linear(x, weight, bias))
+
+Each call is a network of one layer behind the same two autograd Functions, so a data gradient of a hand-written model
+is differentiated on the same schedule. Losses with a fused second order are here too (`cross_entropy`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .autograd import apply, warn_once
+from .layers import Application, rule_of_function
+from .losses import cross_entropy
+from .network import refusal
+from .program import Program, Step
+
+_warned: set[str] = set()
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b. Shapes: input (…, in), weight (out, in), bias (out,). Equivalent to F.linear(input, weight, bias)."""
+    return _call(F.linear, (input, weight, bias))
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution of (N, C, L) with (C', C/groups, K). Equivalent to F.conv1d with the same arguments."""
+    return _call(F.conv1d, (input, weight, bias, stride, padding, dilation, groups))
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution of (N, C, H, W) with (C', C/groups, K, K). Equivalent to F.conv2d with the same arguments."""
+    return _call(F.conv2d, (input, weight, bias, stride, padding, dilation, groups))
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution of (N, C, D, H, W) with (C', C/groups, K, K, K). Equivalent to F.conv3d with the same arguments."""
+    return _call(F.conv3d, (input, weight, bias, stride, padding, dilation, groups))
+
+
+def relu(input: Tensor) -> Tensor:
+    """max(x, 0). Equivalent to F.relu(input)."""
+    return _call(F.relu, (input,))
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """x for x > 0, else negative_slope · x. Equivalent to F.leaky_relu(input, negative_slope)."""
+    return _call(F.leaky_relu, (input, negative_slope))
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """log(1 + exp(beta x)) / beta, and x where beta x > threshold. Equivalent to F.softplus(input, beta, threshold)."""
+    return _call(F.softplus, (input, beta, threshold))
+
+
+def tanh(input: Tensor) -> Tensor:
+    """Hyperbolic tangent. Equivalent to torch.tanh(input)."""
+    return _call(torch.tanh, (input,))
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """1 / (1 + exp(−x)). Equivalent to torch.sigmoid(input)."""
+    return _call(torch.sigmoid, (input,))
+
+
+def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """x for x > 0, else alpha (exp(x) − 1). Equivalent to F.elu(input, alpha)."""
+    return _call(F.elu, (input, alpha))
+
+
+def silu(input: Tensor) -> Tensor:
+    """x · sigmoid(x). Equivalent to F.silu(input)."""
+    return _call(F.silu, (input,))
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """x Φ(x), or its tanh approximation. Equivalent to F.gelu(input, approximate=approximate)."""
+    return _call(F.gelu, (input,), (("approximate", approximate),))
+
+
+def _call(function: Callable[..., Tensor], arguments: tuple[Any, ...], named: tuple[tuple[str, Any], ...] = ()) -> Tensor:
+    """`function(*arguments)` as a network of one layer, or on the reference path."""
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    reason = refusal(tensors) if torch.is_grad_enabled() else None
+    if reason is not None:
+        warn_once(_warned, f"functional.{function.__name__}: {reason}")
+    if reason is not None or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+        return function(*arguments, **dict(named))
+    fixed = tuple(None if isinstance(a, Tensor) else _frozen(a) for a in arguments)
+    program = _program(function, fixed, tuple(isinstance(a, Tensor) for a in arguments), named)
+    return apply(program, tensors[:1], tensors[1:], _warned)[0]
+
+
+@functools.lru_cache(maxsize=256)
+def _program(function: Any, fixed: tuple, is_tensor: tuple[bool, ...], named: tuple) -> Program:
+    """The program of one call: value 0 is the input, the other tensors are its parameters in order."""
+    slots = iter(range(sum(is_tensor)))
+    arguments = [next(slots) if tensor else value for tensor, value in zip(is_tensor, fixed, strict=True)]
+    rule = rule_of_function(function)
+    assert rule is not None
+    application: Application = rule(*arguments, **dict(named))
+    params = tuple(None if slot is None else slot - 1 for slot in application.params)
+    step = Step(application.layer, (0,), 1, params, application.host, function.__name__)
+    return Program(1, sum(is_tensor) - 1, (step,), (1,))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+__all__ = [
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "cross_entropy",
+    "elu",
+    "gelu",
+    "leaky_relu",
+    "linear",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "tanh",
+]

@@ -1,0 +1,27 @@
+"""Floor 1: the layers, one file each, written with the ops. Importing the package registers their rules."""
+
+from . import activation, arithmetic, convolution, dropout, indexing, linear, pooling, shape
+from .base import Layer, Pairs, Tensors, add
+from .opaque import Opaque, OpaqueModule
+from .registry import Application, rule_of_function, rule_of_method, rule_of_module
+
+__all__ = [
+    "Application",
+    "Layer",
+    "Opaque",
+    "OpaqueModule",
+    "Pairs",
+    "Tensors",
+    "activation",
+    "add",
+    "arithmetic",
+    "convolution",
+    "dropout",
+    "indexing",
+    "linear",
+    "pooling",
+    "rule_of_function",
+    "rule_of_method",
+    "rule_of_module",
+    "shape",
+]

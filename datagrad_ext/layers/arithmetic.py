@@ -1,0 +1,210 @@
+"""Where branches meet: sums, products and concatenations of values, and operations with a number.
+
+    Sum      y = Σ sᵢ xᵢ (sᵢ = ±1)   vjp  sᵢ g            jvp  Σ sᵢ tᵢ
+    Affine   y = a x + c             vjp  a g             jvp  a t
+    Product  y = x₁ x₂               vjp  (g x₂, g x₁)    jvp  t₁ x₂ + x₁ t₂    curvature  (δ t₂, δ t₁)
+    Cat      y = [x₁ … x_k]          vjp  split           jvp  [t₁ … t_k]
+
+Operands broadcast; cotangents are summed back to the operand's shape.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Pairs, Parameterless, Tensors, add, add_each, reduce_to
+from .registry import Application, function_rule
+
+
+class Sum(Parameterless):
+    """± x₁ ± x₂, broadcasting."""
+
+    def __init__(self, signs: tuple[int, int] = (1, 1)) -> None:
+        self._signs = signs
+
+    @property
+    def name(self) -> str:
+        return "Add" if self._signs[1] > 0 else "Sub"
+
+    def apply(self, *inputs: Any) -> Tensor:
+        return inputs[0] + inputs[1] if self._signs[1] > 0 else inputs[0] - inputs[1]
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        y = self.apply(*inputs)
+        return y, (tuple(x.shape for x in inputs), y.shape)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        terms = zip(self._signs, saved[0], wanted, strict=True)
+        return tuple(_signed(reduce_to(g, shape), sign) if want else None for sign, shape, want in terms)
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        first, second = tangents
+        if first is None or second is None:
+            return _signed(first if second is None else second, self._signs[second is not None]).expand(saved[1])
+        return self.apply(first, second)
+
+
+class Affine(Parameterless):
+    """a x + c for numbers a and c."""
+
+    def __init__(self, scale: float, shift: float) -> None:
+        self._scale, self._shift = scale, shift
+
+    @property
+    def name(self) -> str:
+        return f"{self._scale:g}·x + {self._shift:g}"
+
+    def apply(self, *inputs: Any) -> Tensor:
+        y = self._scaled(inputs[0])
+        return y if self._shift == 0 else y + self._shift
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        return self.apply(*inputs), ()
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        return (self._scaled(g),)
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        return self._scaled(tangents[0])
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self._scale == 1 else x * self._scale
+
+
+class Division(Affine):
+    """x / c, with the rounding of a division."""
+
+    def __init__(self, divisor: float) -> None:
+        super().__init__(1.0, 0.0)
+        self._divisor = divisor
+
+    @property
+    def name(self) -> str:
+        return f"x / {self._divisor:g}"
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x / self._divisor
+
+
+class Product(Parameterless):
+    """x₁ x₂, broadcasting."""
+
+    curved = paired = True
+
+    @property
+    def name(self) -> str:
+        return "Mul"
+
+    def apply(self, *inputs: Any) -> Tensor:
+        return inputs[0] * inputs[1]
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        y = self.apply(*inputs)
+        return y, (*inputs, y.shape)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        return self._cross(saved, g, saved[1], saved[0], wanted)
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        terms = [t * x for t, x in zip(tangents, (saved[1], saved[0]), strict=True) if t is not None]
+        return sum(terms[1:], terms[0])
+
+    def curvature(self, saved: Any, params: Tensors, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
+        total: Tensors = (None, None)
+        for delta, (first, second) in pairs:
+            total = add_each(total, self._cross(saved, delta, second, first, wanted))
+        return total
+
+    def _cross(self, saved: Any, g: Tensor, first: Any, second: Any, wanted: Sequence[bool]) -> Tensors:
+        """(g · first, g · second), each summed to the shape of its operand."""
+        terms = zip((first, second), saved, wanted, strict=False)
+        return tuple(reduce_to(g * f, x.shape) if want and f is not None else None for f, x, want in terms)
+
+
+class Cat(Parameterless):
+    """Concatenation along a dimension."""
+
+    def __init__(self, dim: int) -> None:
+        self._dim = dim
+
+    def apply(self, *inputs: Any) -> Tensor:
+        return torch.cat(inputs, self._dim)
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        shapes = tuple(x.shape for x in inputs)
+        y = self.apply(*inputs)
+        return y, (shapes, _legacy_dim(shapes, self._dim))
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        shapes, dim = saved
+        sizes = [0 if shape == (0,) and g.dim() != 1 else shape[dim] for shape in shapes]
+        parts = g.split(sizes, dim)
+        return tuple(p.reshape(s) if want else None for p, s, want in zip(parts, shapes, wanted, strict=True))
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        like = next(t for t in tangents if t is not None)
+        return torch.cat(
+            [like.new_zeros(s) if t is None else t for t, s in zip(tangents, saved[0], strict=True)], self._dim
+        )
+
+
+def _legacy_dim(shapes: tuple[torch.Size, ...], dim: int) -> int:
+    """`dim` counted from the front in the tensors that are not the empty (0,) which torch.cat skips."""
+    return dim % max(len(shape) for shape in shapes)
+
+
+def _signed(x: Tensor, sign: int) -> Tensor:
+    return x if sign > 0 else -x
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@function_rule(operator.add, operator.iadd, torch.add, methods=("add", "add_"))
+def _add(input: Any, other: Any) -> Application:
+    if _is_number(other):
+        return Application(Affine(1, other), inputs=(input,))
+    if _is_number(input):
+        return Application(Affine(1, input), inputs=(other,))
+    return Application(Sum(), inputs=(input, other))
+
+
+@function_rule(operator.sub, operator.isub, torch.sub, torch.subtract, methods=("sub", "sub_"))
+def _sub(input: Any, other: Any) -> Application:
+    if _is_number(other):
+        return Application(Affine(1, -other), inputs=(input,))
+    if _is_number(input):
+        return Application(Affine(-1, input), inputs=(other,))
+    return Application(Sum((1, -1)), inputs=(input, other))
+
+
+@function_rule(operator.mul, operator.imul, torch.mul, torch.multiply, methods=("mul", "mul_"))
+def _mul(input: Any, other: Any) -> Application:
+    if _is_number(other):
+        return Application(Affine(other, 0), inputs=(input,))
+    if _is_number(input):
+        return Application(Affine(input, 0), inputs=(other,))
+    return Application(Product(), inputs=(input, other))
+
+
+@function_rule(operator.truediv, operator.itruediv, torch.div, methods=("div", "div_"))
+def _div(input: Any, other: Any) -> Application | None:
+    return Application(Division(other), inputs=(input,)) if _is_number(other) else None
+
+
+@function_rule(operator.neg, torch.neg, methods=("neg",))
+def _neg(input: Any) -> Application:
+    return Application(Affine(-1, 0), inputs=(input,))
+
+
+@function_rule(torch.cat, torch.concat, torch.concatenate)
+def _cat(tensors: Any, dim: Any = 0) -> Application | None:
+    if not isinstance(tensors, (tuple, list)) or not isinstance(dim, int):
+        return None
+    return Application(Cat(dim), inputs=tuple(tensors))

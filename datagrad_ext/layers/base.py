@@ -1,0 +1,122 @@
+"""The Layer contract: five linear maps and the sweep that combines them.
+
+A layer is y = f(x₁ … x_k, θ₁ … θ_p). Letters, here and in every layer:
+
+    x  inputs        y  output         θ  parameters      saved  what `forward` keeps for the other maps
+    v, t  tangents (pushed forward)    δ, g  cotangents of the data-gradient pass    ζ  cotangent of the final pass
+
+    forward(x, θ) -> y, saved          sweep 1
+    vjp(g) -> fₓᵀ g                    sweeps 2 and 4
+    jvp(t) -> fₓ t                     sweep 3
+    param_vjp(ζ, pairs) -> θ̄           sweep 4: gradient of ⟨ζ, f⟩ + Σ ⟨δ, fₓ t⟩ with respect to θ
+    curvature(pairs) -> Σ (f″[t])ᵀ δ   sweep 4: gradient of Σ ⟨δ, fₓ t⟩ with respect to x
+
+`pairs` is a list of (record, tangents): one for every data gradient of this forward. The record is what sweep 2 kept
+at this layer (δ, unless the layer says otherwise in `data_vjp`), tangents is one tangent per input, None for zero.
+`wanted` has one flag per input (or parameter); a map may return None wherever the flag is False, and None for zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Any, ...]  # one Tensor or None for each input, or for each parameter
+Pairs = Sequence[tuple[Any, Tensors]]
+
+
+class Layer:
+    """Base class of all layers. A subclass writes the maps it has; `reverse` is composed from them."""
+
+    curved = False  # True if `curvature` is not zero
+    paired = False  # True if sweep 4 reads the pairs: curved, or with parameters that multiply x
+    opaque = False  # True if the maps come from autograd on the wrapped code
+    aliases = False  # True if y may share memory with x
+    ops: tuple[str, ...] = ()  # the project's ops that the maps call; empty: vendor libraries only
+
+    @property
+    def name(self) -> str:
+        """How the layer is called in the table of a program."""
+        return type(self).__name__
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Any, tuple[Any, ...]]:
+        """Value y and what the other maps need (tensors, or plain Python values)."""
+        raise NotImplementedError
+
+    def vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> Tensors:
+        """Cotangents of the inputs, fₓᵀ g."""
+        raise NotImplementedError
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Any:
+        """Tangent of the output, fₓ t; at least one tangent is not None."""
+        raise NotImplementedError
+
+    def param_vjp(self, saved: Any, params: Tensors, zeta: Any, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
+        """Gradient of ⟨ζ, f⟩ + Σ ⟨δ, fₓ t⟩ with respect to each parameter; ζ may be None."""
+        raise NotImplementedError
+
+    def curvature(self, saved: Any, params: Tensors, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
+        """Gradient of Σ ⟨δ, fₓ t⟩ with respect to each input."""
+        raise NotImplementedError
+
+    def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
+        """The value again, as ordinary differentiable PyTorch, with the randomness of the forward that saved."""
+        raise NotImplementedError
+
+    def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
+        """Sweep 2 at this layer: `vjp`, and the record that the pairs of sweep 4 will carry."""
+        return self.vjp(saved, params, g, wanted), g
+
+    def reverse(
+        self,
+        saved: Any,
+        params: Tensors,
+        zeta: Any,
+        pairs: Pairs,
+        wanted_inputs: Sequence[bool],
+        wanted_params: Sequence[bool],
+    ) -> tuple[Tensors, Tensors]:
+        """Sweep 4 at this layer: cotangents of the inputs (curvature included) and parameter gradients."""
+        x_bars: Tensors = (None,) * len(wanted_inputs)
+        if any(wanted_inputs):
+            if zeta is not None:
+                x_bars = self.vjp(saved, params, zeta, wanted_inputs)
+            if self.curved and pairs:
+                x_bars = add_each(x_bars, self.curvature(saved, params, pairs, wanted_inputs))
+        theta_bars: Tensors = (None,) * len(wanted_params)
+        if any(wanted_params):
+            theta_bars = self.param_vjp(saved, params, zeta, pairs, wanted_params)
+        return x_bars, theta_bars
+
+
+class Parameterless(Layer):
+    """Base class of layers without parameters whose reference is `apply(x, *host)`."""
+
+    def apply(self, *inputs: Any) -> Any:
+        """The value as one differentiable expression of the inputs (and host values)."""
+        raise NotImplementedError
+
+    def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
+        return self.apply(*inputs, *host)
+
+
+def add(a: Any, b: Any) -> Any:
+    """a + b where None is zero; tuples (values with several tensors) are added element by element."""
+    if a is None or b is None:
+        return b if a is None else a
+    if isinstance(a, tuple):
+        return add_each(a, b)
+    return a + b
+
+
+def add_each(a: Tensors, b: Tensors) -> Tensors:
+    """Element-wise `add` of two tuples."""
+    return tuple(map(add, a, b))
+
+
+def reduce_to(g: Tensor, shape: torch.Size) -> Tensor:
+    """Sum a cotangent over the dimensions that broadcasting added or stretched."""
+    return g if g.shape == shape else g.sum_to_size(shape)

@@ -1,0 +1,72 @@
+"""Linear: y = x Wᵀ + b, for x (…, in), W (out, in), b (out,).
+
+    vjp   g W          jvp   t Wᵀ          W̄ = ζᵀx + Σ δᵀt          b̄ = Σ ζ
+
+The bias is in the value and not in the tangent: its gradient comes from ζ alone. `pairs` enter W̄ as products that
+accumulate into the first one, so that no sum of weight-sized tensors is a pass of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Layer, Pairs, Tensors
+from .registry import Application, function_rule, module_rule
+
+
+class Linear(Layer):
+    """x Wᵀ + b; params are (W, b), b may be None."""
+
+    paired = True
+    bias_dim = -1  # the dimension of y along which the bias lies
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        x, (weight, bias) = inputs[0], params
+        return F.linear(x, weight, bias), (x,)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        return (torch.matmul(g, params[0]),)
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        return F.linear(tangents[0], params[0])
+
+    def param_vjp(self, saved: Any, params: Tensors, zeta: Any, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
+        weight = bias = None
+        if wanted[0]:
+            products = [] if zeta is None else [(zeta, saved[0])]
+            products += [(delta, tangents[0]) for delta, tangents in pairs]
+            weight = _outer_sum(products)
+        if len(wanted) > 1 and wanted[1] and zeta is not None:
+            bias = _rows(zeta).sum(0)
+        return weight, bias
+
+    def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
+        return F.linear(inputs[0], *params)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _outer_sum(products: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """Σ gᵀ x over (g, x), rows being all leading dimensions."""
+    total: Tensor | None = None
+    for g, x in products:
+        g, x = _rows(g), _rows(x)
+        total = torch.mm(g.t(), x) if total is None else total.addmm_(g.t(), x)
+    return total
+
+
+@module_rule(nn.Linear)
+def _module(module: nn.Linear) -> Application:
+    return Application(Linear(), params=("weight", "bias"))
+
+
+@function_rule(F.linear)
+def _function(input: Any, weight: Any, bias: Any = None) -> Application:
+    return Application(Linear(), inputs=(input,), params=(weight, bias))

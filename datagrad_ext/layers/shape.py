@@ -1,0 +1,123 @@
+"""Layers that only rearrange: reshape, flatten, view, squeeze, permute, transpose. Linear, without parameters.
+
+    reshape   vjp  g.reshape(x.shape)      jvp  t.reshape(y.shape)
+    permute   vjp  inverse permutation     jvp  the permutation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Parameterless, Tensors
+from .registry import Application, function_rule, module_rule
+
+
+class Reshape(Parameterless):
+    """The same elements in the same order under another shape: `method(x, *host)` of torch.Tensor."""
+
+    aliases = True
+
+    def __init__(self, method: Callable[..., Tensor]) -> None:
+        self.apply = method
+
+    @property
+    def name(self) -> str:
+        return self.apply.__name__.capitalize()
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        y = self.apply(inputs[0], *host)
+        return y, (inputs[0].shape, y.shape)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        return (g.reshape(saved[0]),)
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        return tangents[0].reshape(saved[1])
+
+
+class Permute(Parameterless):
+    """Dimensions in another order; `order(dims)` gives it for a tensor of that many dimensions."""
+
+    aliases = True
+
+    def __init__(self, order: Callable[[int], list[int]]) -> None:
+        self._order = order
+
+    def apply(self, *inputs: Any) -> Tensor:
+        return inputs[0].permute(self._order(inputs[0].dim()))
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        order = self._order(inputs[0].dim())
+        return inputs[0].permute(order), (order,)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        inverse = sorted(range(len(saved[0])), key=saved[0].__getitem__)
+        return (g.permute(inverse),)
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        return tangents[0].permute(saved[0])
+
+
+@module_rule(nn.Flatten, config=("start_dim", "end_dim"))
+def _flatten(module: nn.Flatten) -> Application:
+    return Application(Reshape(torch.Tensor.flatten), host=(module.start_dim, module.end_dim))
+
+
+@module_rule(nn.Unflatten, config=("dim", "unflattened_size"))
+def _unflatten(module: nn.Unflatten) -> Application | None:
+    if isinstance(module.dim, str):
+        return None
+    return Application(Reshape(torch.Tensor.unflatten), host=(module.dim, module.unflattened_size))
+
+
+def _reshape_rule(method: Callable, *functions: Callable) -> None:
+    """Register a reshaping tensor method (and functions with the same arguments)."""
+
+    @function_rule(*functions, methods=(method.__name__,))
+    def _(input: Any, *sizes: Any, **named: Any) -> Application | None:
+        sizes += tuple(named.values()) if len(named) <= 1 else (None,)
+        if any(size is None or isinstance(size, torch.dtype) for size in sizes):
+            return None
+        return Application(Reshape(method), inputs=(input,), host=sizes)
+
+
+_reshape_rule(torch.Tensor.reshape, torch.reshape)
+_reshape_rule(torch.Tensor.view)
+_reshape_rule(torch.Tensor.squeeze, torch.squeeze)
+_reshape_rule(torch.Tensor.unsqueeze, torch.unsqueeze)
+_reshape_rule(torch.Tensor.unflatten, torch.unflatten)
+
+
+@function_rule(torch.flatten, methods=("flatten",))
+def _flatten_call(input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Application:
+    return Application(Reshape(torch.Tensor.flatten), inputs=(input,), host=(start_dim, end_dim))
+
+
+@function_rule(torch.permute, methods=("permute",))
+def _permute(input: Any, *dims: Any) -> Application | None:
+    order = list(dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims)
+    if not all(isinstance(d, int) for d in order):
+        return None
+    return Application(Permute(lambda n: [d % n for d in order]), inputs=(input,))
+
+
+@function_rule(torch.transpose, torch.swapaxes, methods=("transpose", "swapaxes"))
+def _transpose(input: Any, dim0: Any, dim1: Any) -> Application | None:
+    if not (isinstance(dim0, int) and isinstance(dim1, int)):
+        return None
+    return Application(Permute(lambda n: _swapped(n, dim0, dim1)), inputs=(input,))
+
+
+@function_rule(torch.t, methods=("t",))
+def _t(input: Any) -> Application:
+    return Application(Permute(lambda n: list(range(n))[::-1]), inputs=(input,))
+
+
+def _swapped(n: int, a: int, b: int) -> list[int]:
+    order = list(range(n))
+    order[a], order[b] = order[b], order[a]
+    return order

@@ -1,0 +1,354 @@
+"""torch.fx graph -> program: every node becomes a layer, a host value, or a parameter.
+
+    value      depends on an input                       -> a Step (a layer by rule, or an opaque layer)
+    host       sizes, constants, buffers, masks          -> a HostStep, computed outside of every gradient
+    parameter  depends on parameters and nothing else    -> computed before Forward, under ordinary autograd
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .layers import Application, Opaque, OpaqueModule, rule_of_function, rule_of_method, rule_of_module
+from .program import HostStep, Program, Ref, Step, move_biases
+from .trace import Untraceable, changes_in_place
+
+_DATA = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "itemsize")
+_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "element_size", "type"}
+_CONSTANT_METHODS = {
+    "detach", "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "sign",
+    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "bool", "long", "int", "get_device",
+}  # fmt: skip
+_CONSTANT_FUNCTIONS = {
+    torch.zeros_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.empty_like, torch.full_like,
+    torch.argmax, torch.argmin, torch.isnan, torch.isinf, torch.isfinite, torch.sign,
+    operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Value:
+    """A node that depends on an input: value number `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Host:
+    """A node that no gradient flows through: value number `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A node computed from parameters alone: slot number `index`."""
+
+    index: int
+
+
+@dataclass
+class Lowered:
+    """A program and how to call it: `fetches` give its parameters, `structure` rebuilds the forward's result."""
+
+    program: Program
+    fetches: list[Callable[[list[Tensor]], Tensor]]
+    structure: Any
+    outputs: list[Parameter | Value | Host]
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors that enter as θ, some of them computed from parameters, under ordinary autograd."""
+        slots: list[Tensor] = []
+        for fetch in self.fetches:
+            slots.append(fetch(slots))
+        return slots
+
+
+def lower(root: nn.Module, graph: fx.Graph, leaves: dict[nn.Module, str]) -> Lowered:
+    """The program of a traced forward; `leaves` are modules that did not trace, with the reason."""
+    return _Lowering(root, graph, leaves).run()
+
+
+class _Lowering:
+    """One pass over the nodes of a graph."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, leaves: dict[nn.Module, str]) -> None:
+        self._root, self._graph, self._leaves = root, graph, leaves
+        self._kinds: dict[fx.Node, Value | Host | Parameter] = {}
+        self._steps: list[Step | HostStep] = []
+        self._fetches: list[Callable] = []
+        self._slots: dict[tuple[int, str], int] = {}
+        self._placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        self._views: set[int] = set(range(len(self._placeholders)))  # values that share memory with an earlier one
+        self._viewed: set[int] = set()
+
+    def run(self) -> Lowered:
+        for i, node in enumerate(self._placeholders):
+            self._kinds[node] = Value(i)
+        handlers = {
+            "get_attr": self._get_attr,
+            "call_module": self._call_module,
+            "call_function": self._call,
+            "call_method": self._call,
+        }
+        for node in self._graph.nodes:
+            if node.op in handlers:
+                with _blame(node):
+                    target = self._in_place_target(node)
+                    self._kinds[node] = handlers[node.op](node)
+                if target is not None:
+                    self._kinds[target] = self._kinds[node]  # later readers read what it was changed to
+        result = next(node for node in self._graph.nodes if node.op == "output").args[0]
+        return self._finish(result)
+
+    def _finish(self, result: Any) -> Lowered:
+        outputs: list[Any] = []
+
+        def note(node: fx.Node) -> Any:
+            kind = self._kinds[node]
+            if kind not in outputs:
+                outputs.append(kind)
+            return kind
+
+        structure = fx.node.map_arg(result, note)
+        values = tuple(kind.index for kind in outputs if not isinstance(kind, Parameter))
+        program = Program(len(self._placeholders), len(self._fetches), tuple(self._steps), values)
+        return Lowered(move_biases(program), self._fetches, structure, outputs)
+
+    # nodes
+
+    def _get_attr(self, node: fx.Node) -> Host | Parameter:
+        path, _, name = str(node.target).rpartition(".")
+        owner = self._root.get_submodule(path)
+        found = getattr(owner, name)
+        if isinstance(found, Tensor) and found.requires_grad or isinstance(found, nn.Parameter):
+            return self._slot(owner, name)
+        table = owner._buffers if name in owner._buffers else owner.__dict__
+        return self._host(lambda values: table[name], (), str(node.target))
+
+    def _call_module(self, node: fx.Node) -> Value | Host | Parameter:
+        module = self._root.get_submodule(str(node.target))
+        nodes = node.all_input_nodes
+        if not any(isinstance(self._kinds[n], Value) for n in nodes):
+            if any(isinstance(self._kinds[n], Host) for n in nodes):
+                raise Untraceable(f"{node.target} is called with values that do not depend on the input")
+            return self._computed_parameter(node, module)
+        if isinstance(module, nn.Identity) and len(node.args) == 1:
+            return self._kinds[nodes[0]]
+        rule = rule_of_module(module)
+        if rule is not None and module not in self._leaves and not node.kwargs and len(node.args) == 1:
+            application = rule.build(module)
+            if application is not None:
+                params = tuple(self._optional_slot(module, name) for name in application.params)
+                return self._step(application, (self._kinds[nodes[0]],), params, node)
+        return self._opaque_module(module, node)
+
+    def _call(self, node: fx.Node) -> Value | Host | Parameter:
+        kinds = [self._kinds[n] for n in node.all_input_nodes]
+        if self._is_host(node, kinds):
+            return self._host_call(node)
+        if not any(isinstance(kind, Value) for kind in kinds):
+            if all(isinstance(kind, Parameter) for kind in kinds):
+                return self._computed_parameter(node, None)
+            return self._opaque_call(node)
+        if node.op == "call_function" and node.target is getattr:
+            raise Untraceable(f"it reads the attribute {node.args[1]!r} of a tensor")
+        application = self._by_rule(node)
+        return self._opaque_call(node) if application is None else application
+
+    def _by_rule(self, node: fx.Node) -> Value | None:
+        """The step of a call that has a rule which covers it."""
+        rule = rule_of_method(str(node.target)) if node.op == "call_method" else rule_of_function(node.target)
+        if rule is None:
+            return None
+        try:
+            application = rule(*node.args, **node.kwargs)
+        except TypeError:  # arguments that the rule does not know
+            return None
+        if application is None:
+            return None
+        inputs = [self._kinds[a] if isinstance(a, fx.Node) else None for a in application.inputs]
+        params = [self._kinds[a] if isinstance(a, fx.Node) else a for a in application.params]
+        named = [*application.inputs, *application.params, *application.host]
+        covered = (
+            all(isinstance(kind, (Value, Host)) for kind in inputs)
+            and all(kind is None or isinstance(kind, Parameter) for kind in params)
+            and all(isinstance(self._kinds[a], Host) for a in application.host if isinstance(a, fx.Node))
+            and set(node.all_input_nodes) <= {a for a in named if isinstance(a, fx.Node)}
+        )
+        return self._step(application, tuple(inputs), tuple(params), node) if covered else None
+
+    # what nodes become
+
+    def _step(self, application: Application, inputs: Any, params: Any, node: fx.Node) -> Value:
+        layer = application.layer
+        if layer.aliases:
+            self._views.add(self._next)
+            self._viewed.update(kind.index for kind in inputs)
+        host = tuple(Ref(self._kinds[a].index) if isinstance(a, fx.Node) else a for a in application.host)
+        step = Step(
+            layer,
+            tuple(kind.index for kind in inputs),
+            self._next,
+            tuple(None if kind is None else kind.index for kind in params),
+            host,
+            _title(node),
+        )
+        self._steps.append(step)
+        return Value(step.output)
+
+    def _host(self, call: Callable[[list[Any]], Any], inputs: tuple[int, ...], name: str) -> Host:
+        step = HostStep(call, inputs, self._next, name)
+        self._steps.append(step)
+        return Host(step.output)
+
+    def _host_call(self, node: fx.Node) -> Host:
+        run = _caller(node)
+        nodes = node.all_input_nodes
+        places = {n: self._kinds[n].index for n in nodes}
+
+        def call(values: list[Any]) -> Any:
+            return run(lambda n: values[places[n]])
+
+        return self._host(call, tuple(places.values()), _title(node))
+
+    def _computed_parameter(self, node: fx.Node, module: nn.Module | None) -> Parameter:
+        run = _caller(node, module)
+        places = {n: self._kinds[n].index for n in node.all_input_nodes}
+        self._fetches.append(lambda slots: run(lambda n: slots[places[n]]))
+        return Parameter(len(self._fetches) - 1)
+
+    def _opaque_call(self, node: fx.Node) -> Value:
+        run = _caller(node)
+        tensors, params, hosts = self._arguments(node)
+
+        def call(inputs: tuple, theta: tuple, host: tuple) -> Any:
+            found = dict(zip(tensors, inputs, strict=True)) | dict(zip(params, theta, strict=True))
+            found |= dict(zip(hosts, host, strict=True))
+            return run(found.__getitem__)
+
+        layer = Opaque(call, _title(node), "no rule for this call", changes_in_place(node))
+        return self._opaque(layer, node, tensors, tuple(self._kinds[n] for n in params), hosts)
+
+    def _opaque_module(self, module: nn.Module, node: fx.Node) -> Value:
+        tensors, params, hosts = self._arguments(node)
+        if params:
+            raise Untraceable(f"{node.target} is called with a parameter")
+
+        def template(inputs: tuple, host: tuple) -> tuple[tuple, dict]:
+            found = dict(zip(tensors, inputs, strict=True)) | dict(zip(hosts, host, strict=True))
+            return fx.node.map_arg(node.args, found.__getitem__), fx.node.map_arg(node.kwargs, found.__getitem__)
+
+        layer = OpaqueModule(module, template, self._leaves.get(module, "no rule for this module"))
+        slots = []
+        for name in layer.names:
+            path, _, leaf = name.rpartition(".")
+            slots.append(self._slot(module.get_submodule(path), leaf))
+        return self._opaque(layer, node, tensors, tuple(slots), hosts)
+
+    def _opaque(self, layer: Opaque, node: fx.Node, tensors: list, params: tuple, hosts: list) -> Value:
+        application = Application(layer, host=tuple(hosts))
+        return self._step(application, tuple(self._kinds[n] for n in tensors), params, node)
+
+    def _arguments(self, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node], list[fx.Node]]:
+        """The nodes that a call reads: values, parameters, host values."""
+        by_kind: dict[type, list[fx.Node]] = {Value: [], Parameter: [], Host: []}
+        for n in node.all_input_nodes:
+            by_kind[type(self._kinds[n])].append(n)
+        return by_kind[Value], by_kind[Parameter], by_kind[Host]
+
+    def _is_host(self, node: fx.Node, kinds: list[Any]) -> bool:
+        """Whether no gradient flows through the call."""
+        if all(isinstance(kind, Host) for kind in kinds):
+            return True
+        if any(isinstance(kind, Parameter) for kind in kinds):
+            return False
+        if node.op == "call_method":
+            return node.target in _SHAPE_METHODS or node.target in _CONSTANT_METHODS
+        return node.target in _CONSTANT_FUNCTIONS or (node.target is getattr and node.args[1] in _DATA)
+
+    # parameters
+
+    def _slot(self, owner: nn.Module, name: str) -> Parameter:
+        key = (id(owner), name)
+        if key not in self._slots:
+            self._slots[key] = len(self._fetches)
+            self._fetches.append(_reader(owner, name))
+        return Parameter(self._slots[key])
+
+    def _optional_slot(self, owner: nn.Module, name: str) -> Parameter | None:
+        """The slot of a parameter that may be None (a parametrised one is computed, and never None)."""
+        return None if owner._parameters.get(name, owner) is None else self._slot(owner, name)
+
+    # changes in place
+
+    def _in_place_target(self, node: fx.Node) -> fx.Node | None:
+        """The node whose value this call changes; it must be safe to go on with the result instead."""
+        module = self._root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        inner = module is not None and any(getattr(m, "inplace", False) for m in module.modules())
+        if not (inner or (module is None and changes_in_place(node))):
+            return None
+        if node.target in (operator.setitem, "__setitem__"):
+            raise Untraceable("it assigns to a part of a tensor")
+        target = node.args[0] if node.args else None
+        if not isinstance(target, fx.Node):
+            raise Untraceable(f"{_title(node)} changes something in place")
+        kind = self._kinds[target]
+        if isinstance(kind, Value) and kind.index not in self._views and kind.index not in self._viewed:
+            return target
+        if module is not None and getattr(module, "inplace", None) is None and len(target.users) == 1:
+            return None  # an opaque module whose input nobody else reads
+        raise Untraceable(f"{_title(node)} changes in place what other names may refer to")
+
+    @property
+    def _next(self) -> int:
+        return len(self._placeholders) + len(self._steps)
+
+
+def _caller(node: fx.Node, module: nn.Module | None = None) -> Callable[[Callable[[fx.Node], Any]], Any]:
+    """The node's call as a function of a look-up for the nodes it reads."""
+    args, kwargs = node.args, node.kwargs
+    function: Any = module
+    if node.op == "call_function":
+        function = node.target
+    elif node.op == "call_method":
+        name = str(node.target)
+
+        def function(owner: Any, *rest: Any, **named: Any) -> Any:
+            return getattr(owner, name)(*rest, **named)
+
+    def run(look_up: Callable[[fx.Node], Any]) -> Any:
+        return function(*fx.node.map_arg(args, look_up), **fx.node.map_arg(kwargs, look_up))
+
+    return run
+
+
+def _reader(owner: nn.Module, name: str) -> Callable[[list[Tensor]], Tensor]:
+    """How a parameter is read at each call, without a strong reference to its module."""
+    parameters = owner._parameters
+    if name in parameters:
+        return lambda slots: parameters[name]
+    weak = weakref.ref(owner)
+    return lambda slots: getattr(weak(), name)
+
+
+@contextmanager
+def _blame(node: fx.Node) -> Iterator[None]:
+    """Let an `Untraceable` name the module whose forward made the call."""
+    try:
+        yield
+    except Untraceable as error:
+        error.path = next(reversed(node.meta.get("nn_module_stack", {})), "")
+        raise
+
+
+def _title(node: fx.Node) -> str:
+    return str(node.target) if node.op != "call_function" else getattr(node.target, "__name__", str(node.target))

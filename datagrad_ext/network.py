@@ -1,0 +1,220 @@
+"""What stands behind an accelerated module: its traces, when they hold, and when ordinary autograd must do the work.
+
+A call takes the fast path if gradients are on and an input requires one. Without such an input there is no data
+gradient to speak of, and the module's own forward runs. The reference path (the module's own forward under ordinary
+autograd, with one warning) is for what the two Functions cannot see through: torch.func, torch.compile, forward-mode
+differentiation, autocast, tensor subclasses.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .autograd import UnsupportedOutput, apply, warn_once
+from .layers import rule_of_module
+from .lower import Lowered, Parameter, lower
+from .trace import Untraceable, attributes, hooked, same, trace
+
+Forward = Callable[..., Any]
+_TENSOR = object()
+
+
+@dataclass
+class Network:
+    """Traces of one module, by call signature and module state. Copies and pickles start without traces."""
+
+    owner: weakref.ref[nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        self.traces: dict[Any, Lowered | Untraceable] = {}
+        self.latest: Lowered | Untraceable | None = None
+        self._warned: set[str] = set()
+        self._watch: _Watch | None = None
+
+    def __deepcopy__(self, memo: Any) -> Network:
+        return Network()
+
+    def __reduce__(self) -> Any:
+        return Network, ()
+
+    def call(self, module: nn.Module, forward: Forward, adopt: Forward, args: tuple, kwargs: dict) -> Any:
+        """The module's result; `adopt` accelerates a child where the module itself does not trace."""
+        if not torch.is_grad_enabled():
+            return forward(module, *args, **kwargs)
+        call = _Call.of(args, kwargs)
+        reason = refusal(call.tensors)
+        if reason is not None:
+            warn_once(self._warned, f"{type(module).__name__}: {reason}")
+            return forward(module, *args, **kwargs)
+        if not any(t.requires_grad for t in call.tensors):
+            return forward(module, *args, **kwargs)
+        found = self.find(module, forward, adopt, call)
+        if isinstance(found, Untraceable):
+            return forward(module, *args, **kwargs)
+        try:
+            return self._run(found, call.tensors)
+        except UnsupportedOutput as error:
+            self.latest = self.traces[self._key(module, call)] = Untraceable(str(error))
+            _adopt_children(module, adopt)
+            return forward(module, *args, **kwargs)
+
+    def find(self, module: nn.Module, forward: Forward, adopt: Forward, call: _Call) -> Lowered | Untraceable:
+        """The trace for this call: the one that holds, or a new one."""
+        if self._watch is None or not self._watch.holds(module):
+            self.traces.clear()
+            self._watch = _Watch(module)
+        key = self._key(module, call)
+        found = self.traces.get(key)
+        if found is None:
+            found = self.traces[key] = _build(module, forward, call)
+            if isinstance(found, Untraceable):
+                _adopt_children(module, adopt)
+                self._watch = _Watch(module)
+        self.latest = found
+        return found
+
+    def _key(self, module: nn.Module, call: _Call) -> Any:
+        assert self._watch is not None
+        return call.key, self._watch.state(module)
+
+    def _run(self, lowered: Lowered, tensors: list[Tensor]) -> Any:
+        params = lowered.parameters()
+        values = iter(apply(lowered.program, tensors, params, self._warned))
+        results = {
+            kind: params[kind.index] if isinstance(kind, Parameter) else next(values) for kind in lowered.outputs
+        }
+        return _rebuilt(lowered.structure, results)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Arguments of a call: its tensors, and a key and a way back for everything else."""
+
+    tensors: list[Tensor]
+    key: Any
+    rebuild: Callable[[Any], tuple[Any, Any]]
+
+    @classmethod
+    def of(cls, args: tuple, kwargs: dict) -> _Call:
+        if not kwargs and all(isinstance(a, Tensor) for a in args):
+            return cls(list(args), len(args), lambda tensors: (tensors, {}))
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        fixed = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+        def rebuild(tensors: Any) -> tuple[Any, Any]:
+            rest = iter(tensors)
+            return pytree.tree_unflatten([next(rest) if leaf is _TENSOR else leaf for leaf in fixed], spec)
+
+        key = (spec, tuple((type(leaf), leaf) if _hashable(leaf) else (type(leaf), id(leaf)) for leaf in fixed))
+        return cls([leaf for leaf in leaves if isinstance(leaf, Tensor)], key, rebuild)
+
+
+class _Watch:
+    """What a trace has built in, and whether it is still so. Holds no reference to the outermost module."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._inner = [m for m in root.modules() if m is not root]
+        modules = [root, *self._inner]
+        self._children = [tuple(m._modules.values()) for m in modules]
+        self._attributes = [None if _is_library(m) else attributes(m) for m in modules]
+        self._configs = [(i, rule.config) for i, m in enumerate(modules) if (rule := rule_of_module(m)) is not None]
+
+    def holds(self, root: nn.Module) -> bool:
+        """Whether modules are where they were, with the attributes they had."""
+        for module, children, state in zip([root, *self._inner], self._children, self._attributes, strict=True):
+            if children and tuple(module._modules.values()) != children:
+                return False
+            if state is not None and not same(attributes(module), state):
+                return False
+        return True
+
+    def state(self, root: nn.Module) -> Any:
+        """Flags and hyper-parameters that select between traces."""
+        modules = [root, *self._inner]
+        flags = tuple([m.training for m in modules])
+        hooks = tuple([hooked(m) for m in self._inner])
+        return flags, hooks, tuple([_frozen(config(modules[i])) for i, config in self._configs])
+
+
+def refusal(tensors: list[Tensor]) -> str | None:
+    """Why the two Functions cannot take this call, or None."""
+    if torch.compiler.is_compiling():
+        return "torch.compile traces the call"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    for t in tensors:
+        if t.requires_grad:
+            if type(t) is not Tensor and type(t) is not nn.Parameter:
+                return f"an input is a {type(t).__name__}, not a plain tensor"
+            if t.is_complex() or t.layout is not torch.strided:
+                return f"an input is {t.dtype}, {t.layout}; the layers take dense real tensors"
+            if torch.is_autocast_enabled(t.device.type):
+                return "autocast is active"
+    return None
+
+
+def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untraceable:
+    """Trace and lower; a module inside that stands in the way becomes a leaf."""
+
+    def run(root: nn.Module, *inputs: Any) -> Any:
+        args, kwargs = call.rebuild(inputs)
+        return forward(root, *args, **kwargs)
+
+    leaves: dict[nn.Module, str] = {}
+    while True:
+        try:
+            return lower(module, trace(module, run, len(call.tensors), leaves), leaves)
+        except Untraceable as error:
+            culprit = module.get_submodule(error.path)
+            if culprit is module or culprit in leaves:
+                return Untraceable(str(error))
+            leaves[culprit] = str(error)
+
+
+def _adopt_children(module: nn.Module, adopt: Forward) -> None:
+    """Accelerate what is below a module that does not trace, each part as a network of its own."""
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            _adopt_children(child, adopt)
+        elif not any(getattr(m, "inplace", False) for m in [child]) and (
+            rule_of_module(child) is not None or isinstance(child, nn.Sequential) or not _is_library(child)
+        ):
+            adopt(child)
+
+
+def _is_library(module: nn.Module) -> bool:
+    """Whether the module's code is torch's own, so that its rule or autograd reads its attributes when it runs."""
+    return type(module).forward.__module__.startswith("torch.nn.")
+
+
+def _rebuilt(structure: Any, results: dict) -> Any:
+    """The forward's result with the program's outputs in their places, in plain containers."""
+    if isinstance(structure, dict):
+        return {key: _rebuilt(part, results) for key, part in structure.items()}
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return type(structure)(*[_rebuilt(part, results) for part in structure])
+    if isinstance(structure, (list, tuple)):
+        parts = [_rebuilt(part, results) for part in structure]
+        return parts if isinstance(structure, list) else tuple(parts)
+    return results[structure] if _hashable(structure) and structure in results else structure
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

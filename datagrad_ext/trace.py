@@ -1,0 +1,150 @@
+"""nn.Module -> torch.fx graph: which modules are leaves, and which code does not trace.
+
+A leaf is a module with a rule, a module of torch.nn, a module with hooks of its own (they must fire), or one whose
+forward did not trace (control flow on data, state written by the forward). If the outermost forward does not trace,
+`Untraceable` says why.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .layers import rule_of_module
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_INTERNAL = frozenset(nn.Module().__dict__)
+_PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device)
+
+
+class Untraceable(Exception):
+    """A forward cannot become a program; the message is the reason. `path` names the module, "" the outermost."""
+
+    path = ""
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether hooks wait for calls of this very module."""
+    state = module.__dict__
+    return any(state[name] for name in _HOOKS)
+
+
+def attributes(module: nn.Module) -> dict[str, Any]:
+    """The plain Python attributes that a forward may read: a trace has their values built in."""
+    state = module.__dict__
+    return {name: _copy(state[name]) for name in state.keys() - _INTERNAL if not name.startswith("_datagrad")}
+
+
+def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: dict[nn.Module, str]) -> fx.Graph:
+    """The graph of forward(root, *n_inputs tensors); modules that have to be leaves are added with the reason."""
+    while True:
+        tracer = _Tracer(forward, n_inputs, leaves)
+        before = {module: attributes(module) for module in root.modules()}
+        try:
+            graph = tracer.trace(root)
+            culprit, reason = _changed(before), "its forward changes the module's attributes"
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises on proxies is a reason not to trace
+            culprit, reason = tracer.inside[-1] if tracer.inside else root, f"its forward does not trace ({_first_line(error)})"
+        finally:
+            _restore(before)
+        if culprit is None:
+            return graph
+        if culprit is root or culprit in leaves:
+            raise Untraceable(reason)
+        leaves[culprit] = reason
+
+
+class _Tracer(fx.Tracer):
+    """Traces through user modules and stops at leaves; remembers which module it is inside of."""
+
+    def __init__(self, forward: Callable[..., Any], n_inputs: int, leaves: dict[nn.Module, str]) -> None:
+        super().__init__(param_shapes_constant=False)
+        self._forward, self._n_inputs, self._leaves = forward, n_inputs, leaves
+        self.inside: list[nn.Module] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if m in self._leaves or rule_of_module(m) is not None:
+            return True
+        if hooked(m):
+            self._leaves[m] = "it has hooks"
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.is_leaf_module(m, self.path_of_module(m)):
+            return super().call_module(m, forward, args, kwargs)
+        self.inside.append(m)
+        value = super().call_module(m, forward, args, kwargs)
+        self.inside.pop()
+        return value
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        inputs = [self.create_proxy("placeholder", f"input_{i}", (), {}) for i in range(self._n_inputs)]
+        return self._forward, [self.root, *inputs]
+
+
+def _changed(before: dict[nn.Module, dict[str, Any]]) -> nn.Module | None:
+    """The first module whose attributes are not what they were."""
+    return next((m for m, state in before.items() if not same(attributes(m), state)), None)
+
+
+def _restore(before: dict[nn.Module, dict[str, Any]]) -> None:
+    for module, state in before.items():
+        now = attributes(module)
+        for name in now.keys() - state.keys():
+            del module.__dict__[name]
+        for name, value in state.items():
+            if name not in now or not same(now[name], value):
+                module.__dict__[name] = value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality of attribute snapshots: by value for plain values and containers, by identity for anything else."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b) if isinstance(a, _PLAIN) else a is b
+
+
+def _copy(value: Any) -> Any:
+    """A snapshot: containers are copied, everything in them is kept as it is."""
+    if type(value) is dict:
+        return {key: _copy(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_copy, value))
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+_INPLACE_OPERATORS = {
+    getattr(operator, name)
+    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+}
+
+
+def changes_in_place(node: fx.Node) -> bool:
+    """Whether the call changes its first argument in place."""
+    if node.kwargs.get("inplace") is True:
+        return True
+    if node.op == "call_method":
+        name = str(node.target)
+        return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        return node.target in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+    return False
