@@ -1,4 +1,4 @@
-"""``python -m datagrad_ext``: dispatches to the sub-commands of ``datagrad_ext.cli``."""
+"""`python -m datagrad_ext`: dispatches to the sub-commands of `datagrad_ext.cli`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ datagrad_ext makes training with a penalty on the data gradient ∂L/∂x exact 
 
     model = datagrad_ext.accelerate(model)
 
-and ordinary autograd code (torch.autograd.grad(..., create_graph=True), then backward) runs on the optimal schedule.
+and ordinary autograd code (torch.autograd.grad(..., create_graph=True), then backward) runs on the optimal
+schedule.
 """
 
 EPILOG = """\
 examples:
-  python -m datagrad_ext info                                   what runs natively on this machine, and why not otherwise
-  python -m datagrad_ext train --quick                          three trainings on real digits in under a minute
-  python -m datagrad_ext train --out results/demo               the full demonstration, with results.json and a picture
-  python -m datagrad_ext check --model mynet:Net --input 8,3,32,32    are the gradients of your own model the same?
+  What runs natively on this machine, and why not otherwise:
+    python -m datagrad_ext info
+  Three trainings on real digits in under a minute:
+    python -m datagrad_ext train --quick
+  The full demonstration, with results.json and a picture:
+    python -m datagrad_ext train --out results/demo
+  Are the gradients of your own model the same when it is accelerated?
+    python -m datagrad_ext check --model mynet:Net --input 8,3,32,32
 
 python -m datagrad_ext COMMAND --help tells more about each.
 """

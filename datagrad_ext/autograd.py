@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
 from .program import Entry, Flags, Program
 
@@ -75,24 +74,26 @@ class Forward(Function):
         anchor = like.new_empty(0)
         ctx.run, ctx.n_inputs = run, n_inputs
         ctx.set_materialize_grads(False)
-        ctx.layout = _save(ctx, [anchor, list(arguments), saved])
+        tensors: list[Tensor] = [anchor]
+        ctx.layout = _pack([arguments, *saved], tensors)
+        ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(*[outputs[i] for i in run.program.constant_outputs])
         return (*outputs, anchor)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        anchor, arguments, saved = _load(ctx)
-        inputs, params = arguments[: ctx.n_inputs], arguments[ctx.n_inputs :]
+        tensors, n = ctx.saved_tensors, ctx.n_inputs
+        arguments, *saved = _unpack(ctx.layout, tensors)
+        inputs, params = arguments[:n], arguments[n:]
         wanted = _wanted(ctx, arguments)
-        wanted_inputs, wanted_params = wanted[: ctx.n_inputs], wanted[ctx.n_inputs :]
+        wanted_inputs, wanted_params = wanted[:n], wanted[n:]
         gs = cotangents[:-1]
-        if torch.is_grad_enabled():
-            left = ctx.run.differentiable.pop(_task(), [])
-            if left or any(wanted_params):
-                found = _differentiable_reverse(ctx.run, inputs, params, saved, gs, wanted, left)
-            else:
-                job = _Job(ctx.run, inputs, params, saved, wanted_inputs)
-                found = [*DataGradient.apply(job, anchor, *gs), *[None] * len(params)]
+        left = ctx.run.differentiable.pop(_task(), [])
+        if left or _needs_reference(ctx.run, torch.is_grad_enabled() and any(wanted_params)):
+            found = _differentiable_reverse(ctx.run, inputs, params, saved, gs, wanted, left)
+        elif torch.is_grad_enabled():
+            job = _Job(ctx.run, inputs, params, saved, wanted_inputs, ctx.layout, tensors)
+            found = [*DataGradient.apply(job, tensors[0], *gs), *[None] * len(params)]
         else:
             entries = ctx.run.tape.pop(_task(), [])
             x_bars, theta = ctx.run.program.reverse(saved, params, gs, entries, wanted_inputs, wanted_params)
@@ -111,6 +112,8 @@ class _Job:
     params: Sequence[Any]
     saved: list[Any]
     wanted: Flags
+    layout: list[Any]
+    tensors: Sequence[Tensor]
 
 
 class DataGradient(Function):
@@ -122,32 +125,47 @@ class DataGradient(Function):
         ctx.run, ctx.wanted = job.run, job.wanted
         ctx.set_materialize_grads(False)
         found = [_or_zero(J, x, want) for J, x, want in zip(found, job.inputs, job.wanted, strict=True)]
-        ctx.layout = _save(ctx, [list(gs), list(job.inputs), list(job.params), job.saved, records])
+        tensors = list(job.tensors)
+        ctx.layout = [*_pack([gs, tuple(records)], tensors), *job.layout]
+        ctx.n_inputs = len(job.inputs)
+        ctx.save_for_backward(*tensors)
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *seeds: Any) -> tuple[Any, ...]:
-        gs, inputs, params, saved, records = _load(ctx)
-        if torch.is_grad_enabled():
-            reason = "a derivative of third order (a data gradient differentiated with create_graph=True)"
-            warn_once(ctx.run.warned, reason)
+        gs, records, arguments, *saved = _unpack(ctx.layout, ctx.saved_tensors)
+        inputs, params = arguments[: ctx.n_inputs], arguments[ctx.n_inputs :]
+        if _needs_reference(ctx.run, torch.is_grad_enabled()):
             bars, g_bars = _differentiable_tangent(ctx, inputs, params, saved, gs, seeds)
             ctx.run.differentiable.setdefault(_task(), []).append(bars)
             return (None, None, *g_bars)
         wanted = tuple([isinstance(g, Tensor) and g.requires_grad for g in gs])
         outputs, tangents = ctx.run.program.tangent(saved, params, records, seeds, wanted)
-        if _executes(ctx.next_functions[0][0]):
-            ctx.run.leave(Entry(records, tangents))
+        if _executes(ctx.next_functions[0][0])[0]:
+            ctx.run.leave(Entry(list(records), tangents))
         _release(ctx)
         return (None, None, *outputs)
+
+
+def _needs_reference(run: Run, differentiable: bool) -> bool:
+    """Whether a backward is beyond the fast path; warns once. `differentiable`: its result must have a graph."""
+    if differentiable:
+        reason = (
+            "create_graph=True in a backward that reaches parameters or a data gradient "
+            "(gradients of parameter gradients, third order)"
+        )
+    elif torch._C._are_functorch_transforms_active():
+        reason = "batched cotangents (is_grads_batched, or a torch.func transform over the backward)"
+    else:
+        return False
+    warn_once(run.warned, reason)
+    return True
 
 
 def _differentiable_reverse(
     run: Run, inputs: Sequence[Any], params: Sequence[Any], saved: list[Any], gs: Sequence[Any], wanted: Flags, left: list
 ) -> list[Any]:
     """Sweep 4 on the reference path: differentiable gradients of inputs and parameters, plus what was left for them."""
-    if any(wanted[len(inputs) :]):
-        warn_once(run.warned, "gradients of parameter gradients (parameters asked for with create_graph=True)")
     with torch.enable_grad():
         x, theta = _aliases(inputs), _aliases(params)
         outputs = run.program.reference(saved, x, theta)
@@ -196,19 +214,34 @@ def _or_zero(bar: Any, like: Any, wanted: bool) -> Any:
 
 
 def _wanted(ctx: Any, arguments: Sequence[Any]) -> Flags:
-    """Which arguments the running backward asks for."""
-    nodes = iter(ctx.next_functions)
-    return tuple([isinstance(a, Tensor) and _executes(next(nodes)[0]) for a in arguments])
+    """Which arguments the running backward asks for.
+
+    The engine answers for every node, but for a leaf that autograd.grad captures it answers with an exception, which
+    costs as much as ten small operations. So after one such parameter the rest count as wanted too (more work than
+    asked for, in that rare case), and the only input of a backward that asks for no parameter is not asked about.
+    """
+    following = iter([node for node, _ in ctx.next_functions])
+    nodes = [next(following) if isinstance(a, Tensor) else None for a in arguments]
+    inputs, params = nodes[: ctx.n_inputs], nodes[ctx.n_inputs :]
+    flags = []
+    captured = False
+    for node in params:
+        wanted = node is not None
+        if wanted and not captured:
+            wanted, captured = _executes(node)
+        flags.append(wanted)
+    differentiable = [node for node in inputs if node is not None]
+    if len(differentiable) == 1 and not any(flags):
+        return (*[node is not None for node in inputs], *flags)
+    return (*[node is not None and _executes(node)[0] for node in inputs], *flags)
 
 
-def _executes(node: Any) -> bool:
-    """Whether the running backward will execute the node; a leaf that autograd.grad captures counts."""
-    if node is None:
-        return False
+def _executes(node: Any) -> tuple[bool, bool]:
+    """Whether the running backward will execute the node, and whether it is a leaf that autograd.grad captures."""
     try:
-        return torch._C._will_engine_execute_node(node)
+        return torch._C._will_engine_execute_node(node), False
     except RuntimeError:
-        return True
+        return True, True
 
 
 def _task() -> int:
@@ -222,42 +255,28 @@ def _release(ctx: Any) -> None:
         ctx.layout = None
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor of the layout stands among the saved tensors."""
-
-    index: int
+class _Place(int):
+    """Where a tensor of a layout stands among the saved tensors."""
 
 
-def _save(ctx: FunctionCtx, state: list[Any]) -> list[Any]:
-    """Save the tensors of nested lists and tuples with `save_for_backward`; the structure left over is returned."""
-    tensors: list[Tensor] = []
+def _pack(groups: Sequence[tuple[Any, ...]], tensors: list[Tensor]) -> list[tuple[Any, ...]]:
+    """The groups with every tensor moved to the end of `tensors`, a place left where it was."""
     places: dict[int, _Place] = {}
-
-    def pack(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            if id(item) not in places:
-                places[id(item)] = _Place(len(tensors))
-                tensors.append(item)
-            return places[id(item)]
-        if type(item) is list or type(item) is tuple:
-            return type(item)([pack(part) for part in item])
-        return item
-
-    layout = [pack(part) for part in state]
-    ctx.save_for_backward(*tensors)
+    layout = []
+    for group in groups:
+        packed = []
+        for item in group:
+            if isinstance(item, Tensor):
+                place = places.get(id(item))
+                if place is None:
+                    place = places[id(item)] = _Place(len(tensors))
+                    tensors.append(item)
+                item = place
+            packed.append(item)
+        layout.append(tuple(packed))
     return layout
 
 
-def _load(ctx: Any) -> list[Any]:
-    """The state as it was saved; raises as PyTorch does if it was freed or changed in place."""
-    tensors = ctx.saved_tensors
-
-    def unpack(item: Any) -> Any:
-        if type(item) is _Place:
-            return tensors[item.index]
-        if type(item) is list or type(item) is tuple:
-            return type(item)([unpack(part) for part in item])
-        return item
-
-    return [unpack(part) for part in ctx.layout]
+def _unpack(layout: Sequence[tuple[Any, ...]], tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """The groups as they were packed."""
+    return [tuple([tensors[item] if type(item) is _Place else item for item in group]) for group in layout]

@@ -1,7 +1,8 @@
 """Losses with fused first and second derivatives.
 
-`cross_entropy` has three native passes where PyTorch's double backward has a chain of small ones: the value, δ = weight (Y p − y),
-and the Hessian-vector product that the tangent sweep needs. Letters and formulas: `ops.cross_entropy`.
+`cross_entropy` has three native passes where PyTorch's double backward has a chain of small ones: the value,
+δ = weight (Y p − y), and the Hessian-vector product that the tangent sweep needs. Letters and formulas:
+`ops.cross_entropy`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Equivalent to: torch.nn.functional.cross_entropy(input, target, weight, ...), to every order of derivatives.
+    """Equivalent to: torch.nn.functional.cross_entropy(input, target, weight, ...), with all its derivatives.
 
-    input (C,), (N, C) or (N, C, d1, ...) logits; target class indices (int64, without the dimension C) or probabilities (the shape and
-    dtype of input). Class weights, uint8 targets, targets in another dtype than the logits, targets that require a gradient,
-    torch.func transforms, torch.compile, forward-mode AD, autocast, and whatever is an error are PyTorch's own function.
+    input (C,), (N, C) or (N, C, d1, ...) logits; target class indices (int64, without the dimension C) or
+    probabilities (the shape and dtype of input). Class weights, uint8 targets, targets in another dtype than
+    the logits, targets that require a gradient, torch.func transforms, torch.compile, forward-mode AD,
+    autocast, and whatever is an error are PyTorch's own function.
     """
     if weight is not None or not _fused(input, target, ignore_index, reduction, label_smoothing):
         return F.cross_entropy(
@@ -56,7 +58,7 @@ def cross_entropy(
 
 
 def _fused(input: Tensor, target: Tensor, ignore_index: int, reduction: str, label_smoothing: float) -> bool:
-    """Whether the ops cover this call; what they do not cover PyTorch computes, or refuses in its own words."""
+    """Whether the ops cover this call; what they do not, PyTorch computes, or refuses in its own words."""
     if target.dtype == torch.int64:
         fits = input.dim() > 0 and target.shape == _without_classes(input)
     else:
@@ -93,7 +95,9 @@ class _CrossEntropy(torch.autograd.Function):
     """Loss of each row; its derivative is `_Delta`, so that second derivatives are fused, too."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, label_smoothing: float, ignore_index: int) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, label_smoothing: float, ignore_index: int
+    ) -> Tensor:
         loss, lse = _ops.cross_entropy_forward.default(logits, target, label_smoothing, ignore_index)
         ctx.constants = label_smoothing, ignore_index
         ctx.save_for_backward(logits, target, lse)
@@ -126,8 +130,8 @@ class _Delta(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None, Tensor, None, None]:
-        saved = ctx.saved_tensors
+        logits, target, lse, weight = ctx.saved_tensors
         # A third derivative goes through the reference: an op is invisible to autograd.
         hvp = cross_entropy_hvp if torch.is_grad_enabled() else _ops.cross_entropy_hvp.default
-        hv, dweight = hvp(*saved, v, *ctx.constants)
+        hv, dweight = hvp(logits, target, lse, weight, v, *ctx.constants)
         return hv, None, None, dweight, None, None

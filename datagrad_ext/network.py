@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from .autograd import UnsupportedOutput, apply, warn_once
@@ -73,6 +74,8 @@ class Network:
         key = self._key(module, call)
         found = self.traces.get(key)
         if found is None:
+            if any(map(is_lazy, module.parameters())):
+                return Untraceable("a lazy parameter has no shape yet")
             found = self.traces[key] = _build(module, forward, call)
             if isinstance(found, Untraceable):
                 _adopt_children(module, adopt)

@@ -16,12 +16,6 @@ from torch import fx, nn
 
 from .layers import rule_of_module
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 _INTERNAL = frozenset(nn.Module().__dict__)
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device)
 
@@ -34,8 +28,9 @@ class Untraceable(Exception):
 
 def hooked(module: nn.Module) -> bool:
     """Whether hooks wait for calls of this very module."""
-    state = module.__dict__
-    return any(state[name] for name in _HOOKS)
+    own = module.__dict__
+    found = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    return bool(found)
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
@@ -72,10 +67,9 @@ class _Tracer(fx.Tracer):
         self.inside: list[nn.Module] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if m in self._leaves or rule_of_module(m) is not None:
-            return True
         if hooked(m):
             self._leaves[m] = "it has hooks"
+        if m in self._leaves or rule_of_module(m) is not None:
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

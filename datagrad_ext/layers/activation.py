@@ -178,8 +178,8 @@ def _relu_module(module: nn.ReLU) -> Application:
 
 
 @module_rule(nn.LeakyReLU, config=("negative_slope", "inplace"))
-def _leaky_module(module: nn.LeakyReLU) -> Application:
-    return Application(Rectifier(module.negative_slope))
+def _leaky_module(module: nn.LeakyReLU) -> Application | None:
+    return _leaky_relu(None, module.negative_slope)
 
 
 @function_rule(F.relu, F.relu_, torch.relu, torch.relu_, methods=("relu", "relu_"))
@@ -188,7 +188,9 @@ def _relu(input: Any, inplace: bool = False) -> Application:
 
 
 @function_rule(F.leaky_relu, F.leaky_relu_)
-def _leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False) -> Application:
+def _leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False) -> Application | None:
+    if negative_slope == 0:
+        return None  # not a ReLU: 0 · inf is NaN
     return Application(Rectifier(negative_slope), inputs=(input,))
 
 

@@ -42,10 +42,11 @@ class Dropout(Layer):
 
 def _mask(x: Tensor, p: float) -> Tensor:
     """m, from the same random numbers as torch's own dropout of x."""
-    if x.is_cuda and 0 < p < 1:
+    if p == 1:
+        return torch.zeros_like(x)
+    if x.is_cuda:
         return torch.native_dropout(torch.ones_like(x), p, True)[0]
-    mask = torch.empty_like(x).bernoulli_(1 - p)
-    return mask if p == 1 else mask.div_(1 - p)
+    return torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,53 @@
+# make test   install everything into a virtual environment, build, lint, type check, test
+# make demo   install everything into a virtual environment, build, train on real digits and show what it bought
+# make bench  the same environment: measure, write benchmarks/results/
+# make gpu    on a machine with a GPU and an environment of its own (PYTHON): tests, compute-sanitizer, benchmark
+# make clean  remove what was built
+#
+# VENV is the environment, PYTHON makes it, TORCH is the torch to install where there is none yet.
+
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= torch>=2.10
+SANITIZER ?= compute-sanitizer
+
+PY := $(VENV)/bin/python
+OP_TESTS := $(wildcard tests/test_ops_*.py)
+
+.PHONY: test demo bench gpu install clean
+
+test: export DATAGRAD_REQUIRE_NATIVE = 1
+test: install
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest
+
+demo: install
+	$(PY) -m datagrad_ext train --out results/demo
+
+bench: install
+	$(PY) -m benchmarks.run
+
+# torch comes first: the kernels are compiled with its headers. The build is run by itself to show its progress.
+install: $(PY)
+	$(PY) -m pip install --quiet '$(TORCH)' 'setuptools>=77' ninja pybind11
+	$(PY) setup.py --quiet build_ext --inplace
+	$(PY) -m pip install --quiet --no-build-isolation --editable '.[test,demo,bench]'
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+# Without torch's cache of memory every tensor is an allocation of its own, so memcheck sees each access beyond it.
+gpu: export DATAGRAD_CUDA = 1
+gpu: export DATAGRAD_REQUIRE_NATIVE = 1
+gpu: export DATAGRAD_REQUIRE_CUDA = 1
+gpu:
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) -m datagrad_ext info
+	$(PYTHON) -m pytest
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest $(OP_TESTS)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest $(OP_TESTS)
+	$(PYTHON) -m benchmarks.run --device cuda
+
+clean:
+	rm -rf build dist *.egg-info datagrad_ext/lib datagrad_ext/_C.*.so datagrad_ext/_build_info.json

@@ -1,0 +1,35 @@
+"""Bars of each contestant's time over the plain step, one group a case."""
+
+from pathlib import Path
+
+from .results import Results
+from .tables import environment_line
+
+WIDTH = 0.8
+
+
+def save(results: Results, path: Path) -> None:
+    """Write the plot of one results file as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = {row.contestant: row.title for case in results.cases for row in case.rows if row.role != "plain"}
+    size = max(6.0, 1.3 * len(results.cases) + 2), 4.2
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    bar = WIDTH / max(1, len(titles))
+    for place, (name, title) in enumerate(titles.items()):
+        shift = (place - (len(titles) - 1) / 2) * bar
+        rows = [(at + shift, case.row(name)) for at, case in enumerate(results.cases)]
+        timed = [(at, row.ratio_to_plain) for at, row in rows if row and row.ratio_to_plain]
+        bars = axes.bar([at for at, _ in timed], [ratio for _, ratio in timed], bar, label=title)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(results.cases)), [case.name for case in results.cases], rotation=20, ha="right")
+    axes.set_ylabel("time / plain step")
+    axes.set_title(environment_line(results.environment), fontsize=8)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)

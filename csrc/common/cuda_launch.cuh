@@ -1,0 +1,51 @@
+// Launching CUDA kernels: the device of the arguments, the current stream, a grid that covers the work, a check.
+#pragma once
+
+#include <common/check.h>
+#include <common/layout.h>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace datagrad {
+
+constexpr int kThreads = 256;
+
+// Makes t's device current while it lives and knows the stream to launch on.
+class Launch {
+ public:
+  explicit Launch(const Tensor& t) : guard_(t.get_device_index()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  cudaStream_t stream() const { return stream_; }
+
+  // kernel<<<grid, block>>>(arguments...) on the stream; nothing for an empty grid.
+  template <class... Parameters, class... Arguments>
+  void operator()(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments&&... arguments) const {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    kernel<<<grid, block, 0, stream_>>>(static_cast<Arguments&&>(arguments)...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+// Blocks of `threads` for `items` items of a grid-stride loop; 0 for no items. 8192 blocks fill any GPU several times.
+inline unsigned grid_for(int64_t items, int64_t threads = kThreads) {
+  return static_cast<unsigned>(std::min<int64_t>((items + threads - 1) / threads, 8192));
+}
+
+inline bool is_aligned_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+}  // namespace datagrad

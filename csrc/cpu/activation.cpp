@@ -1,0 +1,397 @@
+// The activation family on the CPU: ops, letters and layouts as in datagrad_ext/ops/activation.py.
+//
+// Tensors are walked in memory order in chunks that stay in the first-level cache; within a chunk each step (widen, add
+// the bias, activate, pack bits, sum channels, narrow) is a loop of its own that the compiler vectorises.
+#include <common/activation_arguments.h>
+#include <common/parallel.h>
+#include <cpu/convert.h>
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+#include <memory>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#if defined(__GNUC__) && !defined(__clang__)
+// A chunk's buffer is deliberately not initialised; what is read of it has been written.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+namespace datagrad {
+namespace {
+
+constexpr int64_t kChunk = 1024;  // a multiple of 8: a chunk begins at a byte of the bits
+constexpr int64_t kBlock = 8192;
+constexpr int64_t kMaxPartials = 128;
+
+template <class T>
+struct Chunk {
+  alignas(64) T value[kChunk];
+};
+
+// Calls f(block, begin, count) for all chunks of all blocks, blocks in parallel.
+template <class F>
+void for_each_chunk(const Blocks& blocks, const F& f) {
+  parallel_blocks(blocks, [&](int64_t block, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kChunk) f(block, i, std::min(kChunk, end - i));
+  });
+}
+
+// Σ over all elements of a channel, in double: one partial sum a block, added in the order of the blocks.
+class ChannelSums {
+ public:
+  explicit ChannelSums(const ChannelView& view)
+      : view_(view),
+        blocks_(view.numel(), std::max({kBlock, 16 * view.channels, view.numel() / kMaxPartials}), kChunk),
+        partials_(blocks_.count() * view.channels) {}
+
+  const Blocks& blocks() const { return blocks_; }
+
+  // Adds the values of elements begin ... begin + count - 1.
+  template <class A>
+  void add(int64_t block, int64_t begin, const A* values, int64_t count) {
+    double* sums = partials_.data() + block * view_.channels;
+    const bool rows = view_.inner > 1;
+    for_each_run(view_, begin, begin + count, [&](int64_t channel, int64_t i, int64_t n) {
+      const A* run = values + (i - begin);
+      if (rows) {
+        sums[channel] += sum(run, n);
+      } else {
+        for (int64_t k = 0; k < n; ++k) sums[channel + k] += static_cast<double>(run[k]);
+      }
+    });
+  }
+
+  template <class T>
+  void store(T* target) const {
+    std::vector<double> total(view_.channels, 0.0);
+    for (int64_t block = 0; block < blocks_.count(); ++block) {
+      const double* sums = partials_.data() + block * view_.channels;
+      for (int64_t c = 0; c < view_.channels; ++c) total[c] += sums[c];
+    }
+    for (int64_t c = 0; c < view_.channels; ++c) target[c] = static_cast<T>(static_cast<Acc<T>>(total[c]));
+  }
+
+ private:
+  template <class A>
+  static double sum(const A* run, int64_t n) {
+    double lane[8] = {};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+      for (int k = 0; k < 8; ++k) lane[k] += static_cast<double>(run[i + k]);
+    }
+    for (; i < n; ++i) lane[i % 8] += static_cast<double>(run[i]);
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+  }
+
+  ChannelView view_;
+  Blocks blocks_;
+  std::vector<double> partials_;
+};
+
+// z = x + bias, chunk by chunk.
+template <class T>
+class Reader {
+ public:
+  explicit Reader(const PreActivation& z) : x_(data<T>(z.x)), view_(z.view), bias_(z.bias ? z.view.channels : 0) {
+    if (z.bias) widen(data<T>(*z.bias), bias_.data(), z.view.channels);
+  }
+
+  // The values of z for elements begin ... begin + count - 1, in `buffer` if they are not those of x.
+  const Acc<T>* read(int64_t begin, int64_t count, Acc<T>* buffer) const {
+    const Acc<T>* x = widened(x_ + begin, buffer, count);
+    if (bias_.empty()) return x;
+    const Acc<T>* bias = bias_.data();
+    const bool rows = view_.inner > 1;
+    for_each_run(view_, begin, begin + count, [&](int64_t channel, int64_t i, int64_t n) {
+      const Acc<T>* source = x + (i - begin);
+      Acc<T>* target = buffer + (i - begin);
+      const Acc<T>* b = bias + channel;
+      if (rows) {
+        for (int64_t k = 0; k < n; ++k) target[k] = source[k] + *b;
+      } else {
+        for (int64_t k = 0; k < n; ++k) target[k] = source[k] + b[k];
+      }
+    });
+    return buffer;
+  }
+
+ private:
+  const T* x_;
+  ChannelView view_;
+  std::vector<Acc<T>> bias_;
+};
+
+// Eight bytes 0 or 1 to one byte and back, eight at a time in a 64-bit word; element k is bit k (little endian).
+void pack(const uint8_t* mask, int64_t count, uint8_t* bits) {
+  for (int64_t i = 0; i < (count + 7) / 8; ++i) {
+    uint64_t octet;
+    std::memcpy(&octet, mask + 8 * i, 8);
+    bits[i] = static_cast<uint8_t>((octet * 0x0102040810204080u) >> 56);
+  }
+}
+
+void unpack(const uint8_t* bits, int64_t count, uint8_t* mask) {
+  for (int64_t i = 0; i < (count + 7) / 8; ++i) {
+    const uint64_t octet = (bits[i] * 0x0101010101010101u) & 0x8040201008040201u;
+    std::memcpy(mask + 8 * i, &octet, 8);
+  }
+}
+
+// Calls f(constant) with Rectifier's slope known to be zero at compile time, or not.
+template <class A, class F>
+void with_slope(double slope, const F& f) {
+  if (slope == 0) {
+    f([] { return Rectifier<A>{A(0)}; });
+  } else {
+    f([slope] { return Rectifier<A>{static_cast<A>(slope)}; });
+  }
+}
+
+std::tuple<Tensor, Tensor> relu_forward(const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, double slope) {
+  const PreActivation z("relu_forward", x, bias, channel_dim);
+  const Tensor y = z.empty();
+  const int64_t n = x.numel(), bytes = (n + 7) / 8;
+  const Tensor bits = empty_dense(x, IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+  dispatch_floating(x.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Reader<T> reader(z);
+    T* y_data = mutable_data<T>(y);
+    uint8_t* bits_data = mutable_data<uint8_t>(bits);
+    with_slope<Acc<T>>(slope, [&](auto rectifier) {
+      for_each_chunk(Blocks(n, kBlock, kChunk), [&](int64_t, int64_t begin, int64_t count) {
+        Chunk<Acc<T>> buffer;
+        Chunk<uint8_t> mask;
+        const Acc<T>* value = reader.read(begin, count, buffer.value);
+        Acc<T>* out = wide_target(y_data + begin, buffer.value);
+        const auto relu = rectifier();
+        for (int64_t k = 0; k < count; ++k) mask.value[k] = relu.bit(value[k]);
+        for (int64_t k = count; k % 8 != 0; ++k) mask.value[k] = 0;
+        pack(mask.value, count, bits_data + begin / 8);
+        for (int64_t k = 0; k < count; ++k) out[k] = relu.gate(relu.bit(value[k]), value[k]);
+        store(out, y_data + begin, count);
+      });
+    });
+  });
+  return {y, bits};
+}
+
+// The gate over all chunks of `blocks`; done(block, begin, values, count) sees its results before they are rounded.
+template <class T, class Done>
+void gate_chunks(const Gated& in, const Tensor& out, double slope, const Blocks& blocks, const Done& done) {
+  const T* g_data = data<T>(in.g);
+  const uint8_t* bits_data = data<uint8_t>(in.bits);
+  T* out_data = mutable_data<T>(out);
+  with_slope<Acc<T>>(slope, [&](auto rectifier) {
+    for_each_chunk(blocks, [&](int64_t block, int64_t begin, int64_t count) {
+      Chunk<Acc<T>> buffer;
+      Chunk<uint8_t> mask;
+      unpack(bits_data + begin / 8, count, mask.value);
+      const Acc<T>* g = widened(g_data + begin, buffer.value, count);
+      Acc<T>* target = wide_target(out_data + begin, buffer.value);
+      const auto relu = rectifier();
+      for (int64_t k = 0; k < count; ++k) target[k] = relu.gate(mask.value[k] != 0, g[k]);
+      done(block, begin, target, count);
+      store(target, out_data + begin, count);
+    });
+  });
+}
+
+Tensor relu_gate(const Tensor& g, const Tensor& bits, double slope, bool channels_last) {
+  const Gated in("relu_gate", g, bits, channels_last);
+  const Tensor out = in.empty();
+  dispatch_floating(g.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    gate_chunks<T>(in, out, slope, Blocks(g.numel(), kBlock, kChunk), [](auto&&...) {});
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> relu_reverse(const Tensor& g, const Tensor& bits, double slope, bool channels_last,
+                                        int64_t channel_dim) {
+  const Gated in("relu_reverse", g, bits, channels_last);
+  const int64_t dim = check_channel_dim("relu_reverse", channel_dim, g.dim());
+  const ChannelView view = channel_view(g.sizes(), dim, in.layout);
+  const Tensor gx = in.empty();
+  const Tensor bias_grad = empty_dense(g, IntHeaderOnlyArrayRef(&view.channels, 1), g.scalar_type());
+  dispatch_floating(g.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    ChannelSums sums(view);
+    gate_chunks<T>(in, gx, slope, sums.blocks(),
+                   [&](int64_t block, int64_t begin, const auto* values, int64_t count) {
+                     sums.add(block, begin, values, count);
+                   });
+    sums.store(mutable_data<T>(bias_grad));
+  });
+  return {gx, bias_grad};
+}
+
+// The loops over a chunk that depend on the activation, once per activation and arithmetic type.
+template <class A>
+struct Loops {
+  virtual ~Loops() = default;
+  // out = f(z)
+  virtual void value(const A* z, A* out, int64_t n) const = 0;
+  // out = f'(z) zeta + f''(z) products, where a missing operand (nullptr) is a missing term
+  virtual void combine(const A* z, const A* zeta, const A* products, A* out, int64_t n) const = 0;
+};
+
+template <class A, class Activation>
+class LoopsOf final : public Loops<A> {
+ public:
+  explicit LoopsOf(const Activation& activation) : activation_(activation) {}
+
+  void value(const A* z, A* out, int64_t n) const override {
+    const Activation a = activation_;  // a copy that `out` cannot alias
+    for (int64_t k = 0; k < n; ++k) out[k] = a.f(z[k]);
+  }
+
+  void combine(const A* z, const A* zeta, const A* products, A* out, int64_t n) const override {
+    const Activation a = activation_;
+    if (zeta != nullptr && products != nullptr) {
+      for (int64_t k = 0; k < n; ++k) out[k] = a.first(z[k]) * zeta[k] + a.second(z[k]) * products[k];
+    } else if (zeta != nullptr) {
+      for (int64_t k = 0; k < n; ++k) out[k] = a.first(z[k]) * zeta[k];
+    } else if (products != nullptr) {
+      for (int64_t k = 0; k < n; ++k) out[k] = a.second(z[k]) * products[k];
+    } else {
+      std::fill(out, out + n, A(0));
+    }
+  }
+
+ private:
+  Activation activation_;
+};
+
+template <class A>
+std::unique_ptr<const Loops<A>> loops_of(const char* op, const std::string& kind, const std::vector<double>& constants) {
+  std::unique_ptr<const Loops<A>> loops;
+  dispatch_activation<A>(op, kind, constants, [&](const auto& activation) {
+    loops = std::make_unique<LoopsOf<A, std::decay_t<decltype(activation)>>>(activation);
+  });
+  return loops;
+}
+
+Tensor smooth_forward(const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, std::string kind,
+                      std::vector<double> constants) {
+  const char* op = "smooth_forward";
+  const PreActivation z(op, x, bias, channel_dim);
+  const Tensor y = z.empty();
+  dispatch_floating(x.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Reader<T> reader(z);
+    T* y_data = mutable_data<T>(y);
+    const auto loops = loops_of<Acc<T>>(op, kind, constants);
+    for_each_chunk(Blocks(x.numel(), kBlock, kChunk), [&](int64_t, int64_t begin, int64_t count) {
+      Chunk<Acc<T>> buffer;
+      const Acc<T>* value = reader.read(begin, count, buffer.value);
+      Acc<T>* out = wide_target(y_data + begin, buffer.value);
+      loops->value(value, out, count);
+      store(out, y_data + begin, count);
+    });
+  });
+  return y;
+}
+
+Tensor smooth_gate(const Tensor& g, const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, std::string kind,
+                   std::vector<double> constants) {
+  const char* op = "smooth_gate";
+  const PreActivation z(op, x, bias, channel_dim);
+  const Tensor g_dense = z.like_x(op, "g", g);
+  const Tensor out = z.empty();
+  dispatch_floating(x.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Reader<T> reader(z);
+    const T* g_data = data<T>(g_dense);
+    T* out_data = mutable_data<T>(out);
+    const auto loops = loops_of<Acc<T>>(op, kind, constants);
+    for_each_chunk(Blocks(x.numel(), kBlock, kChunk), [&](int64_t, int64_t begin, int64_t count) {
+      Chunk<Acc<T>> z_buffer, g_buffer;
+      const Acc<T>* value = reader.read(begin, count, z_buffer.value);
+      const Acc<T>* wide = widened(g_data + begin, g_buffer.value, count);
+      Acc<T>* target = wide_target(out_data + begin, g_buffer.value);
+      loops->combine(value, wide, nullptr, target, count);
+      store(target, out_data + begin, count);
+    });
+  });
+  return out;
+}
+
+// The chunk loops of smooth_reverse: pointers to the operands, and Σ_i t_i δ_i of a chunk.
+template <class T>
+class CurvedReader {
+ public:
+  explicit CurvedReader(const Curved& in) : zeta_(in.zeta ? data<T>(*in.zeta) : nullptr) {
+    for (size_t i = 0; i < in.tangents.size(); ++i) {
+      pairs_.emplace_back(data<T>(in.tangents[i]), data<T>(in.cotangents[i]));
+    }
+  }
+
+  const Acc<T>* zeta(int64_t begin, int64_t count, Acc<T>* buffer) const {
+    return zeta_ == nullptr ? nullptr : widened(zeta_ + begin, buffer, count);
+  }
+
+  // The sum of products in `sum`, or nullptr if there are no pairs.
+  const Acc<T>* products(int64_t begin, int64_t count, Acc<T>* sum) const {
+    for (size_t i = 0; i < pairs_.size(); ++i) {
+      Chunk<Acc<T>> t_buffer, delta_buffer;
+      const Acc<T>* t = widened(pairs_[i].first + begin, t_buffer.value, count);
+      const Acc<T>* delta = widened(pairs_[i].second + begin, delta_buffer.value, count);
+      if (i == 0) {
+        for (int64_t k = 0; k < count; ++k) sum[k] = t[k] * delta[k];
+      } else {
+        for (int64_t k = 0; k < count; ++k) sum[k] += t[k] * delta[k];
+      }
+    }
+    return pairs_.empty() ? nullptr : sum;
+  }
+
+ private:
+  const T* zeta_;
+  std::vector<std::pair<const T*, const T*>> pairs_;
+};
+
+std::tuple<Tensor, Tensor> smooth_reverse(std::optional<Tensor> zeta, std::vector<Tensor> tangents,
+                                          std::vector<Tensor> cotangents, const Tensor& x, std::optional<Tensor> bias,
+                                          int64_t channel_dim, std::string kind, std::vector<double> constants,
+                                          bool bias_grad) {
+  const char* op = "smooth_reverse";
+  const Curved in(op, zeta, tangents, cotangents, PreActivation(op, x, bias, channel_dim, bias_grad));
+  const Tensor gx = in.z.empty();
+  const int64_t channels = bias_grad ? in.z.view.channels : 0;
+  const Tensor sums_out = empty_dense(x, IntHeaderOnlyArrayRef(&channels, 1), x.scalar_type());
+  dispatch_floating(x.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Reader<T> reader(in.z);
+    const CurvedReader<T> operands(in);
+    ChannelSums sums(in.z.view);
+    T* gx_data = mutable_data<T>(gx);
+    const auto loops = loops_of<Acc<T>>(op, kind, constants);
+    for_each_chunk(sums.blocks(), [&](int64_t block, int64_t begin, int64_t count) {
+      Chunk<Acc<T>> z_buffer, zeta_buffer, product_buffer;
+      const Acc<T>* value = reader.read(begin, count, z_buffer.value);
+      const Acc<T>* wide_zeta = operands.zeta(begin, count, zeta_buffer.value);
+      const Acc<T>* products = operands.products(begin, count, product_buffer.value);
+      Acc<T>* target = wide_target(gx_data + begin, product_buffer.value);
+      loops->combine(value, wide_zeta, products, target, count);
+      if (bias_grad) sums.add(block, begin, target, count);
+      store(target, gx_data + begin, count);
+    });
+    if (bias_grad) sums.store(mutable_data<T>(sums_out));
+  });
+  return {gx, sums_out};
+}
+
+}  // namespace
+}  // namespace datagrad
+
+STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) {
+  m.impl("relu_forward", TORCH_BOX(&datagrad::relu_forward));
+  m.impl("relu_gate", TORCH_BOX(&datagrad::relu_gate));
+  m.impl("relu_reverse", TORCH_BOX(&datagrad::relu_reverse));
+  m.impl("smooth_forward", TORCH_BOX(&datagrad::smooth_forward));
+  m.impl("smooth_gate", TORCH_BOX(&datagrad::smooth_gate));
+  m.impl("smooth_reverse", TORCH_BOX(&datagrad::smooth_reverse));
+}

@@ -1,0 +1,48 @@
+"""The two networks of the demonstration: images (n, 1, 28, 28) to logits (n, 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Network:
+    """The words of a title, how to build the network from the current random state, and how to train it.
+
+    The learning rates and penalty weights were chosen on validation images (`train --validate`).
+    """
+
+    title: str
+    build: Callable[[], nn.Module]
+    learning_rate: float
+    lambda_l1: float
+    lambda_l2: float
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, 784), nn.ReLU(),
+        nn.Linear(784, 784), nn.ReLU(),
+        nn.Linear(784, 10),
+    )  # fmt: skip
+
+
+def _conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, 10),
+    )  # fmt: skip
+
+
+NETWORKS = {
+    "mlp": Network("784-784-784-10 ReLU network", _mlp, learning_rate=1e-3, lambda_l1=0.15, lambda_l2=4.0),
+    "conv": Network(
+        "1-16-32 convolutional network", _conv, learning_rate=5e-3, lambda_l1=0.1, lambda_l2=1.0
+    ),
+}

@@ -1,0 +1,113 @@
+"""Per-sample norms of a data gradient: the value R(J) and the seed ∂R/∂J of the tangent sweep.
+
+    kind         R(J)          ∂R/∂J
+    l1           Σ |J|         sign J            sign 0 = 0
+    l2           √(Σ J²)       J / R             0 where R = 0; neither overflows nor underflows on the way
+    l2_squared   Σ J²          2 J               no hidden ½
+    linf         max |J|       sign J / ties     over the entries with |J| = R, spread evenly among them
+
+Letters: `J` (N, ...) data gradient, N samples, any inner shape; `value` and `weight` (N,), one number a
+sample. `value` and `weight` are float32 for the 16-bit formats, else of J's dtype. An empty inner shape has
+R = 0. NaN propagates to R.
+
+The references are differentiable PyTorch to every order: `penalty_seed` of `penalty_value` is the expression
+to use where the seed itself is differentiated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._library import accumulation_dtype, op, require, require_floating, require_shape
+
+Dims = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One row of the table of norms, in plain PyTorch."""
+
+    value: Callable[[Tensor, Dims], Tensor]
+    """(J, inner dimensions) -> R."""
+    direction: Callable[[Tensor, Tensor, Dims], Tensor]
+    """(J, R with the inner dimensions kept as 1, inner dimensions) -> ∂R/∂J."""
+
+
+def _l2(J: Tensor, dims: Dims) -> Tensor:
+    """√(Σ J²), of J divided by its largest entry (a constant factor), so that no square leaves the range."""
+    largest = J.detach().abs().amax(dims, keepdim=True)
+    scale = torch.where((largest > 0) & (largest < math.inf), largest, 1.0)
+    total, zero = (J / scale).square().sum(dims), (largest == 0).reshape(-1)
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, total).sqrt()) * scale.reshape(-1)
+
+
+def _l2_direction(J: Tensor, value: Tensor, dims: Dims) -> Tensor:
+    zero = value == 0
+    return torch.where(zero, 0.0, J / torch.where(zero, 1.0, value))
+
+
+def _linf_direction(J: Tensor, value: Tensor, dims: Dims) -> Tensor:
+    largest = J.abs() == value
+    return J.sign() * largest / largest.sum(dims, keepdim=True)
+
+
+NORMS = {
+    "l1": Norm(lambda J, dims: J.abs().sum(dims), lambda J, value, dims: J.sign()),
+    "l2": Norm(_l2, _l2_direction),
+    "l2_squared": Norm(lambda J, dims: J.square().sum(dims), lambda J, value, dims: 2 * J),
+    "linf": Norm(lambda J, dims: J.abs().amax(dims), _linf_direction),
+}
+
+
+@op("penalty_value(Tensor J, str kind) -> Tensor")
+def penalty_value(J: Tensor, kind: str) -> Tensor:
+    """R(J), (N,)."""
+    norm = _checked("penalty_value", J, kind)
+    rows, dims = _rows(J)
+    return rows.sum(dims) if math.prod(rows.shape[1:]) == 0 else norm.value(rows, dims)
+
+
+@op("penalty_seed(Tensor J, Tensor value, Tensor weight, str kind) -> Tensor")
+def penalty_seed(J: Tensor, value: Tensor, weight: Tensor, kind: str) -> Tensor:
+    """weight[n] ∂R/∂J at `value` = R(J), in J's shape, dtype and layout."""
+    norm = _checked("penalty_seed", J, kind)
+    rows, dims = _rows(J)
+    _require_per_sample("value", value, rows)
+    _require_per_sample("weight", weight, rows)
+    keep = (-1, *[1] * len(dims))
+    seed = weight.reshape(keep) * norm.direction(rows, value.reshape(keep), dims)
+    return seed.to(J.dtype).view(J.shape).contiguous(memory_format=_memory_format(J))
+
+
+def _checked(op_name: str, J: Tensor, kind: str) -> Norm:
+    require(kind in NORMS, f"{op_name}: kind must be one of {', '.join(NORMS)}, got '{kind}'")
+    require_floating(op_name, "J", J)
+    require(J.dim() > 0, f"{op_name}: J must have a batch dimension, shape (N, ...), got a scalar")
+    return NORMS[kind]
+
+
+def _rows(J: Tensor) -> tuple[Tensor, Dims]:
+    """J in the accumulation dtype with at least one inner dimension, and the inner dimensions."""
+    rows = (J if J.dim() > 1 else J.unsqueeze(1)).to(accumulation_dtype(J.dtype))
+    return rows, tuple(range(1, rows.dim()))
+
+
+def _require_per_sample(name: str, t: Tensor, rows: Tensor) -> None:
+    """`t` must hold one number of the accumulation dtype for every row."""
+    text = [str(dtype).removeprefix("torch.") for dtype in (rows.dtype, t.dtype)]
+    require(t.dtype == rows.dtype, f"penalty_seed: {name} must have dtype {text[0]}, got {text[1]}")
+    require(
+        t.device == rows.device, f"penalty_seed: {name} must be on J's device {rows.device}, got {t.device}"
+    )
+    require_shape("penalty_seed", name, t, (len(rows),))
+
+
+def _memory_format(J: Tensor) -> torch.memory_format:
+    """J's own format if it is dense in it, else contiguous."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(J.dim(), torch.contiguous_format)
+    return last if not J.is_contiguous() and J.is_contiguous(memory_format=last) else torch.contiguous_format

@@ -1,0 +1,46 @@
+"""What every test runs under: fresh memory is NaN, a CUDA device that must be there is there.
+
+An element that a kernel forgets to write is NaN in every comparison. Torch fills fresh memory only under
+deterministic algorithms; warn_only lets CUDA ops without a deterministic form run, and their warning is the
+one that is not an error. DATAGRAD_REQUIRE_CUDA=1 turns "skipped: no CUDA" into a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "ignore:.*does not have a deterministic implementation")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("DATAGRAD_REQUIRE_CUDA") == "1":
+        pytest.fail("DATAGRAD_REQUIRE_CUDA=1, and torch finds no CUDA device")
+    pytest.skip("no CUDA")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _fresh_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(3).isnan().all(), (
+            "torch no longer fills fresh memory under deterministic algorithms"
+        )
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device that ops run on."""
+    return str(request.param)

@@ -1,0 +1,123 @@
+"""Convolutions of any shape: hypothesis draws rank, batch, channels, kernel, stride, padding, dilation."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import hypothesis.strategies as st
+import torch
+from cases import data
+from hypothesis import HealthCheck, given, settings
+from oracle import check
+from torch import Tensor, nn
+
+import datagrad_ext
+
+QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+def _each(draw: Any, rank: int, low: int, high: int) -> tuple[int, ...]:
+    return tuple(draw(st.integers(low, high)) for _ in range(rank))
+
+
+@st.composite
+def convolutions(draw: Any) -> tuple[nn.Module, tuple[int, ...]]:
+    """A convolution, perhaps an activation after it, and an input shape (not always a possible one)."""
+    rank = draw(st.integers(1, 3))
+    groups = draw(st.integers(1, 3))
+    stride = _each(draw, rank, 1, 3)
+    padding: Any = draw(st.sampled_from(["numbers", "same", "valid"]))
+    if padding == "numbers":
+        padding = _each(draw, rank, 0, 2)
+    elif padding == "same":
+        stride = (1,) * rank
+    conv = CONVS[rank](
+        groups * draw(st.integers(1, 2)),
+        groups * draw(st.integers(1, 3)),
+        _each(draw, rank, 1, 4),
+        stride,
+        padding,
+        _each(draw, rank, 1, 2),
+        groups,
+        draw(st.booleans()),
+    )
+    return _finished(draw, conv, rank)
+
+
+@st.composite
+def transposed(draw: Any) -> tuple[nn.Module, tuple[int, ...]]:
+    rank = draw(st.integers(1, 3))
+    groups = draw(st.integers(1, 3))
+    stride, dilation = _each(draw, rank, 1, 3), _each(draw, rank, 1, 2)
+    output_padding = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+    conv = TRANSPOSED[rank](
+        groups * draw(st.integers(1, 2)),
+        groups * draw(st.integers(1, 3)),
+        _each(draw, rank, 1, 3),
+        stride,
+        _each(draw, rank, 0, 1),
+        output_padding,
+        groups,
+        draw(st.booleans()),
+        dilation,
+    )
+    return _finished(draw, conv, rank)
+
+
+def _finished(draw: Any, conv: nn.Module, rank: int) -> tuple[nn.Module, tuple[int, ...]]:
+    with torch.no_grad():
+        for k, parameter in enumerate(conv.parameters()):
+            parameter.copy_(data(*parameter.shape, seed=k))
+    batch = draw(st.sampled_from([(), (0,), (1,), (2,), (3,)]))
+    shape = (*batch, conv.in_channels, *_each(draw, rank, 1, 6))
+    after = draw(st.sampled_from([None, nn.ReLU, nn.Tanh]))
+    module = conv if after is None else nn.Sequential(conv, after())
+    if draw(st.booleans()):
+        module = nn.Sequential(nn.Softplus(), module)
+    return module.double(), shape
+
+
+def _step(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    y = model(x)
+    loss = torch.nn.functional.softplus(y).sum()
+    (J,) = torch.autograd.grad(loss, x, create_graph=True)
+    (loss + J.square().sum() + J.abs().sum()).backward()
+    return {"y": y, "J": J}
+
+
+def _refusal(model: nn.Module, x: Tensor) -> type[Exception] | None:
+    """What plain PyTorch raises for this shape."""
+    try:
+        _step(model, x.clone().requires_grad_())
+    except Exception as error:
+        return type(error)
+    finally:
+        model.zero_grad()
+    return None
+
+
+def _agrees(module: nn.Module, shape: tuple[int, ...], device: str) -> None:
+    x = data(*shape)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using padding='same'")  # torch's, of an even kernel
+        refusal = _refusal(module, x)
+        if refusal is None:
+            check(module, [x], _step, datagrad_ext.accelerate, device=device)
+            return
+        found = _refusal(datagrad_ext.accelerate(module), x)
+    assert found is refusal, f"raises {found}, plain PyTorch {refusal}"
+
+
+@QUICK
+@given(case=convolutions())
+def test_convolution(device: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    _agrees(*case, device)
+
+
+@QUICK
+@given(case=transposed())
+def test_transposed_convolution(device: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    _agrees(*case, device)

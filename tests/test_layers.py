@@ -1,0 +1,68 @@
+"""Every layer alone and between two smooth layers, against plain autograd at first and second order."""
+
+from __future__ import annotations
+
+import pytest
+from cases import CE, LAYERS, Case, Objective, ids
+from oracle import check
+from torch import nn
+
+import datagrad_ext
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
+# First order; loss + penalty; a penalty alone, with x computed from a leaf.
+OBJECTIVES = [
+    Objective(CE, ()),
+    Objective(CE, (("logsumexp", "l2_squared"),)),
+    Objective(None, ((CE, "forces"),), "non_leaf"),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=ids)
+@pytest.mark.parametrize("case", LAYERS, ids=ids)
+def test_alone(case: Case, objective: Objective, device: str) -> None:
+    check(case.build(), case.inputs(), objective, datagrad_ext.accelerate, device=device)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=ids)
+def test_between_smooth_layers(case: Case, device: str) -> None:
+    """The tangent that arrives is not the penalty's, nor the cotangent the loss's; both sides are curved."""
+    model = nn.Sequential(nn.Tanh(), case.build(), nn.Softplus()).train(case.train)
+    objective = Objective(CE, ((CE, "l2_squared"),))
+    check(model, case.inputs(), objective, datagrad_ext.accelerate, device=device)
+
+
+@pytest.mark.parametrize("case", [c for c in LAYERS if not c.opaque], ids=ids)
+def test_has_a_rule(case: Case) -> None:
+    table = datagrad_ext.program(datagrad_ext.accelerate(nn.Sequential(case.build())), *case.inputs())
+    assert [row for row in table.rows if row.kind == "opaque"] == []
+
+
+UNBATCHED = [
+    Case("linear", lambda: nn.Linear(6, 5), ((6,),)),
+    Case("conv1d", lambda: nn.Conv1d(4, 3, 2), ((4, 7),)),
+    Case("conv2d", lambda: nn.Conv2d(4, 3, 2), ((4, 5, 6),)),
+    Case("conv3d", lambda: nn.Conv3d(4, 3, 2), ((4, 3, 4, 3),)),
+    Case("conv_transpose2d", lambda: nn.ConvTranspose2d(4, 3, 2, stride=2), ((4, 2, 3),)),
+    Case("max_pool2d", lambda: nn.MaxPool2d(2), ((4, 5, 6),)),
+    Case("avg_pool1d", lambda: nn.AvgPool1d(2), ((4, 6),)),
+    Case("adaptive_avg_pool2d", lambda: nn.AdaptiveAvgPool2d(2), ((4, 5, 6),)),
+    Case("relu", nn.ReLU, ((6,),)),
+    Case("softplus", nn.Softplus, ((6,),)),
+    Case("conv2d_relu", lambda: nn.Sequential(nn.Conv2d(4, 3, 2), nn.ReLU()), ((4, 5, 6),)),
+    Case(
+        "linear_relu", lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.ReLU()), ((6,),)
+    ),
+]
+
+
+@pytest.mark.parametrize("case", UNBATCHED, ids=ids)
+def test_unbatched(case: Case, device: str) -> None:
+    check(
+        case.build(),
+        case.inputs(),
+        Objective("mse", (("mse", "forces"),)),
+        datagrad_ext.accelerate,
+        device=device,
+    )

@@ -1,0 +1,108 @@
+"""What runs natively, and what is said where it does not.
+
+With DATAGRAD_REQUIRE_NATIVE=1 a missing kernel is a failure, with DATAGRAD_CUDA=1 under a torch that has CUDA
+also a CUDA one: a lost library must not pass for a skipped test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import datagrad_ext
+from datagrad_ext import _native
+from datagrad_ext.cli import info
+
+PACKAGE = Path(_native.__file__).parent
+REPORT = "import datagrad_ext; print(datagrad_ext.backends())"
+
+needs_native = pytest.mark.skipif(
+    not datagrad_ext.backends().devices[0].library and os.environ.get("DATAGRAD_REQUIRE_NATIVE") != "1",
+    reason="built without compiled kernels",
+)
+
+
+def report(directory: Path, **environ: str) -> str:
+    """What `backends()` says, and any warning, in a fresh interpreter that finds the package in `directory`."""
+    command = [sys.executable, "-c", REPORT]
+    environ = {**os.environ, "PYTHONPATH": str(directory), **environ}
+    done = subprocess.run(
+        command, cwd=directory, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@needs_native
+@pytest.mark.parametrize("name", [op.name for op in datagrad_ext.backends().ops])
+def test_every_op_has_its_kernels(name: str) -> None:
+    (op,) = [op for op in datagrad_ext.backends().ops if op.name == name]
+    assert "CPU" in op.native
+    if os.environ.get("DATAGRAD_CUDA") == "1" and torch.version.cuda:
+        assert "CUDA" in op.native
+
+
+def test_every_family_of_ops_is_reported() -> None:
+    names = {op.name for op in datagrad_ext.backends().ops}
+    families = ("relu", "smooth", "penalty", "cross_entropy")
+    assert all(any(name.startswith(family) for name in names) for family in families), names
+
+
+def test_a_device_without_kernels_has_a_reason() -> None:
+    for device in datagrad_ext.backends().devices:
+        assert device.note, f"{device.name} has no note"
+
+
+def test_the_report_is_a_table() -> None:
+    text = str(datagrad_ext.backends())
+    assert text.splitlines()[0].split() == ["op", "CPU", "CUDA"]
+    assert f"torch at run time: {torch.__version__}" in text
+
+
+def test_info_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    info.add_parser(parser.add_subparsers())
+    assert info.run(parser.parse_args(["info"])) == 0
+    assert capsys.readouterr().out.strip() == str(datagrad_ext.backends()).strip()
+
+
+@needs_native
+def test_the_instruction_set_follows_torch() -> None:
+    assert "libdatagrad_cpu_default" in report(PACKAGE.parent, ATEN_CPU_CAPABILITY="default")
+
+
+def copy_of_the_package(directory: Path, *patterns: str) -> Path:
+    """A copy of the installed package without its libraries; files that match `patterns` are left out too."""
+    target = directory / "datagrad_ext"
+    shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("lib", "__pycache__", *patterns))
+    return target
+
+
+def test_without_the_compiled_module_the_reference_runs_and_says_why(tmp_path: Path) -> None:
+    copy = copy_of_the_package(tmp_path, "_C*")
+    assert "CPU   reference: nothing was compiled" in report(tmp_path)
+    record = {"not_built": {"native": "no C++ compiler was found"}}
+    (copy / "_build_info.json").write_text(json.dumps(record))
+    assert "CPU   reference: no C++ compiler was found" in report(tmp_path)
+
+
+@needs_native
+def test_a_lost_library_is_a_warning_and_a_reason(tmp_path: Path) -> None:
+    copy_of_the_package(tmp_path)
+    text = report(tmp_path)
+    assert "RuntimeWarning: datagrad_ext runs its PyTorch reference on CPU: the library did not load" in text
+    assert "CPU   reference: the library did not load" in text
+
+
+def test_torch_still_answers_who_implements_an_op() -> None:
+    """These calls are private to torch; the day they change, backends() has to ask otherwise."""
+    assert "aten::add.Tensor" in torch._C._dispatch_get_all_op_names()
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::mm", "CPU")

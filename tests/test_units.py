@@ -1,0 +1,179 @@
+"""How much work a step does: layer-sized products, counted for each weight layer as ATen executes them.
+
+One unit is one product (or convolution) of the size of the layer: forward, vjp, jvp, and one for each pair of
+cotangent and feature in the weight gradient. Counting what reaches ATen needs no hook in the package, so a layer
+that merges its maps is counted rightly. Letter: N batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from cases import data
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_code import data_gradient, loss_of, penalised, potential, weights
+
+import datagrad_ext
+
+N = 4
+aten = torch.ops.aten
+PRODUCTS = {aten.mm.default, aten.addmm.default, aten.addmm_.default, aten.mm.out, aten.addmm.out}
+
+
+class Units(TorchDispatchMode):
+    """Counts products by layer: a linear one by its two widths, a convolution by the shape of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in PRODUCTS:
+            a, b = args[-2:]
+            self.count[frozenset({*a.shape, *b.shape} - {N})] += 1
+        elif func is aten.convolution.default:
+            self.count[tuple(args[1].shape)] += 1
+        elif func is aten.convolution_backward.default:
+            self.count[tuple(args[2].shape)] += sum(args[-1][:2])
+        return func(*args, **(kwargs or {}))
+
+
+def linear_net(activation: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 8),
+        activation(),
+        nn.Linear(8, 9),
+        activation(),
+        nn.Linear(9, 7),
+        activation(),
+        nn.Linear(7, 5),
+    )
+
+
+def conv_net(activation: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, 2, 1),
+        activation(),
+        nn.Conv2d(3, 8, 3, padding=1),
+        activation(),
+        nn.Conv2d(8, 9, 2),
+        activation(),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+    )
+
+
+NETS: dict[str, tuple[Callable[[Callable], nn.Module], tuple[int, ...]]] = {
+    "linear": (linear_net, (N, 6)),
+    "conv": (conv_net, (N, 2, 6, 6)),
+}
+
+
+def _key(layer: nn.Module) -> object:
+    shape = tuple(layer.weight.shape)
+    return frozenset(shape) if len(shape) == 2 else shape
+
+
+@contextmanager
+def units_of(model: nn.Module) -> Iterator[list[int]]:
+    """Fills the list with the units of each weight layer, in order, when the block ends."""
+    found: list[int] = []
+    with Units() as mode:
+        yield found
+    found += [mode.count[_key(layer)] for layer in model if hasattr(layer, "weight")]
+
+
+def _loss(model: nn.Module, x: Tensor) -> Tensor:
+    return loss_of(model(x))
+
+
+def _critic(model: nn.Module, x: Tensor) -> Tensor:
+    return data_gradient(model(x).sum(), x).square().sum()
+
+
+def _critic_and_loss(model: nn.Module, x: Tensor) -> Tensor:
+    y = model(x)
+    return y.mean() + data_gradient(y.sum(), x).square().sum()
+
+
+def _penalty(model: nn.Module, x: Tensor) -> Tensor:
+    return data_gradient(potential(model(x)), x).square().sum()
+
+
+def _two_critics(model: nn.Module, x: Tensor) -> Tensor:
+    y = model(x)
+    return (data_gradient(y[:, 0].sum(), x) * data_gradient(y[:, 1].sum(), x)).sum()
+
+
+def _loss_and_two_penalties(model: nn.Module, x: Tensor) -> Tensor:
+    y = model(x)
+    loss = loss_of(y)
+    return loss + data_gradient(loss, x).abs().sum() + data_gradient(potential(y), x).square().sum()
+
+
+# total, activation, also x̄?, units of [first, …, head]. A linear head needs no tangent: one unit less.
+ROWS = [
+    pytest.param(_loss, nn.ReLU, False, [2, 3, 3, 3], id="plain_step"),
+    pytest.param(_loss, nn.ReLU, True, [3, 3, 3, 3], id="plain_step_with_input"),
+    pytest.param(_critic, nn.ReLU, False, [4, 4, 4, 3], id="penalty_alone_linear_head"),
+    pytest.param(_critic, nn.LeakyReLU, True, [4, 4, 4, 3], id="penalty_alone_linear_head_with_input"),
+    pytest.param(_critic_and_loss, nn.ReLU, False, [5, 6, 6, 5], id="linear_loss_and_penalty"),
+    pytest.param(_critic, nn.Softplus, False, [5, 6, 6, 3], id="penalty_alone_linear_head_smooth"),
+    pytest.param(_penalty, nn.ReLU, False, [5, 6, 6, 6], id="penalty_alone_curved_loss"),
+    pytest.param(penalised, nn.ReLU, False, [5, 6, 6, 6], id="loss_and_penalty"),
+    pytest.param(penalised, nn.ReLU, True, [6, 6, 6, 6], id="loss_and_penalty_with_input"),
+    pytest.param(penalised, nn.Softplus, False, [5, 6, 6, 6], id="loss_and_penalty_smooth"),
+    pytest.param(_two_critics, nn.ReLU, False, [7, 7, 7, 5], id="two_data_gradients_linear_head"),
+    pytest.param(_loss_and_two_penalties, nn.ReLU, False, [8, 9, 9, 9], id="loss_and_two_penalties"),
+]
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(("total", "activation", "with_input", "expected"), ROWS)
+def test_units(
+    total: Callable, activation: Callable, with_input: bool, expected: list[int], net: str
+) -> None:
+    make, shape = NETS[net]
+    model = datagrad_ext.accelerate(make(activation).double())
+    for _ in range(2):  # the first call also traces; it must not compute more either
+        x = data(*shape).requires_grad_()
+        with units_of(model) as found:
+            total(model, x).backward(inputs=[*weights(model), *([x] if with_input else [])])
+        assert found == expected
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_only_what_is_asked_for_is_computed(net: str) -> None:
+    """One gradient of the head: no sweep goes below it."""
+    make, shape = NETS[net]
+    model, x = datagrad_ext.accelerate(make(nn.ReLU).double()), data(*shape).requires_grad_()
+    with units_of(model) as found:
+        torch.autograd.grad(loss_of(model(x)), weights(model)[-2])
+    assert found == [1, 1, 1, 2]
+    with units_of(model) as found:
+        torch.autograd.grad(loss_of(model(x)), x)
+    assert found == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_frozen_layers_cost_less(net: str) -> None:
+    make, shape = NETS[net]
+    model, x = datagrad_ext.accelerate(make(nn.ReLU).double()), data(*shape).requires_grad_()
+    model[0].requires_grad_(False)
+    model[2].requires_grad_(False)
+    with units_of(model) as found:
+        penalised(model, x).backward(inputs=[p for p in model.parameters() if p.requires_grad])
+    assert found == [3, 3, 5, 6]  # forward, data gradient and tangent; no ζ below the third
+
+
+def test_autograd_itself_needs_more() -> None:
+    """The counter counts: PyTorch's double backward of the same step."""
+    model, x = linear_net(nn.ReLU).double(), data(N, 6).requires_grad_()
+    with units_of(model) as found:
+        _critic(model, x).backward()
+    assert all(unit >= 5 for unit in found[1:-1]), found
