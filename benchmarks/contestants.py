@@ -23,19 +23,24 @@ class Prepared:
 
 def _plain(case: Case) -> Prepared:
     model, x, t = case.build()
-    return Prepared(lambda: objectives.plain_step(model, case.objective, x, t))
+    parameters = list(model.parameters())
+    return Prepared(lambda: objectives.plain_step(model, parameters, case.objective, x, t))
 
 
 def _eager(case: Case) -> Prepared:
     model, x, t = case.build()
-    return Prepared(lambda: objectives.penalty_step(model, case.objective, case.weight, x, t))
+    parameters = list(model.parameters())
+    return Prepared(lambda: objectives.penalty_step(model, parameters, case.objective, case.weight, x, t))
 
 
 def _fixed_convolution(case: Case) -> Prepared:
     model, x, t = case.build()
     fix_convolutions(model)
+    parameters = list(model.parameters())
     return Prepared(
-        lambda: objectives.penalty_step(model, case.objective, case.weight, x, t, input_gradients_only)
+        lambda: objectives.penalty_step(
+            model, parameters, case.objective, case.weight, x, t, input_gradients_only
+        )
     )
 
 
@@ -67,8 +72,9 @@ def _ours(case: Case) -> Prepared:
 
     model, x, t = case.build()
     model = datagrad_ext.accelerate(model)
+    parameters = list(model.parameters())
     return Prepared(
-        lambda: objectives.penalty_step(model, case.objective, case.weight, x, t),
+        lambda: objectives.penalty_step(model, parameters, case.objective, case.weight, x, t),
         lambda: _off_the_native_path(model),
     )
 

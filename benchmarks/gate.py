@@ -46,9 +46,10 @@ def oracle(case: Case) -> Oracle:
     """Ordinary autograd on the unmodified model in float64, from the case's rounded parameters and data."""
     model, x, t = case.build()
     model, x = model.double(), x.double()
+    parameters = list(model.parameters())
     return Oracle(
-        objectives.plain_step(model, case.objective, x, t),
-        objectives.penalty_step(model, case.objective, case.weight, x, t),
+        objectives.plain_step(model, parameters, case.objective, x, t),
+        objectives.penalty_step(model, parameters, case.objective, case.weight, x, t),
     )
 
 

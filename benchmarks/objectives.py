@@ -9,6 +9,7 @@ Every contestant runs `plain_step`, `penalty_step` or (torch.compile) `penalty_t
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,19 +63,21 @@ R1 = Objective("R1, linear head", _output_sum, _sample_mean, _l2_squared, penalt
 EIKONAL = Objective("|f| + eikonal", _output_sum, _absolute_mean, _eikonal)
 
 
-def _parameter_gradients(total: Tensor, model: nn.Module) -> Gradients:
-    parameters: Sequence[Tensor] = list(model.parameters())
+def _gradients(total: Tensor, parameters: Sequence[Tensor]) -> Gradients:
     return torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
 
 
-def plain_step(model: nn.Module, objective: Objective, x: Tensor, t: Tensor) -> Gradients:
+def plain_step(
+    model: nn.Module, parameters: Sequence[Tensor], objective: Objective, x: Tensor, t: Tensor
+) -> Gradients:
     """Parameter gradients of the loss alone."""
     y = model(x)
-    return _parameter_gradients(objective.loss(objective.primal(y, t), y), model)
+    return _gradients(objective.loss(objective.primal(y, t), y), parameters)
 
 
 def penalty_step(
     model: nn.Module,
+    parameters: Sequence[Tensor],
     objective: Objective,
     weight: float,
     x: Tensor,
@@ -90,7 +93,7 @@ def penalty_step(
     total = weight * objective.penalty(J)
     if not objective.penalty_only:
         total = total + objective.loss(s, y)
-    return _parameter_gradients(total, model)
+    return _gradients(total, parameters)
 
 
 def penalty_total(

@@ -98,7 +98,7 @@ class Plan:
             *gencode_flags(architectures),
             "--expt-relaxed-constexpr",
         ]
-        flags += ["-lineinfo", "-Xfatbin=-compress-all", *self._torch_headers()]
+        flags += ["-lineinfo", "-Xfatbin=-compress-all", "--threads=2", *self._torch_headers()]
         flags += ["-Xcompiler=" + ",".join([*self._host(), *self._warnings()])]
         flags += ["-Werror=all-warnings"] if self.strict else []
         self._rule("cuda", [*driver, *flags, *DEPENDENCIES], "CUDA $in")

@@ -66,15 +66,15 @@ class Forward(Function):
 
     @staticmethod
     def forward(ctx: Any, run: Run, n_inputs: int, *arguments: Any) -> tuple[Any, ...]:
-        inputs, params = arguments[:n_inputs], arguments[n_inputs:]
-        outputs, saved = run.program.forward(inputs, params)
+        program = run.program
+        outputs, saved = program.forward(arguments[:n_inputs], program.thetas(arguments[n_inputs:]))
         if any(isinstance(y, tuple) for y in outputs):
             raise UnsupportedOutput("its result is a layer's tuple")
         like = next(t for t in arguments if isinstance(t, Tensor) and t.is_floating_point())
         anchor = like.new_empty(0)
         ctx.run, ctx.n_inputs = run, n_inputs
         ctx.set_materialize_grads(False)
-        tensors: list[Tensor] = [anchor]
+        tensors = [anchor]
         ctx.layout = _pack([arguments, *saved], tensors)
         ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(*[outputs[i] for i in run.program.constant_outputs])
@@ -96,8 +96,10 @@ class Forward(Function):
             found = [*DataGradient.apply(job, tensors[0], *gs), *[None] * len(params)]
         else:
             entries = ctx.run.tape.pop(_task(), [])
-            x_bars, theta = ctx.run.program.reverse(saved, params, gs, entries, wanted_inputs, wanted_params)
-            found = [*x_bars, *theta]
+            program = ctx.run.program
+            thetas = program.thetas(params)
+            x_bars, bars = program.reverse(saved, thetas, gs, entries, wanted_inputs, wanted_params)
+            found = [*x_bars, *bars]
             _release(ctx)
         zeros = (_or_zero(bar, a, want) for bar, a, want in zip(found, arguments, wanted, strict=True))
         return (None, None, *zeros)
@@ -121,7 +123,8 @@ class DataGradient(Function):
 
     @staticmethod
     def forward(ctx: Any, job: _Job, anchor: Tensor, *gs: Any) -> tuple[Any, ...]:
-        found, records = job.run.program.data_gradient(job.saved, job.params, gs, job.wanted)
+        program = job.run.program
+        found, records = program.data_gradient(job.saved, program.thetas(job.params), gs, job.wanted)
         ctx.run, ctx.wanted = job.run, job.wanted
         ctx.set_materialize_grads(False)
         found = [_or_zero(J, x, want) for J, x, want in zip(found, job.inputs, job.wanted, strict=True)]
@@ -140,7 +143,8 @@ class DataGradient(Function):
             ctx.run.differentiable.setdefault(_task(), []).append(bars)
             return (None, None, *g_bars)
         wanted = tuple([isinstance(g, Tensor) and g.requires_grad for g in gs])
-        outputs, tangents = ctx.run.program.tangent(saved, params, records, seeds, wanted)
+        program = ctx.run.program
+        outputs, tangents = program.tangent(saved, program.thetas(params), records, seeds, wanted)
         if _executes(ctx.next_functions[0][0])[0]:
             ctx.run.leave(Entry(list(records), tangents))
         _release(ctx)
@@ -256,13 +260,13 @@ def _release(ctx: Any) -> None:
 
 
 class _Place(int):
-    """Where a tensor of a layout stands among the saved tensors."""
+    """Where a tensor of a group stands among the saved tensors."""
 
 
-def _pack(groups: Sequence[tuple[Any, ...]], tensors: list[Tensor]) -> list[tuple[Any, ...]]:
-    """The groups with every tensor moved to the end of `tensors`, a place left where it was."""
+def _pack(groups: Sequence[tuple[Any, ...]], tensors: list[Tensor]) -> list[Any]:
+    """The groups with every tensor moved to the end of `tensors`; what is left is what `_unpack` reads."""
     places: dict[int, _Place] = {}
-    layout = []
+    layout: list[Any] = []
     for group in groups:
         packed = []
         for item in group:
@@ -273,10 +277,15 @@ def _pack(groups: Sequence[tuple[Any, ...]], tensors: list[Tensor]) -> list[tupl
                     tensors.append(item)
                 item = place
             packed.append(item)
-        layout.append(tuple(packed))
+        layout.append(packed[0] if len(packed) == 1 and type(packed[0]) is _Place else tuple(packed))
     return layout
 
 
-def _unpack(layout: Sequence[tuple[Any, ...]], tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
-    """The groups as they were packed."""
-    return [tuple([tensors[item] if type(item) is _Place else item for item in group]) for group in layout]
+def _unpack(layout: Sequence[Any], tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """The groups as they were packed. A group of one tensor, the most frequent, is only its place."""
+    return [
+        (tensors[group],)
+        if type(group) is _Place
+        else tuple([tensors[item] if type(item) is _Place else item for item in group])
+        for group in layout
+    ]

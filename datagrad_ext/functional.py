@@ -130,7 +130,7 @@ def _program(function: Any, fixed: tuple, is_tensor: tuple[bool, ...], named: tu
     rule = rule_of_function(function)
     assert rule is not None
     application: Application = rule(*arguments, **dict(named))
-    params = tuple(None if slot is None else slot - 1 for slot in application.params)
+    params = tuple(slot - 1 for slot in application.params if slot is not None)
     step = Step(application.layer, (0,), 1, params, application.host, function.__name__)
     return Program(1, sum(is_tensor) - 1, (step,), (1,))
 

@@ -198,7 +198,7 @@ class _Lowering:
             layer,
             tuple(kind.index for kind in inputs),
             self._next,
-            tuple(None if kind is None else kind.index for kind in params),
+            tuple(kind.index for kind in params if kind is not None),
             host,
             _title(node),
         )

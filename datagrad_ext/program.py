@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -35,12 +36,12 @@ class Ref:
 
 @dataclass(frozen=True)
 class Step:
-    """value[output] = layer(values[inputs], params[params], host); a parameter index of None stands for no parameter."""
+    """value[output] = layer(values[inputs], params[params], host)."""
 
     layer: Layer
     inputs: tuple[int, ...]
     output: int
-    params: tuple[int | None, ...] = ()
+    params: tuple[int, ...] = ()
     host: tuple[Any, ...] = ()
     name: str = ""
 
@@ -85,18 +86,22 @@ class Program:
     rows: list[Row] = field(default_factory=list, compare=False)
     _plans: dict[Any, Any] = field(default_factory=dict, compare=False)
 
-    def forward(self, inputs: Sequence[Any], params: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def thetas(self, params: Sequence[Any]) -> list[Tensors]:
+        """The parameters of each step."""
+        return [read(params) for read in self._parameter_readers]
+
+    def forward(self, inputs: Sequence[Any], thetas: list[Tensors]) -> tuple[list[Any], list[Any]]:
         """Sweep 1: the outputs, and what each step saved."""
         describe = not self.rows
         values = [*inputs, *[None] * len(self.steps)]
         saved: list[Any] = []
-        for step, dead in zip(self.steps, self._last_reads, strict=True):
+        for step, theta, dead in zip(self.steps, thetas, self._last_reads, strict=True):
             if isinstance(step, HostStep):
                 y = step.call(values)
                 saved.append((y,))
             else:
-                arguments = [values[i] for i in step.inputs]
-                y, kept = step.layer.forward(tuple(arguments), _pick(params, step.params), *_host(step.host, values))
+                arguments = tuple([values[i] for i in step.inputs])
+                y, kept = step.layer.forward(arguments, theta, *_host(step.host, values))
                 saved.append(kept)
                 if describe:
                     self.rows.append(_row(step, arguments, y, kept))
@@ -106,34 +111,35 @@ class Program:
         return [values[i] for i in self.outputs], saved
 
     def data_gradient(
-        self, saved: list[Any], params: Sequence[Any], cotangents: Sequence[Any], wanted: Flags
+        self, saved: list[Any], thetas: list[Tensors], cotangents: Sequence[Any], wanted: Flags
     ) -> tuple[list[Any], list[Any]]:
         """Sweep 2: the gradient with respect to each wanted input, and the record of each paired step."""
         flow = self._seed(cotangents)
         records: list[Any] = [None] * len(self.steps)
-        for i, step, needs in self._backward_plan(wanted, ()):
-            g, flow[step.output] = flow[step.output], None
-            if g is None or not any(needs):
+        for i, layer, inputs, output, needs, _ in self._backward_plan(wanted, ()):
+            g = flow[output]
+            if g is None or True not in needs:
                 continue
-            bars, record = step.layer.data_vjp(saved[i], _pick(params, step.params), g, needs)
-            if step.layer.paired:
+            flow[output] = None
+            bars, record = layer.data_vjp(saved[i], thetas[i], g, needs)
+            if layer.paired:
                 records[i] = record
-            _accumulate(flow, step.inputs, needs, bars)
+            _accumulate(flow, inputs, needs, bars)
         return [flow[i] if want else None for i, want in enumerate(wanted)], records
 
     def tangent(
-        self, saved: list[Any], params: Sequence[Any], records: list[Any], seeds: Sequence[Any], wanted: Flags
+        self, saved: list[Any], thetas: list[Tensors], records: Sequence[Any], seeds: Sequence[Any], wanted: Flags
     ) -> tuple[list[Any], list[Any]]:
         """Sweep 3: the tangents of the wanted outputs, and the tangents that each paired step received."""
         flow = [*seeds, *[None] * len(self.steps)]
         kept: list[Any] = [None] * len(self.steps)
-        for i, step, needed, dead in self._tangent_plan(wanted):
-            tangents = tuple([flow[j] for j in step.inputs])
-            if any(t is not None for t in tangents):
-                if step.layer.paired:
+        for i, layer, inputs, output, needed, dead in self._tangent_plan(wanted):
+            tangents = tuple([flow[j] for j in inputs])
+            if tangents != (None,) * len(tangents):
+                if layer.paired:
                     kept[i] = tangents
                 if needed:
-                    flow[step.output] = step.layer.jvp(saved[i], _pick(params, step.params), tangents, records[i])
+                    flow[output] = layer.jvp(saved[i], thetas[i], tangents, records[i])
             for value in dead:
                 flow[value] = None
         return [flow[i] if want else None for i, want in zip(self.outputs, wanted, strict=True)], kept
@@ -141,7 +147,7 @@ class Program:
     def reverse(
         self,
         saved: list[Any],
-        params: Sequence[Any],
+        thetas: list[Tensors],
         cotangents: Sequence[Any],
         entries: Sequence[Entry],
         wanted_inputs: Flags,
@@ -149,30 +155,28 @@ class Program:
     ) -> tuple[list[Any], list[Any]]:
         """Sweep 4: cotangents of the inputs and gradients of the parameters. Consumes the entries."""
         flow = self._seed(cotangents)
-        theta: list[Any] = [None] * self.n_params
-        for i, step, needs in self._backward_plan(wanted_inputs, wanted_params):
-            zeta, flow[step.output] = flow[step.output], None
-            pairs = [pair for entry in entries if (pair := _take(entry, i)) is not None]
-            wants = tuple([j is not None and wanted_params[j] for j in step.params])
-            if (zeta is None and not pairs) or not (any(needs) or any(wants)):
+        bars: list[Any] = [None] * self.n_params
+        for i, layer, inputs, output, needs, wants in self._backward_plan(wanted_inputs, wanted_params):
+            zeta, flow[output] = flow[output], None
+            pairs = _take(entries, i) if layer.paired else []
+            if (zeta is None and not pairs) or (True not in needs and True not in wants):
                 continue
-            x_bars, theta_bars = step.layer.reverse(
-                saved[i], _pick(params, step.params), zeta, pairs, needs, wants
-            )
-            _accumulate(flow, step.inputs, needs, x_bars)
-            _accumulate(theta, step.params, wants, theta_bars)
-        return [flow[i] if want else None for i, want in enumerate(wanted_inputs)], theta
+            x_bars, theta_bars = layer.reverse(saved[i], thetas[i], zeta, pairs, needs, wants)
+            _accumulate(flow, inputs, needs, x_bars)
+            if wants:
+                _accumulate(bars, self.steps[i].params, wants, theta_bars)
+        return [flow[i] if want else None for i, want in enumerate(wanted_inputs)], bars
 
     def reference(self, saved: list[Any], inputs: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         """The outputs again in ordinary differentiable PyTorch, with the randomness of the forward that saved."""
-        values = [*inputs, *[None] * len(self.steps)]
+        values, thetas = [*inputs, *[None] * len(self.steps)], self.thetas(params)
         for i, step in enumerate(self.steps):
             if isinstance(step, HostStep):
                 values[step.output] = saved[i][0]
                 continue
             arguments = tuple(values[j] for j in step.inputs)
             host = _host(step.host, values)
-            values[step.output] = step.layer.reference(saved[i], arguments, _pick(params, step.params), *host)
+            values[step.output] = step.layer.reference(saved[i], arguments, thetas[i], *host)
         return [values[i] for i in self.outputs]
 
     def _seed(self, cotangents: Sequence[Any]) -> list[Any]:
@@ -181,6 +185,11 @@ class Program:
         for i, g in zip(self.outputs, cotangents, strict=True):
             flow[i] = add(flow[i], g)
         return flow
+
+    @cached_property
+    def _parameter_readers(self) -> list[Callable[[Sequence[Any]], Tensors]]:
+        """For each step, a function from all parameters to its own."""
+        return [_reader(step.params if isinstance(step, Step) else ()) for step in self.steps]
 
     @cached_property
     def constant_outputs(self) -> list[int]:
@@ -203,24 +212,27 @@ class Program:
                 dead[i].append(value)
         return dead
 
-    def _backward_plan(self, wanted_inputs: Flags, wanted_params: Flags) -> list[tuple[int, Step, Flags]]:
-        """Steps from last to first, with the inputs of each that lead to something wanted."""
+    def _backward_plan(self, wanted_inputs: Flags, wanted_params: Flags) -> list[tuple]:
+        """From last to first: step number, layer, inputs, output, which inputs and which parameters are asked for.
+
+        An input of a layer is asked for if it leads to something wanted.
+        """
         key = (wanted_inputs, wanted_params)
         if key not in self._plans:
-            active = list(wanted_inputs) + [False] * len(self.steps)
+            active = [*wanted_inputs, *[False] * len(self.steps)]
             plan = []
             for i, step in enumerate(self.steps):
                 if isinstance(step, HostStep):
                     continue
                 needs = tuple(active[j] for j in step.inputs)
-                has_param = bool(wanted_params) and any(j is not None and wanted_params[j] for j in step.params)
-                active[step.output] = any(needs) or has_param
-                plan.append((i, step, needs))
+                wants = tuple(wanted_params[j] for j in step.params) if wanted_params else ()
+                active[step.output] = True in needs or True in wants
+                plan.append((i, step.layer, step.inputs, step.output, needs, wants))
             self._plans[key] = plan[::-1]
         return self._plans[key]
 
-    def _tangent_plan(self, wanted: Flags) -> list[tuple[int, Step, bool, list[int]]]:
-        """Steps from first to last, whether each one's tangent is read by anybody, and the values dead after it."""
+    def _tangent_plan(self, wanted: Flags) -> list[tuple]:
+        """From first to last: step number, layer, inputs, output, whether its tangent is read, values dead after it."""
         if wanted not in self._plans:
             read = {i for i, want in zip(self.outputs, wanted, strict=True) if want}
             plan = []
@@ -230,7 +242,7 @@ class Program:
                 needed = step.output in read
                 if needed or step.layer.paired:
                     read.update(step.inputs)
-                plan.append((i, step, needed, self._last_reads[i]))
+                plan.append((i, step.layer, step.inputs, step.output, needed, self._last_reads[i]))
             self._plans[wanted] = plan[::-1]
         return self._plans[wanted]
 
@@ -249,41 +261,49 @@ def move_biases(program: Program) -> Program:
         if not isinstance(step, Step) or not hasattr(step.layer, "bias_dim"):
             continue
         after = readers.get(step.output, [])
-        if len(step.params) < 2 or step.params[1] is None or len(after) != 1 or after[0] < 0:
+        if len(step.params) < 2 or len(after) != 1 or after[0] < 0:
             continue
         following = steps[after[0]]
         if isinstance(following, Step) and hasattr(following.layer, "with_bias") and not following.params:
             layer = following.layer.with_bias(step.layer.bias_dim)
             steps[after[0]] = replace(following, layer=layer, params=step.params[1:])
-            steps[i] = replace(step, params=(step.params[0], None))
+            steps[i] = replace(step, params=step.params[:1])
     return replace(program, steps=tuple(steps), rows=[], _plans={})
 
 
-def _pick(params: Sequence[Any], places: tuple[int | None, ...]) -> Tensors:
-    return tuple([None if i is None else params[i] for i in places])
+def _reader(places: tuple[int, ...]) -> Callable[[Sequence[Any]], Tensors]:
+    """A function that takes the places out of a sequence, as a tuple."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    if places:
+        return lambda values: (values[places[0]],)
+    return lambda values: ()
 
 
 def _host(arguments: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
     """Host arguments with references replaced by their values."""
-    if not arguments:
-        return ()
-    return tuple(values[a.value] if isinstance(a, Ref) else a for a in arguments)
+    return arguments and tuple(values[a.value] if isinstance(a, Ref) else a for a in arguments)
 
 
-def _take(entry: Entry, i: int) -> tuple[Any, Tensors] | None:
-    """The pair of step i, removed from the entry so that its memory goes as sweep 4 passes."""
-    record, entry.records[i] = entry.records[i], None
-    tangents, entry.tangents[i] = entry.tangents[i], None
-    return None if record is None or tangents is None else (record, tangents)
+def _take(entries: Sequence[Entry], i: int) -> list[tuple[Any, Tensors]]:
+    """The pairs of step i, removed from the entries so that their memory goes as sweep 4 passes."""
+    pairs = []
+    for entry in entries:
+        record, tangents = entry.records[i], entry.tangents[i]
+        entry.records[i] = entry.tangents[i] = None
+        if record is not None and tangents is not None:
+            pairs.append((record, tangents))
+    return pairs
 
 
-def _accumulate(total: list[Any], places: Sequence[int | None], wanted: Sequence[bool], parts: Tensors) -> None:
+def _accumulate(total: list[Any], places: Sequence[int], wanted: Sequence[bool], parts: Tensors) -> None:
     for place, want, part in zip(places, wanted, parts, strict=False):
-        if want and part is not None and place is not None:
-            total[place] = add(total[place], part)
+        if want and part is not None:
+            before = total[place]
+            total[place] = part if before is None else add(before, part)
 
 
-def _row(step: Step, arguments: list[Any], y: Any, kept: Any) -> Row:
+def _row(step: Step, arguments: Tensors, y: Any, kept: Any) -> Row:
     tensors = [t for t in kept if isinstance(t, Tensor)]
     first = next((a for a in arguments if isinstance(a, Tensor)), None)
     like = y if isinstance(y, Tensor) else first

@@ -71,37 +71,37 @@ class Body2(Body):
 
 # --------------------------------------------------------------------------------------------- activations
 
-# name, module, has a rule of its own
-ACTIVATIONS: list[tuple[str, Callable[[], nn.Module], bool]] = [
-    ("relu", nn.ReLU, True),
-    ("relu_inplace", lambda: nn.ReLU(inplace=True), True),
-    ("leaky_relu", nn.LeakyReLU, True),
-    ("leaky_relu_0.3", lambda: nn.LeakyReLU(0.3), True),
-    ("leaky_relu_0", lambda: nn.LeakyReLU(0.0), True),
-    ("leaky_relu_1", lambda: nn.LeakyReLU(1.0), True),
-    ("leaky_relu_negative", lambda: nn.LeakyReLU(-0.5), True),
-    ("leaky_relu_inplace", lambda: nn.LeakyReLU(0.1, inplace=True), True),
-    ("softplus", nn.Softplus, True),
-    ("softplus_beta", lambda: nn.Softplus(beta=3.0), True),
-    ("softplus_threshold", lambda: nn.Softplus(beta=2.0, threshold=1.0), True),
-    ("tanh", nn.Tanh, True),
-    ("sigmoid", nn.Sigmoid, True),
-    ("elu", nn.ELU, True),
-    ("elu_alpha", lambda: nn.ELU(alpha=0.4), True),
-    ("elu_inplace", lambda: nn.ELU(inplace=True), True),
-    ("silu", nn.SiLU, True),
-    ("gelu", nn.GELU, True),
-    ("gelu_tanh", lambda: nn.GELU(approximate="tanh"), True),
-    ("relu6", nn.ReLU6, False),
-    ("hardtanh", nn.Hardtanh, False),
-    ("prelu", nn.PReLU, False),
-    ("selu", nn.SELU, False),
-    ("celu", nn.CELU, False),
-    ("mish", nn.Mish, False),
-    ("softmax", lambda: nn.Softmax(dim=1), False),
-    ("log_softmax", lambda: nn.LogSoftmax(dim=1), False),
-    ("glu", lambda: nn.GLU(dim=1), False),
-    ("rrelu", nn.RReLU, False),
+# name, module, opaque (see Case)
+ACTIVATIONS: list[tuple[str, Callable[[], nn.Module], bool | None]] = [
+    ("relu", nn.ReLU, False),
+    ("relu_inplace", lambda: nn.ReLU(inplace=True), False),
+    ("leaky_relu", nn.LeakyReLU, False),
+    ("leaky_relu_0.3", lambda: nn.LeakyReLU(0.3), False),
+    ("leaky_relu_0", lambda: nn.LeakyReLU(0.0), None),
+    ("leaky_relu_1", lambda: nn.LeakyReLU(1.0), False),
+    ("leaky_relu_negative", lambda: nn.LeakyReLU(-0.5), False),
+    ("leaky_relu_inplace", lambda: nn.LeakyReLU(0.1, inplace=True), False),
+    ("softplus", nn.Softplus, False),
+    ("softplus_beta", lambda: nn.Softplus(beta=3.0), False),
+    ("softplus_threshold", lambda: nn.Softplus(beta=2.0, threshold=1.0), False),
+    ("tanh", nn.Tanh, False),
+    ("sigmoid", nn.Sigmoid, False),
+    ("elu", nn.ELU, False),
+    ("elu_alpha", lambda: nn.ELU(alpha=0.4), False),
+    ("elu_inplace", lambda: nn.ELU(inplace=True), False),
+    ("silu", nn.SiLU, False),
+    ("gelu", nn.GELU, False),
+    ("gelu_tanh", lambda: nn.GELU(approximate="tanh"), False),
+    ("relu6", nn.ReLU6, True),
+    ("hardtanh", nn.Hardtanh, True),
+    ("prelu", nn.PReLU, True),
+    ("selu", nn.SELU, True),
+    ("celu", nn.CELU, True),
+    ("mish", nn.Mish, True),
+    ("softmax", lambda: nn.Softmax(dim=1), True),
+    ("log_softmax", lambda: nn.LogSoftmax(dim=1), True),
+    ("glu", lambda: nn.GLU(dim=1), True),
+    ("rrelu", nn.RReLU, True),
 ]
 
 # -------------------------------------------------------------------------------------------------- layers
@@ -192,8 +192,8 @@ LAYERS: list[Case] = [
         "conv2d_reflect", lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), _IMAGE, opaque=True
     ),
     *(
-        Case(f"{name}_{len(shape)}d", make, (shape,), opaque=not native)
-        for name, make, native in ACTIVATIONS
+        Case(f"{name}_{len(shape)}d", make, (shape,), opaque=opaque)
+        for name, make, opaque in ACTIVATIONS
         for shape in ((3, 6), (2, 4, 3, 3))
         if "inplace" not in name
     ),
@@ -370,8 +370,8 @@ _PHOTO = ((3, 3, 8, 8),)
 
 MLPS: list[Case] = [
     *(
-        Case(f"mlp_{name}", (lambda make=make: mlp(make)) if name != "glu" else glu_mlp, opaque=not native)
-        for name, make, native in ACTIVATIONS
+        Case(f"mlp_{name}", (lambda make=make: mlp(make)) if name != "glu" else glu_mlp, opaque=opaque)
+        for name, make, opaque in ACTIVATIONS
     ),
     Case("mlp_no_bias", lambda: mlp(bias=False)),
     Case("mlp_smooth_no_bias", lambda: mlp(nn.SiLU, bias=False)),

@@ -97,9 +97,7 @@ def assert_equal(
         a = actual[name]
         if a is None or b is None:
             if a is not b and (a is None or bool(a.any())):
-                wrong.append(
-                    f"{name}: {'no' if a is None else 'a'} gradient, autograd has {'no' if b is None else 'one'}"
-                )
+                wrong.append(f"{name}: {'None' if a is None else 'not None'}, autograd has the opposite")
             continue
         _same_kind(name, a, b)
         found = difference(a, b, floor)

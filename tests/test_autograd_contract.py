@@ -590,6 +590,6 @@ def test_functorch_tells_that_a_transform_is_active() -> None:
         torch.ones(2)
     )
     assert (inside, torch._C._are_functorch_transforms_active()) == ([True], False), (
-        "torch._C._are_functorch_transforms_active no longer tells that torch.func is at work: without it its "
+        "torch._C._are_functorch_transforms_active no longer tells that torch.func is at work: its "
         "transforms reach the autograd Functions of datagrad_ext and give wrong second derivatives"
     )

@@ -39,7 +39,8 @@ def _contestants(*names: str) -> list[contestants.Contestant]:
 
 def _without_penalty(case: cases.Case) -> contestants.Prepared:
     model, x, t = case.build()
-    return contestants.Prepared(lambda: objectives.plain_step(model, case.objective, x, t))
+    parameters = list(model.parameters())
+    return contestants.Prepared(lambda: objectives.plain_step(model, parameters, case.objective, x, t))
 
 
 def _raising(case: cases.Case) -> contestants.Prepared:
@@ -151,7 +152,7 @@ def test_the_compiled_form_has_the_value_of_the_eager_step(objective: objectives
     gradients = torch.autograd.grad(
         total, list(parameters.values()), allow_unused=True, materialize_grads=True
     )
-    expected = objectives.penalty_step(model, objective, 3.0, x, t)
+    expected = objectives.penalty_step(model, list(model.parameters()), objective, 3.0, x, t)
     assert gate.compare(gradients, expected).relative_error < 1e-12
 
 
@@ -404,7 +405,8 @@ def test_comparison_divides_now_by_before() -> None:
 def test_list_names_cases_and_contestants(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--list"]) == 0
     out = capsys.readouterr().out
-    assert all(row.name in out for row in (*cases.CASES, *contestants.CONTESTANTS))
+    names = [case.name for case in cases.CASES] + [contestant.name for contestant in contestants.CONTESTANTS]
+    assert all(name in out for name in names)
 
 
 @pytest.mark.parametrize(

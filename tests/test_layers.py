@@ -33,7 +33,7 @@ def test_between_smooth_layers(case: Case, device: str) -> None:
     check(model, case.inputs(), objective, datagrad_ext.accelerate, device=device)
 
 
-@pytest.mark.parametrize("case", [c for c in LAYERS if not c.opaque], ids=ids)
+@pytest.mark.parametrize("case", [c for c in LAYERS if c.opaque is False], ids=ids)
 def test_has_a_rule(case: Case) -> None:
     table = datagrad_ext.program(datagrad_ext.accelerate(nn.Sequential(case.build())), *case.inputs())
     assert [row for row in table.rows if row.kind == "opaque"] == []

@@ -31,7 +31,7 @@ needs_native = pytest.mark.skipif(
 
 
 def report(directory: Path, **environ: str) -> str:
-    """What `backends()` says, and any warning, in a fresh interpreter that finds the package in `directory`."""
+    """What `backends()` says, warnings included, in a new interpreter; the package is in `directory`."""
     command = [sys.executable, "-c", REPORT]
     environ = {**os.environ, "PYTHONPATH": str(directory), **environ}
     done = subprocess.run(

@@ -1,8 +1,8 @@
 """How much work a step does: layer-sized products, counted for each weight layer as ATen executes them.
 
-One unit is one product (or convolution) of the size of the layer: forward, vjp, jvp, and one for each pair of
-cotangent and feature in the weight gradient. Counting what reaches ATen needs no hook in the package, so a layer
-that merges its maps is counted rightly. Letter: N batch.
+One unit is one product (or convolution) of the size of the layer: forward, vjp, jvp, and one for each pair
+of cotangent and feature in the weight gradient. Counting what reaches ATen needs no hook in the package, so a
+layer that merges its maps is counted rightly. Letter: N batch.
 """
 
 from __future__ import annotations

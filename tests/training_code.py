@@ -548,7 +548,7 @@ def hessian_vector_product(model, x):
     return {"Hv": torch.autograd.grad(J, x, torch.ones_like(J))[0]}
 
 
-@row(("mlp_relu", "mlp_gelu", "conv_critic", "opaque_scaled_weights"))
+@row(("mlp_relu", "mlp_gelu", "conv_critic", "opaque_scaled_weights"), "batched")
 def batched_cotangents(model, x):
     y = flat(model(x))
     eye = torch.eye(y.numel(), dtype=y.dtype, device=y.device).view(-1, *y.shape)

@@ -39,16 +39,16 @@ class ChannelCursor {
   int64_t channel_, position_;
 };
 
-// Calls visit(channel, begin, count) for the runs of [begin, end) that a loop can treat alike. If inner > 1, a run is one
-// channel; if inner == 1, a run is `count` consecutive channels starting at `channel`.
+// Calls visit(channel, begin, count) for the runs of one channel that make up [begin, end).
 template <class Visit>
 void for_each_run(const ChannelView& view, int64_t begin, int64_t end, const Visit& visit) {
-  const int64_t run = view.inner > 1 ? view.inner : view.channels;
-  int64_t row = begin / run;
-  for (int64_t i = begin; i < end; ++row) {
-    const int64_t stop = (row + 1) * run < end ? (row + 1) * run : end;
-    visit(view.inner > 1 ? row % view.channels : i - row * run, i, stop - i);
+  int64_t run = begin / view.inner;
+  int64_t channel = run % view.channels;
+  for (int64_t i = begin; i < end; ++run) {
+    const int64_t stop = (run + 1) * view.inner < end ? (run + 1) * view.inner : end;
+    visit(channel, i, stop - i);
     i = stop;
+    if (++channel == view.channels) channel = 0;
   }
 }
 

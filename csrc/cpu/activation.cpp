@@ -39,7 +39,7 @@ void for_each_chunk(const Blocks& blocks, const F& f) {
   });
 }
 
-// Σ over all elements of a channel, in double: one partial sum a block, added in the order of the blocks.
+// Σ over all elements of a channel: one partial sum in double a block, added in the order of the blocks.
 class ChannelSums {
  public:
   explicit ChannelSums(const ChannelView& view)
@@ -49,19 +49,16 @@ class ChannelSums {
 
   const Blocks& blocks() const { return blocks_; }
 
-  // Adds the values of elements begin ... begin + count - 1.
+  // Adds the values of elements begin ... begin + count - 1, at most kChunk.
   template <class A>
   void add(int64_t block, int64_t begin, const A* values, int64_t count) {
     double* sums = partials_.data() + block * view_.channels;
-    const bool rows = view_.inner > 1;
-    for_each_run(view_, begin, begin + count, [&](int64_t channel, int64_t i, int64_t n) {
-      const A* run = values + (i - begin);
-      if (rows) {
-        sums[channel] += sum(run, n);
-      } else {
-        for (int64_t k = 0; k < n; ++k) sums[channel + k] += static_cast<double>(run[k]);
-      }
-    });
+    if (view_.inner == 1) {
+      add_rows(sums, begin, values, count);
+    } else {
+      for_each_run(view_, begin, begin + count,
+                   [&](int64_t channel, int64_t i, int64_t n) { sums[channel] += sum(values + (i - begin), n); });
+    }
   }
 
   template <class T>
@@ -75,15 +72,37 @@ class ChannelSums {
   }
 
  private:
+  // Rows of channels; four at a time, added in pairs before they are widened.
+  template <class A>
+  void add_rows(double* sums, int64_t begin, const A* values, int64_t count) const {
+    const int64_t channels = view_.channels, column = begin % channels;
+    int64_t i = column == 0 ? 0 : std::min(channels - column, count);
+    for (int64_t k = 0; k < i; ++k) sums[column + k] += static_cast<double>(values[k]);
+    for (; i + 4 * channels <= count; i += 4 * channels) {
+      const A *a = values + i, *b = a + channels, *c = b + channels, *d = c + channels;
+      for (int64_t k = 0; k < channels; ++k) sums[k] += static_cast<double>((a[k] + b[k]) + (c[k] + d[k]));
+    }
+    for (; i < count; i += channels) {
+      const int64_t n = std::min(channels, count - i);
+      for (int64_t k = 0; k < n; ++k) sums[k] += static_cast<double>(values[i + k]);
+    }
+  }
+
+  // A run within a chunk: 32 running sums of at most kChunk / 32 values, then in double.
   template <class A>
   static double sum(const A* run, int64_t n) {
-    double lane[8] = {};
+    constexpr int kLanes = 32;
+    A lane[kLanes] = {};
     int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-      for (int k = 0; k < 8; ++k) lane[k] += static_cast<double>(run[i + k]);
+    for (; i + kLanes <= n; i += kLanes) {
+      for (int k = 0; k < kLanes; ++k) lane[k] += run[i + k];
     }
-    for (; i < n; ++i) lane[i % 8] += static_cast<double>(run[i]);
-    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+    double total = 0;
+    if (i > 0) {
+      for (int k = 0; k < kLanes; ++k) total += static_cast<double>(lane[k]);
+    }
+    for (; i < n; ++i) total += static_cast<double>(run[i]);
+    return total;
   }
 
   ChannelView view_;
@@ -95,8 +114,12 @@ class ChannelSums {
 template <class T>
 class Reader {
  public:
-  explicit Reader(const PreActivation& z) : x_(data<T>(z.x)), view_(z.view), bias_(z.bias ? z.view.channels : 0) {
-    if (z.bias) widen(data<T>(*z.bias), bias_.data(), z.view.channels);
+  explicit Reader(const PreActivation& z) : x_(data<T>(z.x)), view_(z.view) {
+    if (!z.bias || view_.channels == 0) return;
+    // Where channels are the fastest dimension they are repeated, so that a chunk is one loop wherever it begins.
+    bias_.resize(view_.channels + (view_.inner == 1 ? std::min(kChunk, view_.numel()) : 0));
+    widen(data<T>(*z.bias), bias_.data(), view_.channels);
+    for (size_t i = view_.channels; i < bias_.size(); ++i) bias_[i] = bias_[i - view_.channels];
   }
 
   // The values of z for elements begin ... begin + count - 1, in `buffer` if they are not those of x.
@@ -104,17 +127,15 @@ class Reader {
     const Acc<T>* x = widened(x_ + begin, buffer, count);
     if (bias_.empty()) return x;
     const Acc<T>* bias = bias_.data();
-    const bool rows = view_.inner > 1;
-    for_each_run(view_, begin, begin + count, [&](int64_t channel, int64_t i, int64_t n) {
-      const Acc<T>* source = x + (i - begin);
-      Acc<T>* target = buffer + (i - begin);
-      const Acc<T>* b = bias + channel;
-      if (rows) {
-        for (int64_t k = 0; k < n; ++k) target[k] = source[k] + *b;
-      } else {
-        for (int64_t k = 0; k < n; ++k) target[k] = source[k] + b[k];
-      }
-    });
+    if (view_.inner == 1) {
+      bias += begin % view_.channels;
+      for (int64_t k = 0; k < count; ++k) buffer[k] = x[k] + bias[k];
+    } else {
+      for_each_run(view_, begin, begin + count, [&](int64_t channel, int64_t i, int64_t n) {
+        const Acc<T> b = bias[channel];
+        for (int64_t k = i - begin; k < i - begin + n; ++k) buffer[k] = x[k] + b;
+      });
+    }
     return buffer;
   }
 

@@ -14,8 +14,8 @@ template <class T>
 struct Rectifier {
   T slope;
 
-  DATAGRAD_HD bool bit(T z) const { return slope == T(0) ? !(z <= T(0)) : z > T(0); }
-  DATAGRAD_HD T gate(bool bit, T g) const { return bit ? g : slope == T(0) ? T(0) : slope * g; }
+  DATAGRAD_MATH bool bit(T z) const { return slope == T(0) ? !(z <= T(0)) : z > T(0); }
+  DATAGRAD_MATH T gate(bool bit, T g) const { return bit ? g : slope == T(0) ? T(0) : slope * g; }
 };
 
 template <class T>
@@ -24,10 +24,12 @@ struct Softplus {
   static constexpr int constants = 2;
   T beta, threshold, inverse;
 
-  DATAGRAD_HD explicit Softplus(const double* c) : beta(T(c[0])), threshold(T(c[1])), inverse(T(1 / c[0])) {}
-  DATAGRAD_HD T f(T z) const { return beta * z > threshold ? z : math::softplus(beta * z) * inverse; }
-  DATAGRAD_HD T first(T z) const { return beta * z > threshold ? T(1) : math::Logistic<T>(beta * z).value; }
-  DATAGRAD_HD T second(T z) const { return beta * z >= threshold ? T(0) : beta * math::Logistic<T>(beta * z).slope; }
+  DATAGRAD_MATH explicit Softplus(const double* c) : beta(T(c[0])), threshold(T(c[1])), inverse(T(1 / c[0])) {}
+  DATAGRAD_MATH T f(T z) const { return math::select(beta * z > threshold, z, math::softplus(beta * z) * inverse); }
+  DATAGRAD_MATH T first(T z) const { return math::select(beta * z > threshold, T(1), math::Logistic<T>(beta * z).value); }
+  DATAGRAD_MATH T second(T z) const {
+    return math::select(beta * z >= threshold, T(0), beta * math::Logistic<T>(beta * z).slope);
+  }
 };
 
 template <class T>
@@ -35,10 +37,10 @@ struct Tanh {
   static constexpr const char* name = "tanh";
   static constexpr int constants = 0;
 
-  DATAGRAD_HD explicit Tanh(const double*) {}
-  DATAGRAD_HD T f(T z) const { return math::tanh(z); }
-  DATAGRAD_HD T first(T z) const { return T(4) * math::Logistic<T>(T(2) * z).slope; }
-  DATAGRAD_HD T second(T z) const {
+  DATAGRAD_MATH explicit Tanh(const double*) {}
+  DATAGRAD_MATH T f(T z) const { return math::tanh(z); }
+  DATAGRAD_MATH T first(T z) const { return T(4) * math::Logistic<T>(T(2) * z).slope; }
+  DATAGRAD_MATH T second(T z) const {
     const math::Logistic<T> s(T(2) * z);
     return T(8) * s.slope * (s.complement - s.value);
   }
@@ -49,10 +51,10 @@ struct Sigmoid {
   static constexpr const char* name = "sigmoid";
   static constexpr int constants = 0;
 
-  DATAGRAD_HD explicit Sigmoid(const double*) {}
-  DATAGRAD_HD T f(T z) const { return math::Logistic<T>(z).value; }
-  DATAGRAD_HD T first(T z) const { return math::Logistic<T>(z).slope; }
-  DATAGRAD_HD T second(T z) const {
+  DATAGRAD_MATH explicit Sigmoid(const double*) {}
+  DATAGRAD_MATH T f(T z) const { return math::Logistic<T>(z).value; }
+  DATAGRAD_MATH T first(T z) const { return math::Logistic<T>(z).slope; }
+  DATAGRAD_MATH T second(T z) const {
     const math::Logistic<T> s(z);
     return s.slope * (s.complement - s.value);
   }
@@ -64,11 +66,11 @@ struct Elu {
   static constexpr int constants = 1;
   T alpha;
 
-  DATAGRAD_HD explicit Elu(const double* c) : alpha(T(c[0])) {}
+  DATAGRAD_MATH explicit Elu(const double* c) : alpha(T(c[0])) {}
   // exp(z) of z <= 0 is written exp(-|z|), which stays finite where it is not taken.
-  DATAGRAD_HD T f(T z) const { return z <= T(0) ? alpha * math::expm1_nonpositive(-math::abs(z)) : z; }
-  DATAGRAD_HD T first(T z) const { return z <= T(0) ? alpha * math::exp(-math::abs(z)) : T(1); }
-  DATAGRAD_HD T second(T z) const { return z < T(0) ? alpha * math::exp(-math::abs(z)) : T(0); }
+  DATAGRAD_MATH T f(T z) const { return math::select(z <= T(0), alpha * math::expm1_nonpositive(-math::abs(z)), z); }
+  DATAGRAD_MATH T first(T z) const { return math::select(z <= T(0), alpha * math::exp(-math::abs(z)), T(1)); }
+  DATAGRAD_MATH T second(T z) const { return math::select(z < T(0), alpha * math::exp(-math::abs(z)), T(0)); }
 };
 
 template <class T>
@@ -76,13 +78,13 @@ struct Silu {
   static constexpr const char* name = "silu";
   static constexpr int constants = 0;
 
-  DATAGRAD_HD explicit Silu(const double*) {}
-  DATAGRAD_HD T f(T z) const { return z * math::Logistic<T>(z).value; }
-  DATAGRAD_HD T first(T z) const {
+  DATAGRAD_MATH explicit Silu(const double*) {}
+  DATAGRAD_MATH T f(T z) const { return z * math::Logistic<T>(z).value; }
+  DATAGRAD_MATH T first(T z) const {
     const math::Logistic<T> s(z);
     return s.value * (T(1) + z * s.complement);
   }
-  DATAGRAD_HD T second(T z) const {
+  DATAGRAD_MATH T second(T z) const {
     const math::Logistic<T> s(z);
     return s.slope * (T(2) + z * (s.complement - s.value));
   }
@@ -93,13 +95,13 @@ struct Gelu {
   static constexpr const char* name = "gelu";
   static constexpr int constants = 0;
 
-  DATAGRAD_HD explicit Gelu(const double*) {}
-  DATAGRAD_HD T f(T z) const { return z * math::Normal<T>(z).distribution; }
-  DATAGRAD_HD T first(T z) const {
+  DATAGRAD_MATH explicit Gelu(const double*) {}
+  DATAGRAD_MATH T f(T z) const { return z * math::Normal<T>(z).distribution; }
+  DATAGRAD_MATH T first(T z) const {
     const math::Normal<T> normal(z);
     return normal.distribution + z * normal.density;
   }
-  DATAGRAD_HD T second(T z) const {
+  DATAGRAD_MATH T second(T z) const {
     z = math::clamp(z, T(1e4));  // the density is 0 beyond, and must not meet an infinite square
     return (T(2) - z * z) * math::Normal<T>(z).density;
   }
@@ -113,16 +115,16 @@ struct GeluTanh {
   static constexpr T k = T(1.59576912160573071176);  // 2 sqrt(2 / pi)
   static constexpr T a = T(0.044715);
 
-  DATAGRAD_HD explicit GeluTanh(const double*) {}
-  DATAGRAD_HD static T inner(T z) { return k * (z + a * z * z * z); }
-  DATAGRAD_HD static T inner_slope(T z) { return k * (T(1) + T(3) * a * z * z); }
-  DATAGRAD_HD T f(T z) const { return z * math::Logistic<T>(inner(z)).value; }
-  DATAGRAD_HD T first(T z) const {
+  DATAGRAD_MATH explicit GeluTanh(const double*) {}
+  DATAGRAD_MATH static T inner(T z) { return k * (z + a * z * z * z); }
+  DATAGRAD_MATH static T inner_slope(T z) { return k * (T(1) + T(3) * a * z * z); }
+  DATAGRAD_MATH T f(T z) const { return z * math::Logistic<T>(inner(z)).value; }
+  DATAGRAD_MATH T first(T z) const {
     z = math::clamp(z, T(50));  // σ is 0 or 1 beyond, and must not meet an infinite power
     const math::Logistic<T> s(inner(z));
     return s.value + z * s.slope * inner_slope(z);
   }
-  DATAGRAD_HD T second(T z) const {
+  DATAGRAD_MATH T second(T z) const {
     z = math::clamp(z, T(50));
     const math::Logistic<T> s(inner(z));
     const T w = inner_slope(z);

@@ -14,6 +14,10 @@
 #define DATAGRAD_HD
 #endif
 
+// A loop over a function vectorises only if the function is inlined, however large.
+#define DATAGRAD_ALWAYS_INLINE inline __attribute__((always_inline))
+#define DATAGRAD_MATH DATAGRAD_HD DATAGRAD_ALWAYS_INLINE
+
 namespace datagrad {
 
 // The type arithmetic on elements of type T runs in: float for the 16-bit formats.
@@ -26,16 +30,22 @@ namespace datagrad::math {
 
 namespace detail {
 
-inline float from_bits(uint32_t bits) {
+DATAGRAD_ALWAYS_INLINE float from_bits(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline uint32_t to_bits(float value) {
+DATAGRAD_ALWAYS_INLINE uint32_t to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
+}
+
+// condition ? a : b without a branch, which the compiler would not always turn back into one vector select.
+DATAGRAD_ALWAYS_INLINE float select_host(bool condition, float a, float b) {
+  const uint32_t mask = -static_cast<uint32_t>(condition);
+  return from_bits((to_bits(a) & mask) | (to_bits(b) & ~mask));
 }
 
 // x = k ln 2 + r with |r| <= ln 2 / 2 (and a little); q = expm1(r). NaN stays in q.
@@ -44,7 +54,7 @@ struct Reduced {
   float q;
 };
 
-inline Reduced reduce(float x) {
+DATAGRAD_ALWAYS_INLINE Reduced reduce(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the last bits
   const float shifted = x * 1.44269504f + kRound;
   const float n = shifted - kRound;
@@ -55,24 +65,24 @@ inline Reduced reduce(float x) {
   return {static_cast<int32_t>(to_bits(shifted) - to_bits(kRound)), r + r * r * p};
 }
 
-inline float power_of_two(int32_t k) { return from_bits(static_cast<uint32_t>(k + 127) << 23); }
+DATAGRAD_ALWAYS_INLINE float power_of_two(int32_t k) { return from_bits(static_cast<uint32_t>(k + 127) << 23); }
 
-inline float exp_host(float x) {
-  x = x < -104.0f ? -104.0f : x;
-  x = x > 89.0f ? 89.0f : x;
+DATAGRAD_ALWAYS_INLINE float exp_host(float x) {
+  x = select_host(x < -104.0f, -104.0f, x);
+  x = select_host(x > 89.0f, 89.0f, x);
   const Reduced e = reduce(x);
   const int32_t half = e.k >> 1;  // 2^k in two factors: k reaches beyond the normal exponents
   return ((1.0f + e.q) * power_of_two(half)) * power_of_two(e.k - half);
 }
 
-inline float expm1_host(float x) {
-  x = x < -30.0f ? -30.0f : x;
+DATAGRAD_ALWAYS_INLINE float expm1_host(float x) {
+  x = select_host(x < -30.0f, -30.0f, x);
   const Reduced e = reduce(x);
   const float scale = power_of_two(e.k);
   return scale * e.q + (scale - 1.0f);
 }
 
-inline float log1p_host(float u) {  // 2 atanh(s), s = u / (2 + u) in [0, 1/3]
+DATAGRAD_ALWAYS_INLINE float log1p_host(float u) {  // 2 atanh(s), s = u / (2 + u) in [0, 1/3]
   const float s = u / (2.0f + u);
   const float w = s * s;
   const float p = 6.666667591e-01f +
@@ -81,18 +91,18 @@ inline float log1p_host(float u) {  // 2 atanh(s), s = u / (2 + u) in [0, 1/3]
 }
 
 // Φ(z) given e = exp(-z²/2): e (1/2 - u Q(t)) of -|z|, t = 1 / (1 + c |z|), u = 1 - t.
-inline float normal_cdf_host(float z, float e) {
-  const float a = std::fabs(z) > 16.0f ? 16.0f : std::fabs(z);  // e is 0 beyond
+DATAGRAD_ALWAYS_INLINE float normal_cdf_host(float z, float e) {
+  const float a = select_host(std::fabs(z) > 16.0f, 16.0f, std::fabs(z));  // e is 0 beyond
   const float t = 1.0f / (1.0f + 0.353553391f * a);
   const float u = 0.353553391f * a * t;
   const float high = 1.991760782e-01f + t * (-2.966325382e-01f + t * (1.443548193e-01f + t * -2.527191762e-02f));
   const float q = 5.001526124e-01f +
                   t * (3.561752553e-01f + t * (2.385933179e-01f + t * (1.183160719e-02f + t * high)));
   const float tail = e * (0.5f - u * q);
-  return z > 0.0f ? 1.0f - tail : tail;
+  return select_host(z > 0.0f, 1.0f - tail, tail);
 }
 
-inline float tanh_host(float x) {
+DATAGRAD_ALWAYS_INLINE float tanh_host(float x) {
   const float e = expm1_host(-2.0f * std::fabs(x));
   return std::copysign(e / (2.0f + e), x);
 }
@@ -101,10 +111,10 @@ inline float tanh_host(float x) {
 
 #ifdef __CUDA_ARCH__
 #define DATAGRAD_FLOAT_FUNCTION(name, host, device) \
-  DATAGRAD_HD inline float name(float x) { return device(x); }
+  DATAGRAD_MATH float name(float x) { return device(x); }
 #else
 #define DATAGRAD_FLOAT_FUNCTION(name, host, device) \
-  DATAGRAD_HD inline float name(float x) { return host(x); }
+  DATAGRAD_MATH float name(float x) { return host(x); }
 #endif
 
 DATAGRAD_FLOAT_FUNCTION(exp, detail::exp_host, ::expf)
@@ -113,34 +123,42 @@ DATAGRAD_FLOAT_FUNCTION(expm1_nonpositive, detail::expm1_host, ::expm1f)  // x <
 DATAGRAD_FLOAT_FUNCTION(log1p_unit, detail::log1p_host, ::log1pf)         // 0 <= x <= 1
 #undef DATAGRAD_FLOAT_FUNCTION
 
-DATAGRAD_HD inline double exp(double x) { return ::exp(x); }
-DATAGRAD_HD inline double tanh(double x) { return ::tanh(x); }
-DATAGRAD_HD inline float erfc(float x) { return ::erfcf(x); }
-DATAGRAD_HD inline double erfc(double x) { return ::erfc(x); }
-DATAGRAD_HD inline double expm1_nonpositive(double x) { return ::expm1(x); }
-DATAGRAD_HD inline double log1p_unit(double x) { return ::log1p(x); }
+DATAGRAD_MATH double exp(double x) { return ::exp(x); }
+DATAGRAD_MATH double tanh(double x) { return ::tanh(x); }
+DATAGRAD_MATH float erfc(float x) { return ::erfcf(x); }
+DATAGRAD_MATH double erfc(double x) { return ::erfc(x); }
+DATAGRAD_MATH double expm1_nonpositive(double x) { return ::expm1(x); }
+DATAGRAD_MATH double log1p_unit(double x) { return ::log1p(x); }
 
-DATAGRAD_HD inline float abs(float x) { return ::fabsf(x); }
-DATAGRAD_HD inline double abs(double x) { return ::fabs(x); }
+template <class T>
+DATAGRAD_MATH T select(bool condition, T a, T b) {
+#ifndef __CUDA_ARCH__
+  if constexpr (std::is_same_v<T, float>) return detail::select_host(condition, a, b);
+#endif
+  return condition ? a : b;
+}
+
+DATAGRAD_MATH float abs(float x) { return ::fabsf(x); }
+DATAGRAD_MATH double abs(double x) { return ::fabs(x); }
 
 // σ(x) = 1 / (1 + exp(-x)), σ(-x) = 1 - σ(x) and σ'(x) = σ(x) σ(-x), of one exponential, without overflow or cancellation.
 template <class T>
 struct Logistic {
   T value, complement, slope;
 
-  DATAGRAD_HD explicit Logistic(T x) {
+  DATAGRAD_MATH explicit Logistic(T x) {
     const T e = exp(-abs(x));
     const T larger = T(1) / (T(1) + e), smaller = e * larger;
-    value = x < T(0) ? smaller : larger;
-    complement = x < T(0) ? larger : smaller;
+    value = select(x < T(0), smaller, larger);
+    complement = select(x < T(0), larger, smaller);
     slope = smaller * larger;
   }
 };
 
 // log(1 + exp(x)) without overflow.
 template <class T>
-DATAGRAD_HD T softplus(T x) {
-  return (x > T(0) ? x : T(0)) + log1p_unit(exp(-abs(x)));
+DATAGRAD_MATH T softplus(T x) {
+  return select(x > T(0), x, T(0)) + log1p_unit(exp(-abs(x)));
 }
 
 // The standard normal distribution: its density at z and Φ(z).
@@ -148,7 +166,7 @@ template <class T>
 struct Normal {
   T density, distribution;
 
-  DATAGRAD_HD explicit Normal(T z) {
+  DATAGRAD_MATH explicit Normal(T z) {
     const T e = exp(T(-0.5) * z * z);
     density = T(0.39894228040143267794) * e;
 #ifndef __CUDA_ARCH__
@@ -162,9 +180,8 @@ struct Normal {
 };
 
 template <class T>
-DATAGRAD_HD T clamp(T x, T bound) {
-  x = x < -bound ? -bound : x;
-  return x > bound ? bound : x;
+DATAGRAD_MATH T clamp(T x, T bound) {
+  return select(x > bound, bound, select(x < -bound, -bound, x));
 }
 
 }  // namespace datagrad::math

@@ -12,7 +12,10 @@ from torch import nn
 class Network:
     """The words of a title, how to build the network from the current random state, and how to train it.
 
-    The learning rates and penalty weights were chosen on validation images (`train --validate`).
+    The penalty weights were chosen on validation images, never on test images (`train --validate`, seeds 0, 1):
+    the lowest FGSM error, averaged over all ε, among those whose clean error is within half a point of the
+    lowest. Tried: L1 0.03, 0.06, 0.1, 0.15, 0.2 (mlp) and 0.02, 0.05, 0.1, 0.15 (conv); squared L2 0.5, 1, 2, 4,
+    and 8 (mlp alone).
     """
 
     title: str
@@ -42,7 +45,5 @@ def _conv() -> nn.Module:
 
 NETWORKS = {
     "mlp": Network("784-784-784-10 ReLU network", _mlp, learning_rate=1e-3, lambda_l1=0.15, lambda_l2=4.0),
-    "conv": Network(
-        "1-16-32 convolutional network", _conv, learning_rate=5e-3, lambda_l1=0.1, lambda_l2=1.0
-    ),
+    "conv": Network("1-16-32 convolutional network", _conv, learning_rate=5e-3, lambda_l1=0.1, lambda_l2=2.0),
 }

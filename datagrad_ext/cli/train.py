@@ -42,7 +42,7 @@ data:
   With --data DIR, the full MNIST: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte
   and t10k-labels-idx1-ubyte in DIR (a dot before idx and .gz are fine).
 
-default learning rates and penalty weights:
+default penalty weights:
   Chosen with --validate, never on test images, as means over seeds 0 and 1: the lowest FGSM error over all ε
   among the weights whose clean error is within half a point of the lowest.
 

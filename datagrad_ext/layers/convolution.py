@@ -24,7 +24,7 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 class Convolution(Layer):
-    """w * x + b; params are (w, b), b may be None. x is (N, C, …) or, unbatched, (C, …)."""
+    """w * x + b; params are (w, b), or (w,) without a bias. x is (N, C, …) or, unbatched, (C, …)."""
 
     paired = True
 
@@ -50,11 +50,10 @@ class Convolution(Layer):
         return f"Conv{'Transpose' if self.transposed else ''}{self.dims}d"
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        x, (weight, bias) = inputs[0], params
-        self._check(x, weight)
-        numbers, pad = self._geometry(weight)
-        x = self._enter(x, pad)
-        return self._leave(_convolution(x, weight, bias, *numbers), inputs[0]), (x, inputs[0].dim())
+        self._check(inputs[0])
+        numbers, pad = self._geometry(params[0])
+        x = self._enter(inputs[0], pad)
+        return self._leave(_convolution(x, *_with_bias(params), *numbers), inputs[0]), (x, inputs[0].dim())
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         return (self._backward(saved, params[0], g, saved[0], True, False)[0],)
@@ -85,7 +84,7 @@ class Convolution(Layer):
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         numbers, pad = self._geometry(params[0])
         x = self._enter(inputs[0], pad)
-        return self._leave(torch.convolution(x, *params, *numbers), inputs[0])
+        return self._leave(torch.convolution(x, *_with_bias(params), *numbers), inputs[0])
 
     def _parameters(self, saved: Any, params: Tensors, zeta: Any, pairs: Pairs, wanted: Sequence[bool], weight: Any) -> Tensors:
         """(w̄, b̄); `weight` is the part of w̄ from (ζ, x) where it is already known."""
@@ -140,7 +139,7 @@ class Convolution(Layer):
         dim = like if isinstance(like, int) else like.dim()
         return y.squeeze(0) if dim == self.dims + 1 else y
 
-    def _check(self, x: Tensor, weight: Tensor) -> None:
+    def _check(self, x: Tensor) -> None:
         if x.dim() not in (self.dims + 1, self.dims + 2):
             raise RuntimeError(
                 f"{self.name}: expected a {self.dims + 2}-dimensional input (N, C, …) or a {self.dims + 1}-dimensional "
@@ -148,6 +147,10 @@ class Convolution(Layer):
             )
         if self.padding == "same" and any(s != 1 for s in self._stride):
             raise RuntimeError(f"{self.name}: padding='same' needs stride 1, got stride {tuple(self._stride)}")
+
+
+def _with_bias(params: Tensors) -> Tensors:
+    return params if len(params) == 2 else (params[0], None)
 
 
 def _each(value: Any, dims: int) -> list[int]:

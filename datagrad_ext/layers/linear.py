@@ -20,14 +20,13 @@ from .registry import Application, function_rule, module_rule
 
 
 class Linear(Layer):
-    """x Wᵀ + b; params are (W, b), b may be None."""
+    """x Wᵀ + b; params are (W, b), or (W,) without a bias."""
 
     paired = True
     bias_dim = -1  # the dimension of y along which the bias lies
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        x, (weight, bias) = inputs[0], params
-        return F.linear(x, weight, bias), (x,)
+        return F.linear(inputs[0], *params), (inputs[0],)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         return (torch.matmul(g, params[0]),)

@@ -3,9 +3,10 @@
     loss = Σ_c y_c (lse − z_c)      δ = weight (Y p − y)      H v = weight Y (p∘v − p (p·v))
 
 Letters: `z` logits (N, C), `p` = softmax z, `lse` = log Σ exp z (N,), `y` target distribution,
-`Y` = Σ_c y_c, `weight` (N,) cotangent of the loss, `v` (N, C) tangent of the logits. The target is class indices,
-int64 (N,), or probabilities (N, C) in the logits' dtype; with label smoothing s, y = (1 − s) target + s / C.
-A row whose class index is `ignore_index` has loss 0 and gradients 0, whatever its logits are.
+`Y` = Σ_c y_c, `weight` (N,) cotangent of the loss, `v` (N, C) tangent of the logits. The target is class
+indices, int64 (N,), or probabilities (N, C) in the logits' dtype; with label smoothing s,
+y = (1 − s) target + s / C. A row whose class index is `ignore_index` has loss 0 and gradients 0, whatever
+its logits are.
 
 Everything runs in float32 for the 16-bit formats, else in the logits' dtype; `loss`, `lse`, `weight` and the
 gradient of the weight stay there, (N, C) results are rounded to the logits' dtype. p is exp(z − lse) divided
