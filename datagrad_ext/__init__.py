@@ -1,6 +1,6 @@
 """datagrad_ext: exact and fast double backprop, for training with penalties on a network's gradient by its input."""
 
-from . import _native, functional, penalties
+from . import functional, penalties
 from ._native import backends
 from .accelerate import accelerate
 from .autograd import ReferencePathWarning

@@ -40,9 +40,9 @@ def accelerate(model: Module) -> Module:
             "For functions use datagrad_ext.functional, which has torch.nn.functional's signatures."
         )
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("accelerate() got a ScriptModule, whose code is fixed. Accelerate the module before scripting it.")
+        raise TypeError("accelerate() got a ScriptModule, whose code is fixed. Accelerate the module, then script it.")
     if isinstance(model, torch._dynamo.OptimizedModule):
-        raise TypeError("accelerate() got a compiled module. Accelerate the module itself, not torch.compile's wrapper.")
+        raise TypeError("accelerate() got torch.compile's wrapper. Accelerate the module itself, before compiling.")
     if "forward" in model.__dict__:
         raise ValueError(
             f"{type(model).__name__}.forward was replaced on the instance, so a forward of its class would never run. "
@@ -54,7 +54,7 @@ def accelerate(model: Module) -> Module:
 def network_of(model: nn.Module) -> Network:
     """The network behind an accelerated module."""
     if not is_accelerated(model):
-        raise TypeError(f"expected a module from accelerate(), got {type(model).__name__}. Call accelerate(model) first.")
+        raise TypeError(f"expected an accelerated module, got {type(model).__name__}. Call accelerate(model) first.")
     network = model.__dict__.get("_datagrad")
     if network is None or network.owner is None or network.owner() is not model:
         network = model.__dict__["_datagrad"] = Network(weakref.ref(model))
@@ -68,21 +68,24 @@ def is_accelerated(module: nn.Module) -> bool:
 
 def _adopt(module: Module) -> Module:
     if not is_accelerated(module):
-        module.__class__ = _accelerated_class(type(module))
+        cls: Any = type(module)
+        module.__class__ = _accelerated_class(cls)
     return module
 
 
 @functools.cache
-def _accelerated_class(cls: type[nn.Module]) -> type[nn.Module]:
+def _accelerated_class(cls: Any) -> type[nn.Module]:
     """The subclass of `cls` that runs programs; generated once for each class."""
     original = cls.forward
 
     @functools.wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return original(self, *args, **kwargs)
         return network_of(self).call(self, original, _adopt, args, kwargs)
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
-        function, arguments, *rest = cls.__reduce_ex__(self, protocol)
+        function, arguments, *rest = tuple(cls.__reduce_ex__(self, protocol))
         arguments = tuple(cls if a is type(self) else a for a in arguments)
         return (_rebuild, (function, arguments), *rest)
 

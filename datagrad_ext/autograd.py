@@ -89,7 +89,7 @@ class Forward(Function):
         wanted_inputs, wanted_params = wanted[:n], wanted[n:]
         gs = cotangents[:-1]
         left = ctx.run.differentiable.pop(_task(), [])
-        if left or _needs_reference(ctx.run, torch.is_grad_enabled() and any(wanted_params)):
+        if left or _needs_reference(ctx.run, gs, torch.is_grad_enabled() and any(wanted_params)):
             found = _differentiable_reverse(ctx.run, inputs, params, saved, gs, wanted, left)
         elif torch.is_grad_enabled():
             job = _Job(ctx.run, inputs, params, saved, wanted_inputs, ctx.layout, tensors)
@@ -124,7 +124,8 @@ class DataGradient(Function):
     @staticmethod
     def forward(ctx: Any, job: _Job, anchor: Tensor, *gs: Any) -> tuple[Any, ...]:
         program = job.run.program
-        found, records = program.data_gradient(job.saved, program.thetas(job.params), gs, job.wanted)
+        cut = [None if g is None else g.detach() for g in gs]  # a record must not hold the graph of the loss
+        found, records = program.data_gradient(job.saved, program.thetas(job.params), cut, job.wanted)
         ctx.run, ctx.wanted = job.run, job.wanted
         ctx.set_materialize_grads(False)
         found = [_or_zero(J, x, want) for J, x, want in zip(found, job.inputs, job.wanted, strict=True)]
@@ -138,7 +139,7 @@ class DataGradient(Function):
     def backward(ctx: Any, *seeds: Any) -> tuple[Any, ...]:
         gs, records, arguments, *saved = _unpack(ctx.layout, ctx.saved_tensors)
         inputs, params = arguments[: ctx.n_inputs], arguments[ctx.n_inputs :]
-        if _needs_reference(ctx.run, torch.is_grad_enabled()):
+        if _needs_reference(ctx.run, seeds, torch.is_grad_enabled()):
             bars, g_bars = _differentiable_tangent(ctx, inputs, params, saved, gs, seeds)
             ctx.run.differentiable.setdefault(_task(), []).append(bars)
             return (None, None, *g_bars)
@@ -151,14 +152,14 @@ class DataGradient(Function):
         return (None, None, *outputs)
 
 
-def _needs_reference(run: Run, differentiable: bool) -> bool:
+def _needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -> bool:
     """Whether a backward is beyond the fast path; warns once. `differentiable`: its result must have a graph."""
     if differentiable:
         reason = (
             "create_graph=True in a backward that reaches parameters or a data gradient "
             "(gradients of parameter gradients, third order)"
         )
-    elif torch._C._are_functorch_transforms_active():
+    elif torch._C._are_functorch_transforms_active() or any(map(_is_batched, cotangents)):
         reason = "batched cotangents (is_grads_batched, or a torch.func transform over the backward)"
     else:
         return False
@@ -166,8 +167,19 @@ def _needs_reference(run: Run, differentiable: bool) -> bool:
     return True
 
 
+def _is_batched(g: Any) -> bool:
+    """Whether a cotangent comes from autograd.grad(is_grads_batched=True)."""
+    return g is not None and torch._C._functorch.is_legacy_batchedtensor(g)
+
+
 def _differentiable_reverse(
-    run: Run, inputs: Sequence[Any], params: Sequence[Any], saved: list[Any], gs: Sequence[Any], wanted: Flags, left: list
+    run: Run,
+    inputs: Sequence[Any],
+    params: Sequence[Any],
+    saved: list[Any],
+    gs: Sequence[Any],
+    wanted: Flags,
+    left: list,
 ) -> list[Any]:
     """Sweep 4 on the reference path: differentiable gradients of inputs and parameters, plus what was left for them."""
     with torch.enable_grad():

@@ -109,7 +109,9 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     return _call(F.gelu, (input,), (("approximate", approximate),))
 
 
-def _call(function: Callable[..., Tensor], arguments: tuple[Any, ...], named: tuple[tuple[str, Any], ...] = ()) -> Tensor:
+def _call(
+    function: Callable[..., Tensor], arguments: tuple[Any, ...], named: tuple[tuple[str, Any], ...] = ()
+) -> Tensor:
     """`function(*arguments)` as a network of one layer, or on the reference path."""
     tensors = [a for a in arguments if isinstance(a, Tensor)]
     reason = refusal(tensors) if torch.is_grad_enabled() else None

@@ -129,7 +129,7 @@ class _Lowering:
         path, _, name = str(node.target).rpartition(".")
         owner = self._root.get_submodule(path)
         found = getattr(owner, name)
-        if isinstance(found, Tensor) and found.requires_grad or isinstance(found, nn.Parameter):
+        if (isinstance(found, Tensor) and found.requires_grad) or isinstance(found, nn.Parameter):
             return self._slot(owner, name)
         table = owner._buffers if name in owner._buffers else owner.__dict__
         return self._host(lambda values: table[name], (), str(node.target))
@@ -333,7 +333,7 @@ def _caller(node: fx.Node, module: nn.Module | None = None) -> Callable[[Callabl
 
 def _reader(owner: nn.Module, name: str) -> Callable[[list[Tensor]], Tensor]:
     """How a parameter is read at each call, without a strong reference to its module."""
-    parameters = owner._parameters
+    parameters: dict[str, Any] = owner._parameters
     if name in parameters:
         return lambda slots: parameters[name]
     weak = weakref.ref(owner)

@@ -135,7 +135,7 @@ class Program:
         kept: list[Any] = [None] * len(self.steps)
         for i, layer, inputs, output, needed, dead in self._tangent_plan(wanted):
             tangents = tuple([flow[j] for j in inputs])
-            if tangents != (None,) * len(tangents):
+            if any(t is not None for t in tangents):
                 if layer.paired:
                     kept[i] = tangents
                 if needed:

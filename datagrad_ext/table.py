@@ -46,9 +46,13 @@ class Table:
     def __str__(self) -> str:
         cells = [_COLUMNS, *[tuple(_cell(getattr(row, name)) for name in _COLUMNS) for row in self.rows]]
         widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+        ]
         total = sum(row.saved_bytes for row in self.rows)
-        return "\n".join([self.title, *([self.note] if self.note else []), *lines, f"saved for the sweeps: {total:,} bytes"])
+        return "\n".join(
+            [self.title, *([self.note] if self.note else []), *lines, f"saved for the sweeps: {total:,} bytes"]
+        )
 
 
 def program(model: nn.Module, *inputs: Any) -> Table:

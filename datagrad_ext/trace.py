@@ -8,6 +8,7 @@ forward did not trace (control flow on data, state written by the forward). If t
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import fx, nn
 from .layers import rule_of_module
 
 _INTERNAL = frozenset(nn.Module().__dict__)
+_ONE_AT_A_TIME = threading.RLock()
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device)
 
 
@@ -45,10 +47,14 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
         tracer = _Tracer(forward, n_inputs, leaves)
         before = {module: attributes(module) for module in root.modules()}
         try:
-            graph = tracer.trace(root)
+            with _ONE_AT_A_TIME:
+                graph = tracer.trace(root)
             culprit, reason = _changed(before), "its forward changes the module's attributes"
-        except Exception as error:  # noqa: BLE001 - whatever the user's code raises on proxies is a reason not to trace
-            culprit, reason = tracer.inside[-1] if tracer.inside else root, f"its forward does not trace ({_first_line(error)})"
+        except Exception as error:
+            culprit, reason = (
+                tracer.inside[-1] if tracer.inside else root,
+                f"its forward does not trace ({_first_line(error)})",
+            )
         finally:
             _restore(before)
         if culprit is None:
@@ -62,7 +68,8 @@ class _Tracer(fx.Tracer):
     """Traces through user modules and stops at leaves; remembers which module it is inside of."""
 
     def __init__(self, forward: Callable[..., Any], n_inputs: int, leaves: dict[nn.Module, str]) -> None:
-        super().__init__(param_shapes_constant=False)
+        super().__init__()
+        self._thread = threading.get_ident()
         self._forward, self._n_inputs, self._leaves = forward, n_inputs, leaves
         self.inside: list[nn.Module] = []
 
@@ -74,12 +81,19 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:  # fx patches nn.Module for every thread
+            return forward(*args, **kwargs)
         if self.is_leaf_module(m, self.path_of_module(m)):
             return super().call_module(m, forward, args, kwargs)
         self.inside.append(m)
         value = super().call_module(m, forward, args, kwargs)
         self.inside.pop()
         return value
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         inputs = [self.create_proxy("placeholder", f"input_{i}", (), {}) for i in range(self._n_inputs)]

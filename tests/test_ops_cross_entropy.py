@@ -128,6 +128,26 @@ def test_far_logits_lose_no_accuracy(
 
 
 @implementations
+@pytest.mark.parametrize("classes", [10, 1500])
+@pytest.mark.parametrize("gap", [4.0, 8.0, 12.0])
+def test_a_confident_row_keeps_its_relative_accuracy(
+    gap: float, classes: int, implementation: str, device: str
+) -> None:
+    """p near 1: p − y and v − p·v cancel, and the small result is what training still gets from the row.
+
+    Differences taken in float32 lose about eps / (1 − p); the kernels take them in double, the reference does not.
+    """
+    given = case((8, classes), torch.float32, "indices", device)
+    given.logits = given.logits / 3
+    given.logits.scatter_add_(1, given.target[:, None], torch.full((8, 1), gap, device=device))
+    lost = 1 - torch.softmax(given.logits.double(), 1).gather(1, given.target[:, None]).min()
+    native = implementation == "op" and ops.is_native(NAMES[1], device)
+    tolerance = 2e-6 if native else 2e-6 + 4 * torch.finfo(torch.float32).eps / float(lost)
+    for result, correct in zip(given.run(implementation, 0.0)[1:], given.expected(0.0)[1:], strict=True):
+        assert difference(result, correct).norm <= tolerance
+
+
+@implementations
 @smoothings
 @pytest.mark.parametrize("ignore_index", [-100, 2])
 @pytest.mark.parametrize("classes", [10, 1500])

@@ -153,13 +153,14 @@ struct Loss {
       std::fill(out, out + classes, A(0));
       return;
     }
-    const A inverse = A(1) / static_cast<A>(sum(classes, [&](int64_t c) { return e[c]; }));
+    const double e_sum = sum(classes, [&](int64_t c) { return e[c]; });
+    const A inverse = static_cast<A>(1 / e_sum);
     if (y != nullptr) {
       const A total = static_cast<A>(sum(classes, [&](int64_t c) { return smoothing(y[c]); }));
       for (int64_t c = 0; c < classes; ++c) out[c] = delta(weight, total, e[c] * inverse, smoothing(y[c]));
     } else {
       const int64_t index = targets.index[row];
-      const A at_index = delta(weight, A(1), e[index] * inverse, smoothing(A(1)));
+      const A at_index = delta_at_index(weight, e[index], e_sum, smoothing);
       for (int64_t c = 0; c < classes; ++c) out[c] = delta(weight, A(1), e[c] * inverse, smoothing(A(0)));
       out[index] = at_index;
     }
@@ -172,20 +173,22 @@ struct Loss {
       std::fill(out, out + classes, A(0));
       return A(0);
     }
-    const A inverse = A(1) / static_cast<A>(sum(classes, [&](int64_t c) { return e[c]; }));
-    const A p_dot_v = static_cast<A>(sum(classes, [&](int64_t c) { return e[c] * v[c]; })) * inverse;
-    A total = A(1), y_dot_v;
+    const auto wide = [](A x) { return static_cast<double>(x); };
+    const double e_sum = sum(classes, [&](int64_t c) { return e[c]; });
+    const double p_dot_v = sum(classes, [&](int64_t c) { return wide(e[c]) * wide(v[c]); }) / e_sum;
+    double total = 1, y_dot_v;
     if (y != nullptr) {
-      total = static_cast<A>(sum(classes, [&](int64_t c) { return smoothing(y[c]); }));
-      y_dot_v = static_cast<A>(sum(classes, [&](int64_t c) { return smoothing(y[c]) * v[c]; }));
+      total = sum(classes, [&](int64_t c) { return smoothing(y[c]); });
+      y_dot_v = sum(classes, [&](int64_t c) { return wide(smoothing(y[c])) * wide(v[c]); });
     } else {
-      y_dot_v = smoothing.kept * v[targets.index[row]];
+      y_dot_v = wide(smoothing.kept) * wide(v[targets.index[row]]);
       if (smoothing.spread != A(0)) {
-        y_dot_v += smoothing.spread * static_cast<A>(sum(classes, [&](int64_t c) { return v[c]; }));
+        y_dot_v += wide(smoothing.spread) * sum(classes, [&](int64_t c) { return v[c]; });
       }
     }
-    for (int64_t c = 0; c < classes; ++c) out[c] = curvature(weight, total, e[c] * inverse, v[c], p_dot_v);
-    return total * p_dot_v - y_dot_v;
+    const A inverse = static_cast<A>(1 / e_sum), y_sum = static_cast<A>(total);
+    for (int64_t c = 0; c < classes; ++c) out[c] = curvature(weight, y_sum, e[c] * inverse, v[c], p_dot_v);
+    return static_cast<A>(total * p_dot_v - y_dot_v);
   }
 };
 

@@ -18,10 +18,9 @@ struct Maximum {
   __device__ static void merge(A& a, A b) { a = b > a ? b : a; }
 };
 
-// The sums over a row that the gradient and the Hessian-vector product need.
-template <class A>
+// The sums over a row that the gradient and the Hessian-vector product need; in double, for their differences cancel.
 struct Moments {
-  A e, e_dot_v, y, y_dot_v;
+  double e, e_dot_v, y, y_dot_v;
 
   __device__ static void merge(Moments& a, const Moments& b) {
     a.e += b.e;
@@ -99,7 +98,7 @@ __global__ void __launch_bounds__(kThreads) forward_rows(Team team, Operands<T> 
   });
 }
 
-// δ = weight (Y p - y) if v is null; else the Hessian-vector product, and (Y p - y)·v in dweight.
+// δ = weight (Y p - y); or, with kHessian, the Hessian-vector product for v, and (Y p - y)·v in dweight.
 template <bool kHessian, class Team, class T>
 __global__ void __launch_bounds__(kThreads) derivative_rows(Team team, Operands<T> of, const Acc<T>* lse,
                                                             const Acc<T>* weight, const T* v, T* out, Acc<T>* dweight) {
@@ -108,24 +107,31 @@ __global__ void __launch_bounds__(kThreads) derivative_rows(Team team, Operands<
     const int64_t classes = has_row ? of.classes : 0;
     const auto e = [&](int64_t c) { return math::exp(of.z(row, c) - lse[row]); };
     const auto tangent = [&](int64_t c) { return kHessian ? static_cast<A>(v[row * of.classes + c]) : A(0); };
-    Moments<A> sum = {};
+    Moments sum = {};
     for_each_class(team, classes, [&](int64_t c) {
-      const A e_c = e(c), y_c = of.y(row, c), v_c = tangent(c);
-      Moments<A>::merge(sum, {e_c, e_c * v_c, y_c, y_c * v_c});
+      const double e_c = e(c), y_c = of.y(row, c), v_c = tangent(c);
+      Moments::merge(sum, {e_c, e_c * v_c, y_c, y_c * v_c});
     });
-    sum = team.template reduce<Moments<A>>(sum);
+    sum = team.template reduce<Moments>(sum);
     if (!has_row) return;
     const bool ignored = of.ignored(row);
     const A standing = of.standing(row), row_weight = standing * weight[row];
-    const A p_dot_v = sum.e_dot_v / sum.e;
+    const double p_dot_v = sum.e_dot_v / sum.e;
+    const A inverse = static_cast<A>(1 / sum.e), total = static_cast<A>(sum.y);
     for_each_class(team, classes, [&](int64_t c) {
-      const A p = e(c) / sum.e;
-      const A value = kHessian ? curvature(row_weight, sum.y, p, tangent(c), p_dot_v)
-                               : delta(row_weight, sum.y, p, of.y(row, c));
+      const A e_c = e(c);
+      A value;
+      if (kHessian) {
+        value = curvature(row_weight, total, e_c * inverse, tangent(c), p_dot_v);
+      } else if (of.index != nullptr && c == of.index[row]) {
+        value = delta_at_index(row_weight, e_c, sum.e, of.smoothing);
+      } else {
+        value = delta(row_weight, total, e_c * inverse, of.y(row, c));
+      }
       out[row * of.classes + c] = static_cast<T>(ignored ? A(0) : value);
     });
     if (kHessian && team.lane() == 0) {
-      dweight[row] = ignored ? A(0) : standing * (sum.y * p_dot_v - sum.y_dot_v);
+      dweight[row] = ignored ? A(0) : standing * static_cast<A>(sum.y * p_dot_v - sum.y_dot_v);
     }
   });
 }

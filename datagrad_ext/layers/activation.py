@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.activation import ACTIVATIONS, Activation
-from .base import Layer, Pairs, Tensors, add
+from .base import Layer, Pairs, Tensors
 from .registry import Application, function_rule, module_rule
 
 _ops = torch.ops.datagrad

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Pairs, Parameterless, Tensors, add, add_each, reduce_to
+from .base import Pairs, Parameterless, Tensors, add_each, reduce_to
 from .registry import Application, function_rule
 
 

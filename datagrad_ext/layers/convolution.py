@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Layer, Pairs, Tensors, add
+from .base import Layer, Pairs, Tensors
 from .registry import Application, function_rule, module_rule
 
 _convolution = torch.ops.aten.convolution.default
@@ -86,7 +86,9 @@ class Convolution(Layer):
         x = self._enter(inputs[0], pad)
         return self._leave(torch.convolution(x, *_with_bias(params), *numbers), inputs[0])
 
-    def _parameters(self, saved: Any, params: Tensors, zeta: Any, pairs: Pairs, wanted: Sequence[bool], weight: Any) -> Tensors:
+    def _parameters(
+        self, saved: Any, params: Tensors, zeta: Any, pairs: Pairs, wanted: Sequence[bool], weight: Any
+    ) -> Tensors:
         """(w̄, b̄); `weight` is the part of w̄ from (ζ, x) where it is already known."""
         if wanted[0]:
             products = [(zeta, saved[0])] if zeta is not None and weight is None else []
@@ -184,7 +186,15 @@ def _functions(dims: int, convolution: Any, transposed: Any) -> None:
     """Register F.conv{dims}d and F.conv_transpose{dims}d."""
 
     @function_rule(convolution)
-    def _(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1):
+    def _(
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Application:
         layer = Convolution(dims, stride, padding, dilation, groups)
         return Application(layer, inputs=(input,), params=(weight, bias))
 
@@ -198,7 +208,7 @@ def _functions(dims: int, convolution: Any, transposed: Any) -> None:
         output_padding: Any = 0,
         groups: int = 1,
         dilation: Any = 1,
-    ):
+    ) -> Application:
         layer = Convolution(dims, stride, padding, dilation, groups, True, output_padding)
         return Application(layer, inputs=(input,), params=(weight, bias))
 

@@ -19,9 +19,10 @@ from torch.func import functional_call
 
 from .base import Layer, Pairs, Tensors
 
-
 # modules of torch whose forward always returns new memory
-_FRESH = {f"torch.nn.modules.{name}" for name in ("batchnorm", "normalization", "instancenorm", "pooling", "upsampling")}
+_FRESH = {
+    f"torch.nn.modules.{name}" for name in ("batchnorm", "normalization", "instancenorm", "pooling", "upsampling")
+}
 
 
 class Opaque(Layer):

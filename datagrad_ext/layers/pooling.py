@@ -65,7 +65,7 @@ class AdaptiveAvgPool(Parameterless):
     def apply(self, *inputs: Any) -> Tensor:
         x = inputs[0]
         size = [n if s is None else s for s, n in zip(self._size, x.shape[-self._dims :], strict=True)]
-        pool = F.adaptive_avg_pool3d if self._dims == 3 else F.adaptive_avg_pool2d
+        pool: Any = F.adaptive_avg_pool3d if self._dims == 3 else F.adaptive_avg_pool2d
         size = [1, *size] if self._dims == 1 else size
         return _narrow(pool(_widen(x, self._dims), size), self._dims)
 
@@ -166,7 +166,7 @@ def _register(dims: int, avg_module: Any, avg: Any, max_module: Any, maximum: An
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: Any = None,
-    ):
+    ) -> Application:
         layer = AvgPool(dims, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
         return Application(layer, inputs=(input,))
 
@@ -185,7 +185,7 @@ def _register(dims: int, avg_module: Any, avg: Any, max_module: Any, maximum: An
         dilation: Any = 1,
         ceil_mode: bool = False,
         return_indices: bool = False,
-    ):
+    ) -> Application | None:
         if return_indices:
             return None
         return Application(MaxPool(dims, kernel_size, stride, padding, dilation, ceil_mode), inputs=(input,))
@@ -195,7 +195,7 @@ def _register(dims: int, avg_module: Any, avg: Any, max_module: Any, maximum: An
         return Application(AdaptiveAvgPool(dims, m.output_size))
 
     @function_rule(ada)
-    def _(input: Any, output_size: Any):
+    def _(input: Any, output_size: Any) -> Application:
         return Application(AdaptiveAvgPool(dims, output_size), inputs=(input,))
 
 

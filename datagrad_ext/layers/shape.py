@@ -22,14 +22,17 @@ class Reshape(Parameterless):
     aliases = True
 
     def __init__(self, method: Callable[..., Tensor]) -> None:
-        self.apply = method
+        self._method = method
 
     @property
     def name(self) -> str:
-        return self.apply.__name__.capitalize()
+        return self._method.__name__.capitalize()
+
+    def apply(self, *inputs: Any) -> Tensor:
+        return self._method(*inputs)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        y = self.apply(inputs[0], *host)
+        y = self._method(inputs[0], *host)
         return y, (inputs[0].shape, y.shape)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
@@ -95,6 +98,11 @@ _reshape_rule(torch.Tensor.unflatten, torch.unflatten)
 @function_rule(torch.flatten, methods=("flatten",))
 def _flatten_call(input: Any, start_dim: Any = 0, end_dim: Any = -1) -> Application:
     return Application(Reshape(torch.Tensor.flatten), inputs=(input,), host=(start_dim, end_dim))
+
+
+@function_rule(methods=("contiguous",))
+def _contiguous(input: Any) -> Application:
+    return Application(Reshape(torch.Tensor.contiguous), inputs=(input,))
 
 
 @function_rule(torch.permute, methods=("permute",))
