@@ -69,7 +69,8 @@ def is_accelerated(module: nn.Module) -> bool:
 def _adopt(module: Module) -> Module:
     if not is_accelerated(module):
         cls: Any = type(module)
-        module.__class__ = _accelerated_class(cls)
+        generated: Any = _accelerated_class(cls)
+        module.__class__ = generated
     return module
 
 

@@ -499,7 +499,7 @@ DAGS: list[Case] = [
     _dag("residual", lambda m, x: m.b(x + F.relu(m.a(x))), a=_l, b=_l),
     _dag("residual_smooth", lambda m, x: m.b(x + F.gelu(m.a(x))) + x, a=_l, b=_l),
     _dag("dense", _branches, a=_l, b=lambda: _l(18, 5), c=_l, d=_l),
-    _dag("add_function", lambda m, x: torch.add(m.a(x), F.silu(m.b(x)), alpha=0.5), a=_l, b=_l),
+    _dag("add_function", lambda m, x: torch.add(m.a(x), F.silu(m.b(x)), alpha=0.5), opaque=None, a=_l, b=_l),
     _dag("sub", lambda m, x: m.b(F.elu(m.a(x)) - x), a=_l, b=_l),
     _dag("sub_function", lambda m, x: torch.sub(m.a(x).tanh(), m.b(x)), a=_l, b=_l),
     _dag("mul", lambda m, x: m.b(torch.sigmoid(m.a(x)) * x), a=_l, b=_l),

@@ -64,8 +64,8 @@ def cross_entropy_vjp(
     """δ = weight (Y p − y), (N, C)."""
     _check("cross_entropy_vjp", logits, target, label_smoothing, lse=lse, weight=weight)
     p = _softmax(logits, lse)
-    keep, y = _distribution(p, target, label_smoothing, ignore_index)
-    delta = weight.unsqueeze(1) * (y.sum(1, keepdim=True) * p - y)
+    keep, y = _distribution(p, target, ignore_index)
+    delta = weight.unsqueeze(1) * _residual(p, y, label_smoothing)
     return _kept(keep, delta, logits.dtype)
 
 
@@ -87,10 +87,10 @@ def cross_entropy_hvp(
     require_alike("cross_entropy_hvp", "v", v, "logits", logits)
     require_shape("cross_entropy_hvp", "v", v, logits.shape)
     p, v = _softmax(logits, lse), v.to(lse.dtype)
-    keep, y = _distribution(p, target, label_smoothing, ignore_index)
-    total, p_dot_v = y.sum(1, keepdim=True), (p * v).sum(1, keepdim=True)
-    hv = weight.unsqueeze(1) * total * (p * v - p * p_dot_v)
-    dweight = (total * p_dot_v).squeeze(1) - (y * v).sum(1)
+    keep, y = _distribution(p, target, ignore_index)
+    total = (1 - label_smoothing) * y.sum(1) + label_smoothing
+    hv = (weight * total).unsqueeze(1) * p * (v - (p * v).sum(1, keepdim=True))
+    dweight = (_residual(p, y, label_smoothing) * v).sum(1)
     return _kept(keep, hv, logits.dtype), torch.where(keep, dweight, 0.0)
 
 
@@ -114,14 +114,20 @@ def _index(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     return keep, torch.where(keep, target, 0).unsqueeze(1)
 
 
-def _distribution(
-    p: Tensor, target: Tensor, label_smoothing: float, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    """Which rows count, (N,), and y, (N, C)."""
+def _distribution(p: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which rows count, (N,), and their targets as probabilities without smoothing, (N, C)."""
     if target.is_floating_point():
-        return target.new_ones(len(target), dtype=torch.bool), _smoothed(target.to(p.dtype), label_smoothing)
+        return target.new_ones(len(target), dtype=torch.bool), target.to(p.dtype)
     keep, index = _index(target, ignore_index)
-    return keep, _smoothed(torch.zeros_like(p).scatter(1, index, 1.0), label_smoothing)
+    return keep, torch.zeros_like(p).scatter(1, index, 1.0)
+
+
+def _residual(p: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+    """Y p − y. The two parts are smoothed after their differences are taken, which cancel."""
+    residual = target.sum(1, keepdim=True) * p - target
+    if label_smoothing:
+        residual = (1 - label_smoothing) * residual + label_smoothing * (p - 1 / p.shape[1])
+    return residual
 
 
 def _check(op_name: str, logits: Tensor, target: Tensor, label_smoothing: float, **per_row: Tensor) -> None:
