@@ -32,9 +32,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _fresh_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        assert torch.empty(3).isnan().all(), (
-            "torch no longer fills fresh memory under deterministic algorithms"
-        )
+        assert torch.empty(3).isnan().all(), "torch no longer fills fresh memory under deterministic algorithms"
         yield
     finally:
         torch.use_deterministic_algorithms(False)

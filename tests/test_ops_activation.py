@@ -109,9 +109,7 @@ def agree(actual: Any, reference: Any, terms: int = 1) -> None:
     for a, r in zip(actual, reference, strict=True):
         same_layout(a, r)
         rounding = TOLERANCE.get(a.dtype, 0.0)
-        torch.testing.assert_close(
-            a, r, rtol=4 * rounding, atol=rounding * max(1, math.sqrt(terms)), equal_nan=True
-        )
+        torch.testing.assert_close(a, r, rtol=4 * rounding, atol=rounding * max(1, math.sqrt(terms)), equal_nan=True)
 
 
 def exact(actual: Tensor, truth: Tensor, terms: int = 1) -> None:
@@ -243,9 +241,7 @@ def test_scalar_tensor(dtype: torch.dtype, device: str) -> None:
 
 @pytest.mark.parametrize("slope", SLOPES)
 def test_relu_of_nan_and_infinity(dtype: torch.dtype, device: str, slope: float) -> None:
-    x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, math.nan, -2.0], dtype=dtype).to(
-        device
-    )
+    x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, math.nan, -2.0], dtype=dtype).to(device)
     y, bits = OPS.relu_forward.default(x, None, 0, slope)
     torch.testing.assert_close(y, F.leaky_relu(x, slope) if slope else F.relu(x), equal_nan=True)
     agree(bits, activation.relu_forward(x, None, 0, slope)[1])
@@ -304,9 +300,7 @@ def test_values_of_f_and_its_derivatives(
         known = truth.detach().isfinite()  # torch itself overflows at some extremes
         assert known.sum() > 20000
         for ours in (native, reference):
-            torch.testing.assert_close(
-                ours[known].double(), truth.detach()[known], rtol=4 * rounding, atol=rounding
-            )
+            torch.testing.assert_close(ours[known].double(), truth.detach()[known], rtol=4 * rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("kind", ["softplus", "tanh", "sigmoid", "elu"])
@@ -392,8 +386,7 @@ def test_bad_arguments_give_a_sentence(case: str, device: str) -> None:
     name, arguments, sentence = FAILURES[case]
     arguments = tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments)
     arguments = tuple(
-        [t.to(device) for t in a] if isinstance(a, list) and a and isinstance(a[0], Tensor) else a
-        for a in arguments
+        [t.to(device) for t in a] if isinstance(a, list) and a and isinstance(a[0], Tensor) else a for a in arguments
     )
     for function in (getattr(OPS, name).default, getattr(activation, name)):
         with pytest.raises(RuntimeError, match=f"^{name}: {sentence}"):

@@ -57,14 +57,11 @@ def require_floating(op_name: str, name: str, tensor: torch.Tensor) -> None:
     """`tensor` must be of one of the four floating dtypes."""
     require(
         tensor.dtype in FLOATING,
-        f"{op_name}: {name} must be float32, float64, bfloat16 or float16, got {_text(tensor.dtype)}; "
-        f"convert it first",
+        f"{op_name}: {name} must be float32, float64, bfloat16 or float16, got {_text(tensor.dtype)}; convert it first",
     )
 
 
-def require_alike(
-    op_name: str, name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor
-) -> None:
+def require_alike(op_name: str, name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
     """`tensor` must have the dtype and device of `other`."""
     require(
         tensor.dtype == other.dtype,

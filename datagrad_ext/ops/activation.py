@@ -155,9 +155,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 def is_channels_last(x: Tensor) -> bool:
     """Whether results of an op on x are channels_last: what relu_gate and relu_reverse must be told."""
     return (
-        x.dim() in _CHANNELS_LAST
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+        x.dim() in _CHANNELS_LAST and not x.is_contiguous() and x.is_contiguous(memory_format=_CHANNELS_LAST[x.dim()])
     )
 
 
@@ -256,9 +254,7 @@ def relu_gate(g: Tensor, bits: Tensor, slope: float, channels_last: bool) -> Ten
     "relu_reverse(Tensor g, Tensor bits, float slope, bool channels_last, int channel_dim)"
     " -> (Tensor gx, Tensor bias_grad)"
 )
-def relu_reverse(
-    g: Tensor, bits: Tensor, slope: float, channels_last: bool, channel_dim: int
-) -> tuple[Tensor, Tensor]:
+def relu_reverse(g: Tensor, bits: Tensor, slope: float, channels_last: bool, channel_dim: int) -> tuple[Tensor, Tensor]:
     """relu_gate and its sum over all dimensions but channel_dim, (C,)."""
     _relu_arguments("relu_reverse", g, bits, channels_last)
     dim = _channel_dim("relu_reverse", g, channel_dim)
@@ -275,9 +271,7 @@ def _gate(g: Tensor, mask: Tensor, slope: float) -> Tensor:
 
 
 @op("smooth_forward(Tensor x, Tensor? bias, int channel_dim, str kind, float[] constants) -> Tensor")
-def smooth_forward(
-    x: Tensor, bias: Tensor | None, channel_dim: int, kind: str, constants: Sequence[float]
-) -> Tensor:
+def smooth_forward(x: Tensor, bias: Tensor | None, channel_dim: int, kind: str, constants: Sequence[float]) -> Tensor:
     """f(z)."""
     activation = _activation("smooth_forward", kind, constants)
     z = _pre_activation("smooth_forward", x, bias, channel_dim)
@@ -330,9 +324,7 @@ def smooth_reverse(
     return _in_layout(gx.to(x.dtype), is_channels_last(x)), sums
 
 
-def _sum_of_products(
-    tangents: Sequence[Tensor], cotangents: Sequence[Tensor], x: Tensor, dtype: torch.dtype
-) -> Tensor:
+def _sum_of_products(tangents: Sequence[Tensor], cotangents: Sequence[Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
     for tangent, cotangent in zip(tangents, cotangents, strict=True):
         _require_like_x("smooth_reverse", "tangent", tangent, x)
         _require_like_x("smooth_reverse", "cotangent", cotangent, x)
