@@ -95,9 +95,7 @@ class _CrossEntropy(torch.autograd.Function):
     """Loss of each row; its derivative is `_Delta`, so that second derivatives are fused, too."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, target: Tensor, label_smoothing: float, ignore_index: int
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, label_smoothing: float, ignore_index: int) -> Tensor:
         loss, lse = _ops.cross_entropy_forward.default(logits, target, label_smoothing, ignore_index)
         ctx.constants = label_smoothing, ignore_index
         ctx.save_for_backward(logits, target, lse)

@@ -29,8 +29,8 @@ class Case:
     def __str__(self) -> str:
         return f"{list(self.shape)} {self.target} {self.options}"
 
-    def logits(self, dtype: torch.dtype, device: str) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
+    def logits(self, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
         z = torch.randn(self.shape, generator=generator, dtype=torch.float64)
         return (2 * z).to(device, dtype).requires_grad_()
 
@@ -96,22 +96,35 @@ def test_gradcheck(case: Case, device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @cases
 def test_low_precision(case: Case, dtype: torch.dtype, device: str) -> None:
-    """As near to the exact value and its two derivatives as PyTorch is in that dtype, or within a few roundings."""
-    results = []
+    """Loss and two derivatives are as near to the exact ones as PyTorch's in that dtype, or within a few roundings.
+
+    The median over draws: in one draw of a few numbers either side may be lucky.
+    """
+    norms, cosines = [], []
+    for seed in range(20):
+        ours, theirs, exact = low_precision_orders(case, dtype, device, seed)
+        assert [t.dtype for t in ours] == [dtype] * 3
+        errors = [[difference(a, e) for a, e in zip(side, exact, strict=True)] for side in (ours, theirs)]
+        norms.append([[error.norm for error in side] for side in errors])
+        cosines.append([[error.cosine for error in side] for side in errors])
+    for measured in (norms, cosines):
+        error, bar = torch.tensor(measured).median(0).values
+        assert (error <= torch.clamp(2 * bar, min=4 * torch.finfo(dtype).eps)).all(), (error, bar)
+
+
+def low_precision_orders(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[list[Tensor]]:
+    """Loss, gradient and Hessian-vector product: ours and PyTorch's in `dtype`, and the exact ones."""
+    orders = []
     for function, exact in ((losses.cross_entropy, False), (F.cross_entropy, False), (F.cross_entropy, True)):
-        z, t = case.logits(dtype, device), case.targets(dtype, device)
+        z, t = case.logits(dtype, device, seed), case.targets(dtype, device)
         if exact:
             z, t = z.detach().double().requires_grad_(), t.double() if t.is_floating_point() else t
         loss = function(z, t, **case.options)
         (first,) = torch.autograd.grad(loss, z, create_graph=True)
         v = torch.linspace(-1, 1, z.numel(), dtype=z.dtype, device=device).view(z.shape)
         (second,) = torch.autograd.grad(first, z, v)
-        results.append([loss, first, second])
-    assert [r.dtype for r in results[0]] == [dtype] * 3
-    for ours, theirs, correct in zip(*results, strict=True):
-        error, bar = difference(ours, correct), difference(theirs, correct)
-        assert error.norm <= max(2 * bar.norm, 4 * torch.finfo(dtype).eps)
-        assert error.cosine <= max(2 * bar.cosine, 4 * torch.finfo(dtype).eps)
+        orders.append([loss, first, second])
+    return orders
 
 
 def test_double_backprop_through_a_network(device: str) -> None:

@@ -184,9 +184,7 @@ def test_layouts(layout: str, target_kind: str, dtype: torch.dtype, implementati
 @implementations
 @smoothings
 @pytest.mark.parametrize("classes", [3, 1500])
-def test_a_class_that_is_ruled_out(
-    classes: int, label_smoothing: float, implementation: str, device: str
-) -> None:
+def test_a_class_that_is_ruled_out(classes: int, label_smoothing: float, implementation: str, device: str) -> None:
     """A logit of -inf away from the target: all finite; with smoothing an infinite loss, as in PyTorch."""
     given = case((2, classes), torch.float64, "indices", device)
     given.target[:] = 0

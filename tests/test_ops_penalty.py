@@ -114,9 +114,7 @@ def test_layouts(layout: str, dtype: torch.dtype, kind: str, implementation: str
 @kinds
 @dtypes
 @pytest.mark.parametrize("special", SPECIAL)
-def test_special_values(
-    special: str, dtype: torch.dtype, kind: str, implementation: str, device: str
-) -> None:
+def test_special_values(special: str, dtype: torch.dtype, kind: str, implementation: str, device: str) -> None:
     """Zero rows, ties, infinities and NaN are what they are in autograd, in short rows and in long ones."""
     short = torch.tensor(SPECIAL[special], dtype=dtype, device=device)
     for J in (short, torch.cat([short, short.new_zeros(len(short), 3000)], 1)):

@@ -102,9 +102,7 @@ def test_torch_func(name: str, device: str) -> None:
 def test_forward_mode(name: str, device: str) -> None:
     J, t = sample(4, 6, device=device).detach(), sample(4, 6, device=device).detach() + 1
     with forward_ad.dual_level():
-        ours, theirs = (
-            forward_ad.unpack_dual(p(forward_ad.make_dual(J, t))).tangent for p in PENALTIES[name]
-        )
+        ours, theirs = (forward_ad.unpack_dual(p(forward_ad.make_dual(J, t))).tangent for p in PENALTIES[name])
         assert difference(ours, theirs).elementwise <= 1e-10
 
 

@@ -4,7 +4,6 @@
 #include <common/parallel.h>
 #include <cpu/convert.h>
 #include <math/cross_entropy.h>
-#include <math/exponential.h>
 
 #include <torch/csrc/stable/library.h>
 
@@ -12,7 +11,6 @@
 #include <limits>
 #include <memory>
 #include <tuple>
-#include <type_traits>
 
 namespace datagrad {
 namespace {
@@ -94,15 +92,6 @@ struct Targets {
   bool ignored(int64_t row) const { return index != nullptr && index[row] == ignore_index; }
 };
 
-template <class A>
-A exponential(A x) {
-  if constexpr (std::is_same_v<A, double>) {
-    return math::exp_branch_free(x);
-  } else {
-    return math::exp(x);
-  }
-}
-
 // The operands that all three ops have, and one row of them at a time.
 template <class T>
 struct Loss {
@@ -130,7 +119,7 @@ struct Loss {
       const int64_t offset = (row - begin) * classes;
       for (int64_t c = 0; c < classes; ++c) e[offset + c] = z[offset + c] - lse[row];
     }
-    for (int64_t i = 0; i < n; ++i) e[i] = exponential(e[i]);
+    for (int64_t i = 0; i < n; ++i) e[i] = math::exp(e[i]);
     return e;
   }
 
@@ -206,7 +195,7 @@ void forward_tile(const Loss<T>& of, Tile<T>& tile, int64_t begin, int64_t end, 
     for (int64_t c = 0; c < classes; ++c) shifted[offset + c] = z[offset + c] - m;
     lse[row] = m;
   }
-  for (int64_t i = 0; i < n; ++i) e[i] = exponential(shifted[i]);
+  for (int64_t i = 0; i < n; ++i) e[i] = math::exp(shifted[i]);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t offset = (row - begin) * classes;
     const A log_sum = std::log(static_cast<A>(sum(classes, [&](int64_t c) { return e[offset + c]; })));

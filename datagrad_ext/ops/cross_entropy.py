@@ -9,9 +9,9 @@ y = (1 − s) target + s / C. A row whose class index is `ignore_index` has loss
 its logits are.
 
 Everything runs in float32 for the 16-bit formats, else in the logits' dtype; `loss`, `lse`, `weight` and the
-gradient of the weight stay there, (N, C) results are rounded to the logits' dtype. p is exp(z − lse) divided
-by its sum, so that the rounding of lse cancels, and that the references are differentiable PyTorch to every
-order with lse a constant. Where the loss is NaN, lse may be NaN or infinite.
+gradient of the weight stay there, (N, C) results are rounded to the logits' dtype. The kernels take p as
+exp(z − lse) divided by its sum, so that the rounding of lse cancels. The references are differentiable PyTorch to
+every order, in logits, weight and v. Where the loss is NaN, lse may be NaN or infinite.
 
 Class indices out of bounds: an error on the CPU; NaN in that row from the CUDA kernels, which do not wait for
 the device.
@@ -63,7 +63,7 @@ def cross_entropy_vjp(
 ) -> Tensor:
     """δ = weight (Y p − y), (N, C)."""
     _check("cross_entropy_vjp", logits, target, label_smoothing, lse=lse, weight=weight)
-    p = _softmax(logits, lse)
+    p = _softmax(logits)
     keep, y = _distribution(p, target, ignore_index)
     delta = weight.unsqueeze(1) * _residual(p, y, label_smoothing)
     return _kept(keep, delta, logits.dtype)
@@ -86,7 +86,7 @@ def cross_entropy_hvp(
     _check("cross_entropy_hvp", logits, target, label_smoothing, lse=lse, weight=weight)
     require_alike("cross_entropy_hvp", "v", v, "logits", logits)
     require_shape("cross_entropy_hvp", "v", v, logits.shape)
-    p, v = _softmax(logits, lse), v.to(lse.dtype)
+    p, v = _softmax(logits), v.to(lse.dtype)
     keep, y = _distribution(p, target, ignore_index)
     total = (1 - label_smoothing) * y.sum(1) + label_smoothing
     hv = (weight * total).unsqueeze(1) * p * (v - (p * v).sum(1, keepdim=True))
@@ -99,9 +99,9 @@ def _kept(keep: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(keep.unsqueeze(1), t, 0.0).to(dtype).contiguous()
 
 
-def _softmax(logits: Tensor, lse: Tensor) -> Tensor:
-    e = torch.exp(logits.to(lse.dtype) - lse.unsqueeze(1))
-    return e / e.sum(1, keepdim=True)
+def _softmax(logits: Tensor) -> Tensor:
+    """p by way of its logarithm, which keeps p near 1 to the last bit; lse only spares the kernels a pass."""
+    return torch.log_softmax(logits.to(accumulation_dtype(logits.dtype)), 1).exp()
 
 
 def _smoothed(y: Tensor, label_smoothing: float) -> Tensor:

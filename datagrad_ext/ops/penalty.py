@@ -101,9 +101,7 @@ def _require_per_sample(name: str, t: Tensor, rows: Tensor) -> None:
     """`t` must hold one number of the accumulation dtype for every row."""
     text = [str(dtype).removeprefix("torch.") for dtype in (rows.dtype, t.dtype)]
     require(t.dtype == rows.dtype, f"penalty_seed: {name} must have dtype {text[0]}, got {text[1]}")
-    require(
-        t.device == rows.device, f"penalty_seed: {name} must be on J's device {rows.device}, got {t.device}"
-    )
+    require(t.device == rows.device, f"penalty_seed: {name} must be on J's device {rows.device}, got {t.device}")
     require_shape("penalty_seed", name, t, (len(rows),))
 
 
