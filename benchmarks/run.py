@@ -50,12 +50,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _is_partial(arguments: argparse.Namespace) -> bool:
-    return bool(arguments.quick or arguments.case or arguments.contestant or arguments.parts)
-
-
 def _settle(arguments: argparse.Namespace) -> None:
-    """Fill in what --quick and the defaults leave open."""
+    """Fill in what --quick and the defaults leave open, and note whether this is less than a full run."""
+    arguments.partial = bool(arguments.quick or arguments.case or arguments.contestant or arguments.parts)
     arguments.repeats = arguments.repeats or (QUICK_REPEATS if arguments.quick else REPEATS)
     arguments.parts = arguments.parts or (["steps", "operations"] if arguments.quick else list(PARTS))
     if arguments.case:
@@ -107,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     results = measure(arguments)
     where = arguments.out
-    if where is None and not _is_partial(arguments):
+    if where is None and not arguments.partial:
         where = RESULTS / environment.slug(results.environment) / f"{results.environment['date']}.json"
     if where is not None:
         write(results, where)

@@ -98,9 +98,10 @@ class Forward(Function):
             entries = ctx.run.tape.pop(_task(), [])
             program = ctx.run.program
             thetas = program.thetas(params)
+            del tensors
+            _release(ctx)
             x_bars, bars = program.reverse(saved, thetas, gs, entries, wanted_inputs, wanted_params)
             found = [*x_bars, *bars]
-            _release(ctx)
         zeros = (_or_zero(bar, a, want) for bar, a, want in zip(found, arguments, wanted, strict=True))
         return (None, None, *zeros)
 
@@ -145,10 +146,10 @@ class DataGradient(Function):
             return (None, None, *g_bars)
         wanted = tuple([isinstance(g, Tensor) and g.requires_grad for g in gs])
         program = ctx.run.program
+        _release(ctx)
         outputs, tangents = program.tangent(saved, program.thetas(params), records, seeds, wanted)
         if _executes(ctx.next_functions[0][0])[0]:
             ctx.run.leave(Entry(list(records), tangents))
-        _release(ctx)
         return (None, None, *outputs)
 
 
@@ -266,8 +267,9 @@ def _task() -> int:
 
 
 def _release(ctx: Any) -> None:
-    """Let go of what is not a saved tensor, unless the graph is retained (saved tensors go by themselves)."""
+    """Let go of what the node keeps, unless the graph is retained, so that memory goes as the sweep passes."""
     if not torch._C._autograd._get_current_graph_task_keep_graph():
+        ctx.maybe_clear_saved_tensors()
         ctx.layout = None
 
 

@@ -153,15 +153,16 @@ class Program:
         wanted_inputs: Flags,
         wanted_params: Flags,
     ) -> tuple[list[Any], list[Any]]:
-        """Sweep 4: cotangents of the inputs and gradients of the parameters. Consumes the entries."""
+        """Sweep 4: cotangents of the inputs and gradients of the parameters. Consumes `saved` and the entries."""
         flow = self._seed(cotangents)
         bars: list[Any] = [None] * self.n_params
         for i, layer, inputs, output, needs, wants in self._backward_plan(wanted_inputs, wanted_params):
             zeta, flow[output] = flow[output], None
+            kept, saved[i] = saved[i], None
             pairs = _take(entries, i) if layer.paired else []
             if (zeta is None and not pairs) or (True not in needs and True not in wants):
                 continue
-            x_bars, theta_bars = layer.reverse(saved[i], thetas[i], zeta, pairs, needs, wants)
+            x_bars, theta_bars = layer.reverse(kept, thetas[i], zeta, pairs, needs, wants)
             _accumulate(flow, inputs, needs, x_bars)
             if wants:
                 _accumulate(bars, self.steps[i].params, wants, theta_bars)

@@ -514,6 +514,8 @@ PRIVATE = [
     ("_current_graph_task_id", torch._C),
     ("_are_functorch_transforms_active", torch._C),
     ("_get_current_graph_task_keep_graph", torch._C._autograd),
+    ("is_legacy_batchedtensor", torch._C._functorch),
+    ("maybe_clear_saved_tensors", torch.autograd.function.BackwardCFunction),
 ]
 
 

@@ -427,6 +427,16 @@ def test_bad_arguments_are_named(arguments: list[str], said: str, capsys: pytest
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("arguments", "files"), [([], 1), (["--quick"], 0), (["--parts", "steps"], 0)])
+def test_only_a_full_run_writes_by_itself(
+    arguments: list[str], files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "measure", lambda _: results.Results(environment.describe("cpu"), {}, [], []))
+    assert run.main(arguments) == 0
+    assert len(list(tmp_path.rglob("*.json"))) == files
+
+
 def test_a_partial_run_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small.json"
     options = [
