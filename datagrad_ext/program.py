@@ -130,12 +130,16 @@ class Program:
     def tangent(
         self, saved: list[Any], thetas: list[Tensors], records: Sequence[Any], seeds: Sequence[Any], wanted: Flags
     ) -> tuple[list[Any], list[Any]]:
-        """Sweep 3: the tangents of the wanted outputs, and the tangents that each paired step received."""
+        """Sweep 3: the tangents of the wanted outputs, and the tangents that each paired step received.
+
+        A paired step without a record is one that no cotangent reached in sweep 2: nobody reads a tangent behind it.
+        """
         flow = [*seeds, *[None] * len(self.steps)]
         kept: list[Any] = [None] * len(self.steps)
         for i, layer, inputs, output, needed, dead in self._tangent_plan(wanted):
             tangents = tuple([flow[j] for j in inputs])
-            if any(t is not None for t in tangents):
+            reached = records[i] is not None or not layer.paired
+            if reached and any(t is not None for t in tangents):
                 if layer.paired:
                     kept[i] = tangents
                 if needed:

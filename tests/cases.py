@@ -574,6 +574,7 @@ OPAQUE: list[Case] = [
     _dag("norm", lambda m, x: m.a(x) / m.b(x).norm(dim=1, keepdim=True), True, a=_l, b=_l),
     _dag("scalar_output", lambda m, x: m.b(m.a(x).relu()).square().sum(), True, a=_l, b=_l),
     _dag("random_noise", lambda m, x: m.b(m.a(x) + torch.randn_like(x)), None, a=_l, b=_l),
+    _dag("two_heads", lambda m, x: (m.a(x).tanh(), m.b(torch.sin(m.c(x)))), True, a=_l, b=_l, c=_l),
     _dag("detach", lambda m, x: m.b(m.a(x) * m.a(x).detach().tanh()), None, a=_l, b=_l),
     Case("opaque_scaled_weights", Scaled, opaque=None),
     Case(

@@ -101,6 +101,15 @@ def retain_graph_three_different_backwards(model, x):
     return {}
 
 
+@row(("dag_two_heads", "dag_tuple_output"))
+def data_gradient_of_one_head(model, x):
+    """The penalty's cotangent never reaches the other head, whose own loss is there all the same."""
+    first, second = model(x)
+    J = data_gradient(first.square().sum(), x)
+    (second.square().sum() + J.square().sum()).backward()
+    return {"J": J}
+
+
 @row()
 def two_data_gradients_of_one_forward(model, x):
     y = model(x)
