@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .layers import Tensors, add_each, gradients
 from .program import Entry, Flags, Program
 
 
@@ -41,7 +42,7 @@ class Run:
     program: Program
     warned: set[str]
     tape: dict[int, list[Entry]] = field(default_factory=dict)
-    differentiable: dict[int, list[list[Any]]] = field(default_factory=dict)
+    differentiable: dict[int, list[Tensors]] = field(default_factory=dict)
 
     def leave(self, entry: Entry) -> None:
         """Leave a pair for sweep 4 of the backward that is running, and of no other."""
@@ -180,44 +181,30 @@ def _differentiable_reverse(
     saved: list[Any],
     gs: Sequence[Any],
     wanted: Flags,
-    left: list,
+    left: list[Tensors],
 ) -> list[Any]:
     """Sweep 4 on the reference path: differentiable gradients of inputs and parameters, plus what was left for them."""
     with torch.enable_grad():
         x, theta = _aliases(inputs), _aliases(params)
         outputs = run.program.reference(saved, x, theta)
-        found = _gradients(outputs, [*x, *theta], gs)
+        found = gradients(zip(outputs, gs, strict=True), [*x, *theta], create_graph=True)
     for bars in left:
-        found = [b if a is None else a if b is None else a + b for a, b in zip(found, bars, strict=True)]
+        found = add_each(found, bars)
     return [bar if want else None for bar, want in zip(found, wanted, strict=True)]
 
 
 def _differentiable_tangent(
     ctx: Any, inputs: Sequence[Any], params: Sequence[Any], saved: list[Any], gs: Sequence[Any], seeds: Sequence[Any]
-) -> tuple[list[Any], list[Any]]:
+) -> tuple[Tensors, Tensors]:
     """∂⟨v, J⟩ with respect to (inputs and parameters), and with respect to g, differentiable."""
     with torch.enable_grad():
         x, theta, g = _aliases(inputs), _aliases(params), _aliases(gs)
         outputs = ctx.run.program.reference(saved, x, theta)
         wanted = [t if want else None for t, want in zip(x, ctx.wanted, strict=True)]
-        found = _gradients(_gradients(outputs, wanted, g), [*x, *theta, *g], seeds)
+        J = gradients(zip(outputs, g, strict=True), wanted, create_graph=True)
+        found = gradients(zip(J, seeds, strict=True), [*x, *theta, *g], create_graph=True)
     split = len(x) + len(theta)
     return found[:split], found[split:]
-
-
-def _gradients(values: Sequence[Any], targets: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
-    """Differentiable gradients of Σ ⟨value, cotangent⟩; None where the target is None or not reached."""
-    terms = [
-        (v, c)
-        for v, c in zip(values, cotangents, strict=True)
-        if isinstance(v, Tensor) and v.requires_grad and c is not None
-    ]
-    reachable = [t for t in targets if isinstance(t, Tensor) and t.requires_grad]
-    if not terms or not reachable:
-        return [None] * len(targets)
-    outputs, grads = zip(*terms, strict=True)
-    found = iter(torch.autograd.grad(outputs, reachable, grads, create_graph=True, allow_unused=True))
-    return [next(found) if isinstance(t, Tensor) and t.requires_grad else None for t in targets]
 
 
 def _aliases(values: Sequence[Any]) -> list[Any]:
@@ -234,7 +221,7 @@ def _wanted(ctx: Any, arguments: Sequence[Any]) -> Flags:
     """Which arguments the running backward asks for.
 
     The engine answers for every node, but for a leaf that autograd.grad captures it answers with an exception, which
-    costs as much as ten small operations. So after one such parameter the rest count as wanted too (more work than
+    costs more than a small operation. So after one such parameter the rest count as wanted too (more work than
     asked for, in that rare case), and the only input of a backward that asks for no parameter is not asked about.
     """
     following = iter([node for node, _ in ctx.next_functions])

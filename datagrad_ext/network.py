@@ -188,7 +188,7 @@ def _adopt_children(module: nn.Module, adopt: Forward) -> None:
     for child in module.children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             _adopt_children(child, adopt)
-        elif not any(getattr(m, "inplace", False) for m in [child]) and (
+        elif not getattr(child, "inplace", False) and (
             rule_of_module(child) is not None or isinstance(child, nn.Sequential) or not _is_library(child)
         ):
             adopt(child)

@@ -1,7 +1,7 @@
 """Floor 1: the layers, one file each, written with the ops. Importing the package registers their rules."""
 
 from . import activation, arithmetic, convolution, dropout, indexing, linear, pooling, shape
-from .base import Layer, Pairs, Tensors, add
+from .base import Layer, Pairs, Tensors, add, add_each, gradients
 from .opaque import Opaque, OpaqueModule
 from .registry import Application, rule_of_function, rule_of_method, rule_of_module
 
@@ -14,9 +14,11 @@ __all__ = [
     "Tensors",
     "activation",
     "add",
+    "add_each",
     "arithmetic",
     "convolution",
     "dropout",
+    "gradients",
     "indexing",
     "linear",
     "pooling",

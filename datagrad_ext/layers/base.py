@@ -18,7 +18,7 @@ at this layer (δ, unless the layer says otherwise in `data_vjp`), tangents is o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -101,6 +101,21 @@ class Parameterless(Layer):
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
         return self.apply(*inputs, *host)
+
+
+def gradients(terms: Iterable[tuple[Any, Any]], targets: Sequence[Any], create_graph: bool = False) -> Tensors:
+    """Gradients of Σ ⟨value, cotangent⟩ at each target by autograd; None where there is none, or nothing flows."""
+    known = [(v, c) for v, c in terms if c is not None and isinstance(v, Tensor) and v.requires_grad]
+    reachable = [t for t in targets if isinstance(t, Tensor) and t.requires_grad]
+    if not known or not reachable:
+        return (None,) * len(targets)
+    values, cotangents = zip(*known, strict=True)
+    found = iter(
+        torch.autograd.grad(
+            values, reachable, cotangents, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+    )
+    return tuple(next(found) if isinstance(t, Tensor) and t.requires_grad else None for t in targets)
 
 
 def add(a: Any, b: Any) -> Any:

@@ -11,13 +11,14 @@ Right for everything that autograd itself can do to second order, at autograd's 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .base import Layer, Pairs, Tensors
+from .base import Layer, Pairs, Tensors, gradients
 
 # modules of torch whose forward always returns new memory
 _FRESH = {
@@ -46,19 +47,18 @@ class Opaque(Layer):
 
     def vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> Tensors:
         graph = saved[0]
-        return _gradients(_outputs(graph.y, g), _select(graph.x, wanted))
+        return gradients(_outputs(graph.y, g), _select(graph.x, wanted))
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         graph = saved[0]
         with torch.enable_grad():
             delta = _leaf(g)
-            pulled = _gradients(_outputs(graph.y, delta), _select(graph.x, wanted), create_graph=True)
+            pulled = gradients(_outputs(graph.y, delta), _select(graph.x, wanted), create_graph=True)
         return _detached(pulled), _Record(delta, pulled)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Any:
-        terms = [(p, t) for p, t in zip(record.pulled, tangents, strict=True) if t is not None]
-        found = iter(_gradients(terms, _flat(record.delta)))
-        return _refill(record.delta, found)
+        found = gradients(zip(record.pulled, tangents, strict=True), _flat(record.delta))
+        return _refill(record.delta, iter(found))
 
     def reverse(
         self,
@@ -72,15 +72,13 @@ class Opaque(Layer):
         graph = saved[0]
         terms = [] if zeta is None else _outputs(graph.y, zeta)
         for record, tangents in pairs:
-            terms += [(p, t) for p, t in zip(record.pulled, tangents, strict=True) if t is not None]
+            terms += zip(record.pulled, tangents, strict=True)
         leaves = _select(graph.x, wanted_inputs) + _select(graph.theta, wanted_params)
-        found = _gradients(terms, leaves)
+        found = gradients(terms, leaves)
         return found[: len(wanted_inputs)], found[len(wanted_inputs) :]
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
-        devices = [t.device for t in inputs if isinstance(t, Tensor) and t.is_cuda]
-        with torch.random.fork_rng(devices[:1]):
-            _restore(saved[1], devices)
+        with _replayed(saved[1]):
             return self._call(self._own(inputs), params, host)
 
     def _own(self, inputs: Tensors) -> Tensors:
@@ -106,9 +104,7 @@ class OpaqueModule(Opaque):
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
         buffers = {name: b.clone() for name, b in saved[2].items()}
-        devices = [t.device for t in inputs if isinstance(t, Tensor) and t.is_cuda]
-        with torch.random.fork_rng(devices[:1]):
-            _restore(saved[1], devices)
+        with _replayed(saved[1]):
             return self._run(self._own(inputs), params, host, buffers)
 
     def _run(self, inputs: Tensors, params: Tensors, host: tuple, buffers: dict | None = None) -> Any:
@@ -130,21 +126,6 @@ class _Record(NamedTuple):
 
     delta: Any
     pulled: Tensors
-
-
-def _gradients(terms: list[tuple[Tensor, Tensor]], leaves: Sequence[Any], create_graph: bool = False) -> Tensors:
-    """Gradients of Σ ⟨value, cotangent⟩ at each leaf; None where the leaf is None or not reached."""
-    terms = [(value, c) for value, c in terms if value is not None and value.requires_grad]
-    targets = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if not terms or not targets:
-        return (None,) * len(leaves)
-    values, cotangents = zip(*terms, strict=True)
-    found = iter(
-        torch.autograd.grad(
-            values, targets, cotangents, retain_graph=True, create_graph=create_graph, allow_unused=True
-        )
-    )
-    return tuple(next(found) if isinstance(t, Tensor) and t.requires_grad else None for t in leaves)
 
 
 def _outputs(y: Any, g: Any) -> list[tuple[Tensor, Tensor]]:
@@ -202,13 +183,25 @@ def _value(y: Any, title: str) -> Any:
     )
 
 
-def _random_state(inputs: Tensors) -> tuple[Tensor, Tensor | None]:
+class _Random(NamedTuple):
+    """A random state: that of the CPU, and of the device of the inputs if that is a GPU."""
+
+    cpu: Tensor
+    device: torch.device | None
+    cuda: Tensor | None
+
+
+def _random_state(inputs: Tensors) -> _Random:
     """The random state before the forward, so that the reference path draws the same numbers."""
     device = next((t.device for t in inputs if isinstance(t, Tensor) and t.is_cuda), None)
-    return torch.get_rng_state(), None if device is None else torch.cuda.get_rng_state(device)
+    return _Random(torch.get_rng_state(), device, None if device is None else torch.cuda.get_rng_state(device))
 
 
-def _restore(state: tuple[Tensor, Tensor | None], devices: list[torch.device]) -> None:
-    torch.set_rng_state(state[0])
-    if devices and state[1] is not None:
-        torch.cuda.set_rng_state(state[1], devices[0])
+@contextmanager
+def _replayed(state: _Random) -> Iterator[None]:
+    """Draw the numbers that follow `state`, and leave the random state of the process as it is."""
+    with torch.random.fork_rng([] if state.device is None else [state.device]):
+        torch.set_rng_state(state.cpu)
+        if state.device is not None and state.cuda is not None:
+            torch.cuda.set_rng_state(state.cuda, state.device)
+        yield

@@ -15,6 +15,7 @@ import torch
 NAMESPACE = "datagrad"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _DECLARED: list[str] = []
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 Reference = TypeVar("Reference", bound=Callable[..., object])
@@ -45,6 +46,11 @@ def is_native(name: str, device: str) -> bool:
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype arithmetic runs in: float32 for the 16-bit formats, else `dtype` itself."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether results of an op on x are channels_last: what relu_gate and relu_reverse must be told."""
+    return x.dim() in CHANNELS_LAST and not x.is_contiguous() and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()])
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -23,7 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._library import accumulation_dtype, op, require, require_alike, require_floating, require_shape
+from ._library import (
+    CHANNELS_LAST,
+    accumulation_dtype,
+    is_channels_last,
+    op,
+    require,
+    require_alike,
+    require_floating,
+    require_shape,
+)
 
 
 @dataclass(frozen=True)
@@ -149,18 +158,8 @@ _ROWS = (
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether results of an op on x are channels_last: what relu_gate and relu_reverse must be told."""
-    return (
-        x.dim() in _CHANNELS_LAST and not x.is_contiguous() and x.is_contiguous(memory_format=_CHANNELS_LAST[x.dim()])
-    )
-
-
 def _in_layout(t: Tensor, channels_last: bool) -> Tensor:
-    return t.contiguous(memory_format=_CHANNELS_LAST[t.dim()] if channels_last else torch.contiguous_format)
+    return t.contiguous(memory_format=CHANNELS_LAST[t.dim()] if channels_last else torch.contiguous_format)
 
 
 def _memory_order(dims: int, channels_last: bool) -> list[int]:
@@ -224,7 +223,7 @@ def _relu_arguments(op_name: str, g: Tensor, bits: Tensor, channels_last: bool) 
     require(bits.device == g.device, f"{op_name}: bits must be on g's device {g.device}, got {bits.device}")
     require_shape(op_name, "bits", bits, ((g.numel() + 7) // 8,))
     require(
-        not channels_last or g.dim() in _CHANNELS_LAST,
+        not channels_last or g.dim() in CHANNELS_LAST,
         f"{op_name}: channels_last needs 4 or 5 dimensions, got {g.dim()}; pass channels_last=False",
     )
 

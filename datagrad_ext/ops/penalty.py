@@ -23,7 +23,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._library import accumulation_dtype, op, require, require_floating, require_shape
+from ._library import (
+    CHANNELS_LAST,
+    accumulation_dtype,
+    is_channels_last,
+    op,
+    require,
+    require_floating,
+    require_shape,
+)
 
 Dims = tuple[int, ...]
 
@@ -80,8 +88,9 @@ def penalty_seed(J: Tensor, value: Tensor, weight: Tensor, kind: str) -> Tensor:
     _require_per_sample("value", value, rows)
     _require_per_sample("weight", weight, rows)
     keep = (-1, *[1] * len(dims))
+    layout = CHANNELS_LAST[J.dim()] if is_channels_last(J) else torch.contiguous_format
     seed = weight.reshape(keep) * norm.direction(rows, value.reshape(keep), dims)
-    return seed.to(J.dtype).view(J.shape).contiguous(memory_format=_memory_format(J))
+    return seed.to(J.dtype).view(J.shape).contiguous(memory_format=layout)
 
 
 def _checked(op_name: str, J: Tensor, kind: str) -> Norm:
@@ -103,9 +112,3 @@ def _require_per_sample(name: str, t: Tensor, rows: Tensor) -> None:
     require(t.dtype == rows.dtype, f"penalty_seed: {name} must have dtype {text[0]}, got {text[1]}")
     require(t.device == rows.device, f"penalty_seed: {name} must be on J's device {rows.device}, got {t.device}")
     require_shape("penalty_seed", name, t, (len(rows),))
-
-
-def _memory_format(J: Tensor) -> torch.memory_format:
-    """J's own format if it is dense in it, else contiguous."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(J.dim(), torch.contiguous_format)
-    return last if not J.is_contiguous() and J.is_contiguous(memory_format=last) else torch.contiguous_format
