@@ -1,7 +1,7 @@
 """Two autograd Functions for a whole network, and the tape on which they meet.
 
     Forward(x, θ) -> y            sweep 1; its backward is sweep 4, or, under create_graph=True, the data gradient
-    DataGradient(g) -> J          sweep 2; its backward is sweep 3, and leaves the pairs (δ, t) on the tape
+    DataGradient(g) -> J          sweep 2; its backward is sweep 3, and leaves on the tape what it has for sweep 4
 
 Every DataGradient takes the network's anchor as an input and returns no gradient for it. The anchor is an empty, hidden
 output of Forward: the edge it makes lets autograd run Forward's backward after that of every DataGradient, whatever the
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .layers import Tensors, add_each, gradients
-from .program import Entry, Flags, Program
+from .program import Flags, Left, Program
 
 
 class ReferencePathWarning(UserWarning):
@@ -41,12 +41,16 @@ class Run:
 
     program: Program
     warned: set[str]
-    tape: dict[int, list[Entry]] = field(default_factory=dict)
+    tape: dict[int, Left] = field(default_factory=dict)
     differentiable: dict[int, list[Tensors]] = field(default_factory=dict)
 
-    def leave(self, entry: Entry) -> None:
-        """Leave a pair for sweep 4 of the backward that is running, and of no other."""
-        self.tape.setdefault(_task(), []).append(entry)
+    def left(self, node: Any, arguments: Sequence[Any]) -> Left:
+        """What was left for sweep 4 of the backward that is running, and of no other; `node` is the Forward."""
+        task = _task()
+        if task not in self.tape:
+            n_inputs = self.program.n_inputs
+            self.tape[task] = Left(self.program, _wanted(node.next_functions, arguments, n_inputs))
+        return self.tape[task]
 
 
 def apply(program: Program, inputs: Sequence[Any], params: Sequence[Any], warned: set[str]) -> list[Any]:
@@ -86,23 +90,22 @@ class Forward(Function):
         tensors, n = ctx.saved_tensors, ctx.n_inputs
         arguments, *saved = _unpack(ctx.layout, tensors)
         inputs, params = arguments[:n], arguments[n:]
-        wanted = _wanted(ctx, arguments)
-        wanted_inputs, wanted_params = wanted[:n], wanted[n:]
+        left = ctx.run.left(ctx, arguments)
+        del ctx.run.tape[_task()]
+        wanted = left.wanted
         gs = cotangents[:-1]
-        left = ctx.run.differentiable.pop(_task(), [])
-        if left or _needs_reference(ctx.run, gs, torch.is_grad_enabled() and any(wanted_params)):
-            found = _differentiable_reverse(ctx.run, inputs, params, saved, gs, wanted, left)
+        parts = ctx.run.differentiable.pop(_task(), [])
+        if parts or _needs_reference(ctx.run, gs, torch.is_grad_enabled() and True in left.wanted_params):
+            found = _differentiable_reverse(ctx.run, inputs, params, saved, gs, wanted, parts)
         elif torch.is_grad_enabled():
-            job = _Job(ctx.run, inputs, params, saved, wanted_inputs, ctx.layout, tensors)
+            job = _Job(ctx.run, inputs, params, saved, wanted[:n], ctx.layout, tensors)
             found = [*DataGradient.apply(job, tensors[0], *gs), *[None] * len(params)]
         else:
-            entries = ctx.run.tape.pop(_task(), [])
             program = ctx.run.program
             thetas = program.thetas(params)
             del tensors
             _release(ctx)
-            x_bars, bars = program.reverse(saved, thetas, gs, entries, wanted_inputs, wanted_params)
-            found = [*x_bars, *bars]
+            found = program.reverse(saved, thetas, gs, left)
         zeros = (_or_zero(bar, a, want) for bar, a, want in zip(found, arguments, wanted, strict=True))
         return (None, None, *zeros)
 
@@ -147,11 +150,12 @@ class DataGradient(Function):
             return (None, None, *g_bars)
         wanted = tuple([isinstance(g, Tensor) and g.requires_grad for g in gs])
         program = ctx.run.program
+        node = ctx.next_functions[0][0]
+        left = ctx.run.left(node, arguments) if _executes(node)[0] else None
+        kept = list(records)
+        del records
         _release(ctx)
-        outputs, tangents = program.tangent(saved, program.thetas(params), records, seeds, wanted)
-        if _executes(ctx.next_functions[0][0])[0]:
-            ctx.run.leave(Entry(list(records), tangents))
-        return (None, None, *outputs)
+        return (None, None, *program.tangent(saved, program.thetas(params), kept, seeds, wanted, left))
 
 
 def _needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -> bool:
@@ -181,14 +185,14 @@ def _differentiable_reverse(
     saved: list[Any],
     gs: Sequence[Any],
     wanted: Flags,
-    left: list[Tensors],
+    parts: list[Tensors],
 ) -> list[Any]:
-    """Sweep 4 on the reference path: differentiable gradients of inputs and parameters, plus what was left for them."""
+    """Sweep 4 on the reference path: differentiable gradients of inputs and parameters, plus those left by sweep 3."""
     with torch.enable_grad():
         x, theta = _aliases(inputs), _aliases(params)
         outputs = run.program.reference(saved, x, theta)
         found = gradients(zip(outputs, gs, strict=True), [*x, *theta], create_graph=True)
-    for bars in left:
+    for bars in parts:
         found = add_each(found, bars)
     return [bar if want else None for bar, want in zip(found, wanted, strict=True)]
 
@@ -217,16 +221,16 @@ def _or_zero(bar: Any, like: Any, wanted: bool) -> Any:
     return torch.zeros_like(like) if wanted and bar is None else bar
 
 
-def _wanted(ctx: Any, arguments: Sequence[Any]) -> Flags:
+def _wanted(next_functions: Sequence[Any], arguments: Sequence[Any], n_inputs: int) -> Flags:
     """Which arguments the running backward asks for.
 
     The engine answers for every node, but for a leaf that autograd.grad captures it answers with an exception, which
     costs more than a small operation. So after one such parameter the rest count as wanted too (more work than
     asked for, in that rare case), and the only input of a backward that asks for no parameter is not asked about.
     """
-    following = iter([node for node, _ in ctx.next_functions])
+    following = iter([node for node, _ in next_functions])
     nodes = [next(following) if isinstance(a, Tensor) else None for a in arguments]
-    inputs, params = nodes[: ctx.n_inputs], nodes[ctx.n_inputs :]
+    inputs, params = nodes[:n_inputs], nodes[n_inputs:]
     flags = []
     captured = False
     for node in params:

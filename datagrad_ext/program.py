@@ -5,8 +5,8 @@ that no gradient flows through (a size, a constant, a mask). With L the loss, J 
 
     forward         h = f(x)                                   sweep 1, keeps what each layer saves
     data_gradient   δ from ∂L/∂y down to J                     sweep 2, keeps δ at layers that are paired
-    tangent         t from v up                                sweep 3, keeps t at layers that are paired
-    reverse         ζ down, curvature(t, δ), all parameter gradients from the pairs (ζ, h), (δ, t)     sweep 4
+    tangent         t from v up, parameter gradients of (δ, t)     sweep 3, keeps (δ, t) at layers that are curved
+    reverse         ζ down, curvature(t, δ), parameter gradients of (ζ, h)     sweep 4
 
 None is zero in every sweep, and nothing is computed from zero: without a ζ, sweep 4 of a piecewise-linear network is
 its parameter gradients and nothing else.
@@ -67,12 +67,14 @@ class Row:
     device: str
 
 
-@dataclass
-class Entry:
-    """What one data gradient leaves for sweep 4: at each step its record (δ) and its tangents."""
+class Left:
+    """What sweep 3 of all data gradients of a forward leaves for its sweep 4: pairs and parameter gradients by step."""
 
-    records: list[Any]
-    tangents: list[Any]
+    def __init__(self, program: Program, wanted: Flags) -> None:
+        self.wanted = wanted
+        self.wanted_params = wanted[program.n_inputs :]
+        self.pairs: dict[int, list[tuple[Any, Tensors]]] = {}
+        self.sums: dict[int, Tensors] = {}
 
 
 @dataclass(frozen=True)
@@ -128,49 +130,62 @@ class Program:
         return [flow[i] if want else None for i, want in enumerate(wanted)], records
 
     def tangent(
-        self, saved: list[Any], thetas: list[Tensors], records: Sequence[Any], seeds: Sequence[Any], wanted: Flags
-    ) -> tuple[list[Any], list[Any]]:
-        """Sweep 3: the tangents of the wanted outputs, and the tangents that each paired step received.
+        self,
+        saved: list[Any],
+        thetas: list[Tensors],
+        records: list[Any],
+        seeds: Sequence[Any],
+        wanted: Flags,
+        left: Left | None,
+    ) -> list[Any]:
+        """Sweep 3: the tangents of the wanted outputs. Consumes the records, and adds to `left` for sweep 4, if any.
 
         A paired step without a record is one that no cotangent reached in sweep 2: nobody reads a tangent behind it.
         """
         flow = [*seeds, *[None] * len(self.steps)]
-        kept: list[Any] = [None] * len(self.steps)
-        for i, layer, inputs, output, needed, dead in self._tangent_plan(wanted):
+        wanted_params = left.wanted_params if left is not None else ()
+        for i, layer, inputs, output, needed, wants, dead in self._tangent_plan(wanted, wanted_params):
             tangents = tuple([flow[j] for j in inputs])
-            reached = records[i] is not None or not layer.paired
-            if reached and any(t is not None for t in tangents):
-                if layer.paired:
-                    kept[i] = tangents
-                if needed:
-                    flow[output] = layer.jvp(saved[i], thetas[i], tangents, records[i])
+            record, records[i] = records[i], None
+            if (record is not None or not layer.paired) and any(t is not None for t in tangents):
+                if left is None or not layer.paired:
+                    flow[output] = layer.jvp(saved[i], thetas[i], tangents, record) if needed else None
+                else:
+                    sums = left.sums.get(i) or (None,) * len(wants)
+                    flow[output], pair, left.sums[i] = layer.data_jvp(
+                        saved[i], thetas[i], tangents, record, needed, wants, sums
+                    )
+                    if pair is not None:
+                        left.pairs.setdefault(i, []).append(pair)
             for value in dead:
                 flow[value] = None
-        return [flow[i] if want else None for i, want in zip(self.outputs, wanted, strict=True)], kept
+        return [flow[i] if want else None for i, want in zip(self.outputs, wanted, strict=True)]
 
     def reverse(
         self,
         saved: list[Any],
         thetas: list[Tensors],
         cotangents: Sequence[Any],
-        entries: Sequence[Entry],
-        wanted_inputs: Flags,
-        wanted_params: Flags,
-    ) -> tuple[list[Any], list[Any]]:
-        """Sweep 4: cotangents of the inputs and gradients of the parameters. Consumes `saved` and the entries."""
+        left: Left,
+    ) -> list[Any]:
+        """Sweep 4: the wanted cotangents of inputs, then gradients of parameters. Consumes `saved` and `left`."""
         flow = self._seed(cotangents)
         bars: list[Any] = [None] * self.n_params
-        for i, layer, inputs, output, needs, wants in self._backward_plan(wanted_inputs, wanted_params):
+        wanted_inputs = left.wanted[: self.n_inputs]
+        for i, layer, inputs, output, needs, wants in self._backward_plan(wanted_inputs, left.wanted_params):
             zeta, flow[output] = flow[output], None
             kept, saved[i] = saved[i], None
-            pairs = _take(entries, i) if layer.paired else []
-            if (zeta is None and not pairs) or (True not in needs and True not in wants):
+            pairs = left.pairs.pop(i, [])
+            sums = left.sums.pop(i, None) or (None,) * len(wants)
+            if True not in needs and True not in wants:
                 continue
-            x_bars, theta_bars = layer.reverse(kept, thetas[i], zeta, pairs, needs, wants)
+            x_bars: Tensors = ()
+            if zeta is not None or pairs:
+                x_bars, sums = layer.reverse(kept, thetas[i], zeta, pairs, needs, wants, sums)
             _accumulate(flow, inputs, needs, x_bars)
             if wants:
-                _accumulate(bars, self.steps[i].params, wants, theta_bars)
-        return [flow[i] if want else None for i, want in enumerate(wanted_inputs)], bars
+                _accumulate(bars, self.steps[i].params, wants, sums)
+        return [*[flow[i] if want else None for i, want in enumerate(wanted_inputs)], *bars]
 
     def reference(self, saved: list[Any], inputs: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         """The outputs again in ordinary differentiable PyTorch, with the randomness of the forward that saved."""
@@ -236,9 +251,11 @@ class Program:
             self._plans[key] = plan[::-1]
         return self._plans[key]
 
-    def _tangent_plan(self, wanted: Flags) -> list[tuple]:
-        """From first to last: step number, layer, inputs, output, whether its tangent is read, values dead after it."""
-        if wanted not in self._plans:
+    def _tangent_plan(self, wanted: Flags, wanted_params: Flags) -> list[tuple]:
+        """From first to last: step number, layer, inputs, output, whether its tangent is read, parameters asked for,
+        values dead after it."""
+        key = ("tangent", wanted, wanted_params)
+        if key not in self._plans:
             read = {i for i, want in zip(self.outputs, wanted, strict=True) if want}
             plan = []
             for i, step in reversed(list(enumerate(self.steps))):
@@ -247,9 +264,10 @@ class Program:
                 needed = step.output in read
                 if needed or step.layer.paired:
                     read.update(step.inputs)
-                plan.append((i, step.layer, step.inputs, step.output, needed, self._last_reads[i]))
-            self._plans[wanted] = plan[::-1]
-        return self._plans[wanted]
+                wants = tuple(wanted_params[j] for j in step.params) if wanted_params else ()
+                plan.append((i, step.layer, step.inputs, step.output, needed, wants, self._last_reads[i]))
+            self._plans[key] = plan[::-1]
+        return self._plans[key]
 
 
 def move_biases(program: Program) -> Program:
@@ -288,17 +306,6 @@ def _reader(places: tuple[int, ...]) -> Callable[[Sequence[Any]], Tensors]:
 def _host(arguments: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
     """Host arguments with references replaced by their values."""
     return arguments and tuple(values[a.value] if isinstance(a, Ref) else a for a in arguments)
-
-
-def _take(entries: Sequence[Entry], i: int) -> list[tuple[Any, Tensors]]:
-    """The pairs of step i, removed from the entries so that their memory goes as sweep 4 passes."""
-    pairs = []
-    for entry in entries:
-        record, tangents = entry.records[i], entry.tangents[i]
-        entry.records[i] = entry.tangents[i] = None
-        if record is not None and tangents is not None:
-            pairs.append((record, tangents))
-    return pairs
 
 
 def _accumulate(total: list[Any], places: Sequence[int], wanted: Sequence[bool], parts: Tensors) -> None:

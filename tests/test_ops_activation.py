@@ -280,7 +280,7 @@ def extremes(dtype: torch.dtype) -> Tensor:
 def test_values_of_f_and_its_derivatives(
     kind: str, constants: list[float], function: Callable[[Tensor], Tensor], wide: torch.dtype, device: str
 ) -> None:
-    """Table and kernels are torch's f, f', f'' in float64, and finite where z is."""
+    """Table and kernels are torch's f, f', f'' in float64, and finite where z is. The table's f is torch's own."""
     row, z = ACTIVATIONS[kind], extremes(wide).to(device)
     leaf = z.double().requires_grad_()
     f = function(leaf)
@@ -294,10 +294,10 @@ def test_values_of_f_and_its_derivatives(
     )
     table = tuple(function(z, *constants) for function in (row.f, row.first, row.second))
     rounding = {torch.float32: 1e-6, torch.float64: 4e-14}[wide]
+    assert all(values.isfinite().all() for values in (*kernels, *table[1:]))
     for truth, native, reference in zip((f, first, second), kernels, table, strict=True):
-        assert native.isfinite().all()
-        assert reference.isfinite().all()
-        known = truth.detach().isfinite()  # torch itself overflows at some extremes
+        # torch itself overflows at some extremes, and which ones depends on the processor
+        known = truth.detach().isfinite() & table[0].isfinite()
         assert known.sum() > 20000
         for ours in (native, reference):
             torch.testing.assert_close(ours[known].double(), truth.detach()[known], rtol=4 * rounding, atol=rounding)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.activation import ACTIVATIONS, Activation
-from .base import Layer, Pairs, Tensors
+from .base import Layer, Pairs, Tensors, add
 from .registry import Application, function_rule, module_rule
 
 _ops = torch.ops.datagrad
@@ -48,8 +48,11 @@ class _Activation(Layer):
             return x
         return x + bias.view(-1, *[1] * (x.dim() - 1 - self._channel(x)))
 
-    def param_vjp(self, saved: Any, params: Tensors, zeta: Any, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
-        return self.reverse(saved, params, zeta, pairs, (True,), wanted)[1]
+    def param_vjp(
+        self, saved: Any, params: Tensors, g: Any, tangents: Tensors | None, wanted: Sequence[bool], sums: Tensors
+    ) -> Tensors:
+        zeta, pairs = (g, []) if tangents is None else (None, [(g, tangents)])
+        return self.reverse(saved, params, zeta, pairs, (True,), wanted, sums)[1]
 
 
 class Rectifier(_Activation):
@@ -86,13 +89,14 @@ class Rectifier(_Activation):
         pairs: Pairs,
         wanted_inputs: Sequence[bool],
         wanted_params: Sequence[bool],
+        sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
         if zeta is None:
-            return (None,), (None,) * len(wanted_params)
-        if any(wanted_params):
+            return (None,), sums
+        if True in wanted_params:
             x_bar, bias = _ops.relu_reverse.default(zeta, saved[0], self.slope, saved[1], saved[2])
-            return (x_bar,), (bias,)
-        return self.vjp(saved, params, zeta, wanted_inputs), (None,) * len(wanted_params)
+            return (x_bar,), (add(sums[0], bias),)
+        return self.vjp(saved, params, zeta, wanted_inputs), sums
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         z = self._biased(inputs[0], params)
@@ -130,7 +134,7 @@ class SmoothActivation(_Activation):
         return self._gate(tangents[0], saved, params)
 
     def curvature(self, saved: Any, params: Tensors, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
-        return self.reverse(saved, params, None, pairs, wanted, ())[0]
+        return self.reverse(saved, params, None, pairs, wanted, (), ())[0]
 
     def reverse(
         self,
@@ -140,11 +144,12 @@ class SmoothActivation(_Activation):
         pairs: Pairs,
         wanted_inputs: Sequence[bool],
         wanted_params: Sequence[bool],
+        sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
         if zeta is None and not pairs:
-            return (None,), (None,) * len(wanted_params)
+            return (None,), sums
         x, channel = saved
-        want_bias = any(wanted_params)
+        want_bias = True in wanted_params
         tangents = [t for _, (t,) in pairs]
         cotangents = [delta for delta, _ in pairs]
         x_bar, bias = _ops.smooth_reverse.default(
@@ -158,7 +163,7 @@ class SmoothActivation(_Activation):
             self.constants,
             want_bias,
         )
-        return (x_bar,), (bias if want_bias else None,) * len(wanted_params)
+        return (x_bar,), (add(sums[0], bias),) if want_bias else sums
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         return self.row.f(self._biased(inputs[0], params), *self.constants)

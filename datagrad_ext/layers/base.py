@@ -8,12 +8,17 @@ A layer is y = f(x₁ … x_k, θ₁ … θ_p). Letters, here and in every layer
     forward(x, θ) -> y, saved          sweep 1
     vjp(g) -> fₓᵀ g                    sweeps 2 and 4
     jvp(t) -> fₓ t                     sweep 3
-    param_vjp(ζ, pairs) -> θ̄           sweep 4: gradient of ⟨ζ, f⟩ + Σ ⟨δ, fₓ t⟩ with respect to θ
+    param_vjp(g, t) -> θ̄              gradient with respect to θ of ⟨g, f⟩ (sweep 4), or of ⟨δ, fₓ t⟩ (sweep 3)
     curvature(pairs) -> Σ (f″[t])ᵀ δ   sweep 4: gradient of Σ ⟨δ, fₓ t⟩ with respect to x
 
-`pairs` is a list of (record, tangents): one for every data gradient of this forward. The record is what sweep 2 kept
-at this layer (δ, unless the layer says otherwise in `data_vjp`), tangents is one tangent per input, None for zero.
+`data_vjp`, `data_jvp` and `reverse` are sweeps 2, 3 and 4 at one layer, composed of the maps; a layer that can do a
+sweep in fewer passes overrides it. The record is what sweep 2 keeps at a paired layer (δ, unless the layer says
+otherwise in `data_vjp`); tangents is one tangent per input, None for zero. Where f is linear in x, sweep 3 uses both
+up: the parameter gradient of (δ, t) is taken there, and neither is kept. A curved layer leaves the pair (record,
+tangents) to sweep 4, one for every data gradient of this forward.
 `wanted` has one flag per input (or parameter); a map may return None wherever the flag is False, and None for zero.
+`sums` are parameter gradients that the same layer returned before, None for none: it adds to them, in place if it
+likes.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ class Layer:
     """Base class of all layers. A subclass writes the maps it has; `reverse` is composed from them."""
 
     curved = False  # True if `curvature` is not zero
-    paired = False  # True if sweep 4 reads the pairs: curved, or with parameters that multiply x
+    paired = False  # True if sweep 3 reads the record: curved, or with parameters that multiply x
     opaque = False  # True if the maps come from autograd on the wrapped code
     aliases = False  # True if y may share memory with x
     ops: tuple[str, ...] = ()  # the project's ops that the maps call; empty: vendor libraries only
@@ -54,8 +59,10 @@ class Layer:
         """Tangent of the output, fₓ t; at least one tangent is not None."""
         raise NotImplementedError
 
-    def param_vjp(self, saved: Any, params: Tensors, zeta: Any, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
-        """Gradient of ⟨ζ, f⟩ + Σ ⟨δ, fₓ t⟩ with respect to each parameter; ζ may be None."""
+    def param_vjp(
+        self, saved: Any, params: Tensors, g: Any, tangents: Tensors | None, wanted: Sequence[bool], sums: Tensors
+    ) -> Tensors:
+        """`sums` plus the gradient of ⟨g, f⟩ (tangents None) or of ⟨g, fₓ t⟩ with respect to each parameter."""
         raise NotImplementedError
 
     def curvature(self, saved: Any, params: Tensors, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
@@ -67,8 +74,26 @@ class Layer:
         raise NotImplementedError
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
-        """Sweep 2 at this layer: `vjp`, and the record that the pairs of sweep 4 will carry."""
+        """Sweep 2 at this layer: `vjp`, and the record that sweep 3 will get."""
         return self.vjp(saved, params, g, wanted), g
+
+    def data_jvp(
+        self,
+        saved: Any,
+        params: Tensors,
+        tangents: Tensors,
+        record: Any,
+        needed: bool,
+        wanted_params: Sequence[bool],
+        sums: Tensors,
+    ) -> tuple[Any, Any, Tensors]:
+        """Sweep 3 at this layer: the tangent of y if needed, the pair for sweep 4 or None, parameter gradients."""
+        y_tangent = self.jvp(saved, params, tangents, record) if needed else None
+        if self.curved:
+            return y_tangent, (record, tangents), sums
+        if self.paired and True in wanted_params:
+            sums = self.param_vjp(saved, params, record, tangents, wanted_params, sums)
+        return y_tangent, None, sums
 
     def reverse(
         self,
@@ -78,18 +103,21 @@ class Layer:
         pairs: Pairs,
         wanted_inputs: Sequence[bool],
         wanted_params: Sequence[bool],
+        sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
-        """Sweep 4 at this layer: cotangents of the inputs (curvature included) and parameter gradients."""
+        """Sweep 4 at this layer: cotangents of the inputs (curvature included) and all parameter gradients."""
         x_bars: Tensors = (None,) * len(wanted_inputs)
-        if any(wanted_inputs):
+        if True in wanted_inputs:
             if zeta is not None:
                 x_bars = self.vjp(saved, params, zeta, wanted_inputs)
             if self.curved and pairs:
                 x_bars = add_each(x_bars, self.curvature(saved, params, pairs, wanted_inputs))
-        theta_bars: Tensors = (None,) * len(wanted_params)
-        if any(wanted_params):
-            theta_bars = self.param_vjp(saved, params, zeta, pairs, wanted_params)
-        return x_bars, theta_bars
+        if True in wanted_params:
+            for record, tangents in pairs:
+                sums = self.param_vjp(saved, params, record, tangents, wanted_params, sums)
+            if zeta is not None:
+                sums = self.param_vjp(saved, params, zeta, None, wanted_params, sums)
+        return x_bars, sums
 
 
 class Parameterless(Layer):

@@ -63,8 +63,17 @@ class Convolution(Layer):
         t = self._enter(tangents[0], pad)
         return self._leave(_convolution(t, params[0], None, *numbers), tangents[0])
 
-    def param_vjp(self, saved: Any, params: Tensors, zeta: Any, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
-        return self._parameters(saved, params, zeta, pairs, wanted, None)
+    def param_vjp(
+        self, saved: Any, params: Tensors, g: Any, tangents: Tensors | None, wanted: Sequence[bool], sums: Tensors
+    ) -> Tensors:
+        weight, *bias = sums
+        if wanted[0]:
+            x = saved[0] if tangents is None else self._enter(tangents[0], self._geometry(params[0])[1])
+            part = self._backward(saved, params[0], g, x, False, True)[1]
+            weight = part if weight is None else weight.add_(part)
+        if tangents is None and True in wanted[1:]:
+            bias = [g.sum([d for d in range(g.dim()) if d != g.dim() + self.bias_dim])]
+        return weight, *bias
 
     def reverse(
         self,
@@ -74,33 +83,20 @@ class Convolution(Layer):
         pairs: Pairs,
         wanted_inputs: Sequence[bool],
         wanted_params: Sequence[bool],
+        sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
-        """As composed, with x̄ and the first weight gradient from one call on ζ."""
+        """As composed, with x̄ and the weight gradient from one call."""
         if zeta is None or not wanted_inputs[0] or not wanted_params[0]:
-            return super().reverse(saved, params, zeta, pairs, wanted_inputs, wanted_params)
-        x_bar, weight, _ = self._backward(saved, params[0], zeta, saved[0], True, True)
-        return (x_bar,), self._parameters(saved, params, zeta, pairs, wanted_params, weight)
+            return super().reverse(saved, params, zeta, pairs, wanted_inputs, wanted_params, sums)
+        x_bar, part, _ = self._backward(saved, params[0], zeta, saved[0], True, True)
+        weight = part if sums[0] is None else sums[0].add_(part)
+        _, *bias = self.param_vjp(saved, params, zeta, None, (False, *wanted_params[1:]), sums)
+        return (x_bar,), (weight, *bias)
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         numbers, pad = self._geometry(params[0])
         x = self._enter(inputs[0], pad)
         return self._leave(torch.convolution(x, *_with_bias(params), *numbers), inputs[0])
-
-    def _parameters(
-        self, saved: Any, params: Tensors, zeta: Any, pairs: Pairs, wanted: Sequence[bool], weight: Any
-    ) -> Tensors:
-        """(w̄, b̄); `weight` is the part of w̄ from (ζ, x) where it is already known."""
-        if wanted[0]:
-            products = [(zeta, saved[0])] if zeta is not None and weight is None else []
-            pad = self._geometry(params[0])[1]
-            products += [(delta, self._enter(tangents[0], pad)) for delta, tangents in pairs]
-            for g, x in products:
-                part = self._backward(saved, params[0], g, x, False, True)[1]
-                weight = part if weight is None else weight.add_(part)
-        bias = None
-        if len(wanted) > 1 and wanted[1] and zeta is not None:
-            bias = zeta.sum([d for d in range(zeta.dim()) if d != zeta.dim() + self.bias_dim])
-        return weight, bias
 
     def _backward(self, saved: Any, weight: Tensor, g: Tensor, x: Tensor, want_x: bool, want_w: bool) -> tuple:
         """(x̄, w̄, None) of the cotangent g at the (padded, batched) input x."""

@@ -1,9 +1,9 @@
 """Linear: y = x Wᵀ + b, for x (…, in), W (out, in), b (out,).
 
-    vjp   g W          jvp   t Wᵀ          W̄ = ζᵀx + Σ δᵀt          b̄ = Σ ζ
+    vjp   g W          jvp   t Wᵀ          W̄ = Σ δᵀt + ζᵀx          b̄ = Σ ζ
 
-The bias is in the value and not in the tangent: its gradient comes from ζ alone. `pairs` enter W̄ as products that
-accumulate into the first one, so that no sum of weight-sized tensors is a pass of its own.
+The bias is in the value and not in the tangent: its gradient comes from ζ alone. The products of W̄ accumulate into the
+first one, so that no sum of weight-sized tensors is a pass of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Layer, Pairs, Tensors
+from .base import Layer, Tensors
 from .registry import Application, function_rule, module_rule
 
 
@@ -34,31 +34,25 @@ class Linear(Layer):
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         return F.linear(tangents[0], params[0])
 
-    def param_vjp(self, saved: Any, params: Tensors, zeta: Any, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
-        weight = bias = None
+    def param_vjp(
+        self, saved: Any, params: Tensors, g: Any, tangents: Tensors | None, wanted: Sequence[bool], sums: Tensors
+    ) -> Tensors:
+        weight, *bias = sums
+        rows = _rows(g)
         if wanted[0]:
-            products = [] if zeta is None else [(zeta, saved[0])]
-            products += [(delta, tangents[0]) for delta, tangents in pairs]
-            weight = _outer_sum(products)
-        if len(wanted) > 1 and wanted[1] and zeta is not None:
-            bias = _rows(zeta).sum(0)
-        return weight, bias
+            x = _rows(saved[0] if tangents is None else tangents[0])
+            weight = torch.mm(rows.t(), x) if weight is None else weight.addmm_(rows.t(), x)
+        if tangents is None and True in wanted[1:]:
+            bias = [rows.sum(0)]
+        return weight, *bias
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         return F.linear(inputs[0], *params)
 
 
 def _rows(x: Tensor) -> Tensor:
+    """A matrix: all leading dimensions as one."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-
-
-def _outer_sum(products: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-    """Σ gᵀ x over (g, x), rows being all leading dimensions."""
-    total: Tensor | None = None
-    for g, x in products:
-        g, x = _rows(g), _rows(x)
-        total = torch.mm(g.t(), x) if total is None else total.addmm_(g.t(), x)
-    return total
 
 
 @module_rule(nn.Linear)

@@ -68,6 +68,7 @@ class Opaque(Layer):
         pairs: Pairs,
         wanted_inputs: Sequence[bool],
         wanted_params: Sequence[bool],
+        sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
         graph = saved[0]
         terms = [] if zeta is None else _outputs(graph.y, zeta)
