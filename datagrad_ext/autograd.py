@@ -36,21 +36,51 @@ class UnsupportedOutput(Exception):
 
 
 @dataclass
+class Visit:
+    """What the passes of one backward share: what the Forward saved, unpacked once, and what they leave for sweep 4."""
+
+    anchor: Tensor | None
+    inputs: tuple[Any, ...]
+    params: tuple[Any, ...]
+    saved: list[Any]
+    left: Left | None = None
+    parts: list[Tensors] = field(default_factory=list)
+    """Gradients of inputs and parameters left by the reference path."""
+
+
+@dataclass
 class Run:
     """A program on its way through autograd: the tape of one forward and the reasons already warned about."""
 
     program: Program
     warned: set[str]
-    tape: dict[int, Left] = field(default_factory=dict)
-    differentiable: dict[int, list[Tensors]] = field(default_factory=dict)
+    tape: dict[int, Visit] = field(default_factory=dict)
+    nodes: list[Any] | None = None
 
-    def left(self, node: Any, arguments: Sequence[Any]) -> Left:
-        """What was left for sweep 4 of the backward that is running, and of no other; `node` is the Forward."""
-        task = _task()
-        if task not in self.tape:
-            n_inputs = self.program.n_inputs
-            self.tape[task] = Left(self.program, _wanted(node.next_functions, arguments, n_inputs))
-        return self.tape[task]
+    def begin(self, node: Any) -> Visit:
+        """A visit of the backward that is running; `node` is the Forward, which it will reach."""
+        visit = self.unpacked(node)
+        if self.nodes is None:
+            following = iter([function for function, _ in node.next_functions])
+            arguments = (*visit.inputs, *visit.params)
+            self.nodes = [next(following) if isinstance(a, Tensor) else None for a in arguments]
+        visit.left = Left(self.program, _wanted(self.nodes, self.program.n_inputs))
+        return visit
+
+    def unpacked(self, node: Any) -> Visit:
+        """What the Forward saved, and a place for no sweep 4."""
+        tensors = node.saved_tensors
+        arguments, *saved = _unpack(node.layout, tensors)
+        n = self.program.n_inputs
+        return Visit(tensors[0], arguments[:n], arguments[n:], saved)
+
+    def meet(self, node: Any) -> Visit:
+        """The visit of the backward that is running, and of no other, on the tape for the Forward if it is reached."""
+        visit = self.tape.get(_task())
+        if visit is None and _executes(node):
+            visit = self.tape[_task()] = self.begin(node)
+            visit.anchor = None  # it would keep the Forward alive if this backward fails
+        return visit or self.unpacked(node)
 
 
 def apply(program: Program, inputs: Sequence[Any], params: Sequence[Any], warned: set[str]) -> list[Any]:
@@ -77,7 +107,7 @@ class Forward(Function):
             raise UnsupportedOutput("its result is a layer's tuple")
         like = next(t for t in arguments if isinstance(t, Tensor) and t.is_floating_point())
         anchor = like.new_empty(0)
-        ctx.run, ctx.n_inputs = run, n_inputs
+        ctx.run = run
         ctx.set_materialize_grads(False)
         tensors = [anchor]
         ctx.layout = _pack([arguments, *saved], tensors)
@@ -87,75 +117,55 @@ class Forward(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        tensors, n = ctx.saved_tensors, ctx.n_inputs
-        arguments, *saved = _unpack(ctx.layout, tensors)
-        inputs, params = arguments[:n], arguments[n:]
-        left = ctx.run.left(ctx, arguments)
-        del ctx.run.tape[_task()]
-        wanted = left.wanted
-        gs = cotangents[:-1]
-        parts = ctx.run.differentiable.pop(_task(), [])
-        if parts or _needs_reference(ctx.run, gs, torch.is_grad_enabled() and True in left.wanted_params):
-            found = _differentiable_reverse(ctx.run, inputs, params, saved, gs, wanted, parts)
+        run, gs = ctx.run, cotangents[:-1]
+        visit = run.tape.pop(_task(), None) or run.begin(ctx)
+        left = visit.left
+        if visit.parts or _needs_reference(run, gs, torch.is_grad_enabled() and True in left.wanted_params):
+            found = _differentiable_reverse(run, visit, gs)
         elif torch.is_grad_enabled():
-            job = _Job(ctx.run, inputs, params, saved, wanted[:n], ctx.layout, tensors)
-            found = [*DataGradient.apply(job, tensors[0], *gs), *[None] * len(params)]
+            found = [*DataGradient.apply(ctx, visit, visit.anchor, *gs), *[None] * len(visit.params)]
         else:
-            program = ctx.run.program
-            thetas = program.thetas(params)
-            del tensors
             _release(ctx)
-            found = program.reverse(saved, thetas, gs, left)
-        zeros = (_or_zero(bar, a, want) for bar, a, want in zip(found, arguments, wanted, strict=True))
+            found = run.program.reverse(visit.saved, run.program.thetas(visit.params), gs, left)
+        arguments = (*visit.inputs, *visit.params)
+        zeros = [_or_zero(bar, a, want) for bar, a, want in zip(found, arguments, left.wanted, strict=True)]
         return (None, None, *zeros)
 
 
-@dataclass
-class _Job:
-    """What a DataGradient needs from its Forward; not arguments of apply, so that no edge leads to them."""
-
-    run: Run
-    inputs: Sequence[Any]
-    params: Sequence[Any]
-    saved: list[Any]
-    wanted: Flags
-    layout: list[Any]
-    tensors: Sequence[Tensor]
-
-
 class DataGradient(Function):
-    """J = ∂⟨g, network(x)⟩/∂x for the wanted inputs: apply(job, anchor, *g) -> one J or None for each input."""
+    """J = ∂⟨g, network(x)⟩/∂x for the wanted inputs: apply(forward, visit, anchor, *g) -> one J or None for each input.
+
+    What the layers saved stays with the Forward, whose sweep 4 comes after: only g and the records are saved here.
+    """
 
     @staticmethod
-    def forward(ctx: Any, job: _Job, anchor: Tensor, *gs: Any) -> tuple[Any, ...]:
-        program = job.run.program
+    def forward(ctx: Any, forward: Any, visit: Visit, anchor: Tensor, *gs: Any) -> tuple[Any, ...]:
+        program, inputs = forward.run.program, visit.inputs
+        wanted = visit.left.wanted[: len(inputs)]  # type: ignore[union-attr]
         cut = [None if g is None else g.detach() for g in gs]  # a record must not hold the graph of the loss
-        found, records = program.data_gradient(job.saved, program.thetas(job.params), cut, job.wanted)
-        ctx.run, ctx.wanted = job.run, job.wanted
+        found, records = program.data_gradient(visit.saved, program.thetas(visit.params), cut, wanted)
+        ctx.forward_node, ctx.wanted = forward, wanted
         ctx.set_materialize_grads(False)
-        found = [_or_zero(J, x, want) for J, x, want in zip(found, job.inputs, job.wanted, strict=True)]
-        tensors = list(job.tensors)
-        ctx.layout = [*_pack([gs, tuple(records)], tensors), *job.layout]
-        ctx.n_inputs = len(job.inputs)
+        tensors: list[Tensor] = []
+        ctx.layout = _pack([gs, tuple(records)], tensors)
         ctx.save_for_backward(*tensors)
-        return tuple(found)
+        return tuple([_or_zero(J, x, want) for J, x, want in zip(found, inputs, wanted, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *seeds: Any) -> tuple[Any, ...]:
-        gs, records, arguments, *saved = _unpack(ctx.layout, ctx.saved_tensors)
-        inputs, params = arguments[: ctx.n_inputs], arguments[ctx.n_inputs :]
-        if _needs_reference(ctx.run, seeds, torch.is_grad_enabled()):
-            bars, g_bars = _differentiable_tangent(ctx, inputs, params, saved, gs, seeds)
-            ctx.run.differentiable.setdefault(_task(), []).append(bars)
-            return (None, None, *g_bars)
+        run = ctx.forward_node.run
+        gs, records = _unpack(ctx.layout, ctx.saved_tensors)
+        visit = run.meet(ctx.forward_node)
+        if _needs_reference(run, seeds, torch.is_grad_enabled()):
+            bars, g_bars = _differentiable_tangent(run, visit, ctx.wanted, gs, seeds)
+            visit.parts.append(bars)
+            return (None, None, None, *g_bars)
         wanted = tuple([isinstance(g, Tensor) and g.requires_grad for g in gs])
-        program = ctx.run.program
-        node = ctx.next_functions[0][0]
-        left = ctx.run.left(node, arguments) if _executes(node)[0] else None
         kept = list(records)
         del records
         _release(ctx)
-        return (None, None, *program.tangent(saved, program.thetas(params), kept, seeds, wanted, left))
+        thetas = run.program.thetas(visit.params)
+        return (None, None, None, *run.program.tangent(visit.saved, thetas, kept, seeds, wanted, visit.left))
 
 
 def _needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -> bool:
@@ -178,34 +188,26 @@ def _is_batched(g: Any) -> bool:
     return g is not None and torch._C._functorch.is_legacy_batchedtensor(g)
 
 
-def _differentiable_reverse(
-    run: Run,
-    inputs: Sequence[Any],
-    params: Sequence[Any],
-    saved: list[Any],
-    gs: Sequence[Any],
-    wanted: Flags,
-    parts: list[Tensors],
-) -> list[Any]:
+def _differentiable_reverse(run: Run, visit: Visit, gs: Sequence[Any]) -> list[Any]:
     """Sweep 4 on the reference path: differentiable gradients of inputs and parameters, plus those left by sweep 3."""
     with torch.enable_grad():
-        x, theta = _aliases(inputs), _aliases(params)
-        outputs = run.program.reference(saved, x, theta)
+        x, theta = _aliases(visit.inputs), _aliases(visit.params)
+        outputs = run.program.reference(visit.saved, x, theta)
         found = gradients(zip(outputs, gs, strict=True), [*x, *theta], create_graph=True)
-    for bars in parts:
+    for bars in visit.parts:
         found = add_each(found, bars)
-    return [bar if want else None for bar, want in zip(found, wanted, strict=True)]
+    return [bar if want else None for bar, want in zip(found, visit.left.wanted, strict=True)]  # type: ignore[union-attr]
 
 
 def _differentiable_tangent(
-    ctx: Any, inputs: Sequence[Any], params: Sequence[Any], saved: list[Any], gs: Sequence[Any], seeds: Sequence[Any]
+    run: Run, visit: Visit, wanted: Flags, gs: Sequence[Any], seeds: Sequence[Any]
 ) -> tuple[Tensors, Tensors]:
     """∂⟨v, J⟩ with respect to (inputs and parameters), and with respect to g, differentiable."""
     with torch.enable_grad():
-        x, theta, g = _aliases(inputs), _aliases(params), _aliases(gs)
-        outputs = ctx.run.program.reference(saved, x, theta)
-        wanted = [t if want else None for t, want in zip(x, ctx.wanted, strict=True)]
-        J = gradients(zip(outputs, g, strict=True), wanted, create_graph=True)
+        x, theta, g = _aliases(visit.inputs), _aliases(visit.params), _aliases(gs)
+        outputs = run.program.reference(visit.saved, x, theta)
+        asked = [t if want else None for t, want in zip(x, wanted, strict=True)]
+        J = gradients(zip(outputs, g, strict=True), asked, create_graph=True)
         found = gradients(zip(J, seeds, strict=True), [*x, *theta, *g], create_graph=True)
     split = len(x) + len(theta)
     return found[:split], found[split:]
@@ -221,35 +223,32 @@ def _or_zero(bar: Any, like: Any, wanted: bool) -> Any:
     return torch.zeros_like(like) if wanted and bar is None else bar
 
 
-def _wanted(next_functions: Sequence[Any], arguments: Sequence[Any], n_inputs: int) -> Flags:
-    """Which arguments the running backward asks for.
+def _wanted(nodes: Sequence[Any], n_inputs: int) -> Flags:
+    """Which arguments the running backward asks for, by the nodes that their gradients go to.
 
     The engine answers for every node, but for a leaf that autograd.grad captures it answers with an exception, which
     costs more than a small operation. So after one such parameter the rest count as wanted too (more work than
     asked for, in that rare case), and the only input of a backward that asks for no parameter is not asked about.
     """
-    following = iter([node for node, _ in next_functions])
-    nodes = [next(following) if isinstance(a, Tensor) else None for a in arguments]
-    inputs, params = nodes[:n_inputs], nodes[n_inputs:]
-    flags = []
-    captured = False
-    for node in params:
-        wanted = node is not None
-        if wanted and not captured:
-            wanted, captured = _executes(node)
-        flags.append(wanted)
-    differentiable = [node for node in inputs if node is not None]
-    if len(differentiable) == 1 and not any(flags):
-        return (*[node is not None for node in inputs], *flags)
-    return (*[node is not None and _executes(node)[0] for node in inputs], *flags)
-
-
-def _executes(node: Any) -> tuple[bool, bool]:
-    """Whether the running backward will execute the node, and whether it is a leaf that autograd.grad captures."""
+    executes = torch._C._will_engine_execute_node
+    flags: list[bool] = []
     try:
-        return torch._C._will_engine_execute_node(node), False
+        for node in nodes[n_inputs:]:
+            flags.append(node is not None and executes(node))
     except RuntimeError:
-        return True, True
+        flags += [node is not None for node in nodes[n_inputs + len(flags) :]]
+    inputs = [node is not None for node in nodes[:n_inputs]]
+    if True in flags or sum(inputs) > 1:
+        inputs = [node is not None and _executes(node) for node in nodes[:n_inputs]]
+    return (*inputs, *flags)
+
+
+def _executes(node: Any) -> bool:
+    """Whether the running backward will execute the node, or capture the gradient that goes to it."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that autograd.grad captures
+        return True
 
 
 def _task() -> int:
@@ -271,26 +270,26 @@ class _Place(int):
 def _pack(groups: Sequence[tuple[Any, ...]], tensors: list[Tensor]) -> list[Any]:
     """The groups with every tensor moved to the end of `tensors`; what is left is what `_unpack` reads."""
     places: dict[int, _Place] = {}
-    layout: list[Any] = []
-    for group in groups:
-        packed = []
-        for item in group:
-            if isinstance(item, Tensor):
-                place = places.get(id(item))
-                if place is None:
-                    place = places[id(item)] = _Place(len(tensors))
-                    tensors.append(item)
-                item = place
-            packed.append(item)
-        layout.append(packed[0] if len(packed) == 1 and type(packed[0]) is _Place else tuple(packed))
-    return layout
+    return [_packed(group, tensors, places) for group in groups]
+
+
+def _packed(item: Any, tensors: list[Tensor], places: dict[int, _Place]) -> Any:
+    if isinstance(item, Tensor):
+        place = places.get(id(item))
+        if place is None:
+            place = places[id(item)] = _Place(len(tensors))
+            tensors.append(item)
+        return place
+    return tuple([_packed(part, tensors, places) for part in item]) if type(item) is tuple else item
 
 
 def _unpack(layout: Sequence[Any], tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
-    """The groups as they were packed. A group of one tensor, the most frequent, is only its place."""
-    return [
-        (tensors[group],)
-        if type(group) is _Place
-        else tuple([tensors[item] if type(item) is _Place else item for item in group])
-        for group in layout
-    ]
+    """The groups as they were packed."""
+    return [_unpacked(group, tensors) for group in layout]
+
+
+def _unpacked(item: Any, tensors: Sequence[Tensor]) -> Any:
+    kind = type(item)
+    if kind is _Place:
+        return tensors[item]
+    return tuple([_unpacked(part, tensors) for part in item]) if kind is tuple else item

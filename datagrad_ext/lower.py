@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .fusion import chains
 from .layers import Application, Opaque, OpaqueModule, rule_of_function, rule_of_method, rule_of_module
 from .program import HostStep, Program, Ref, Step, move_biases
 from .trace import Untraceable, changes_in_place
@@ -121,7 +122,7 @@ class _Lowering:
         structure = fx.node.map_arg(result, note)
         values = tuple(kind.index for kind in outputs if not isinstance(kind, Parameter))
         program = Program(len(self._placeholders), len(self._fetches), tuple(self._steps), values)
-        return Lowered(move_biases(program), self._fetches, structure, outputs)
+        return Lowered(chains(move_biases(program)), self._fetches, structure, outputs)
 
     # nodes
 

@@ -1,7 +1,7 @@
 """A traced network: steps in order, and the four sweeps over them.
 
-Values are numbered: first the inputs, then one for each step. A `Step` applies a layer; a `HostStep` computes something
-that no gradient flows through (a size, a constant, a mask). With L the loss, J = ∂L/∂x and v = ∂R/∂J:
+Values are numbered: first the inputs, then the results of steps. A `Step` applies a layer; a `HostStep` computes
+something that no gradient flows through (a size, a constant, a mask). With L the loss, J = ∂L/∂x and v = ∂R/∂J:
 
     forward         h = f(x)                                   sweep 1, keeps what each layer saves
     data_gradient   δ from ∂L/∂y down to J                     sweep 2, keeps δ at layers that are paired
@@ -95,7 +95,7 @@ class Program:
     def forward(self, inputs: Sequence[Any], thetas: list[Tensors]) -> tuple[list[Any], list[Any]]:
         """Sweep 1: the outputs, and what each step saved."""
         describe = not self.rows
-        values = [*inputs, *[None] * len(self.steps)]
+        values = [*inputs, *[None] * self._n_results]
         saved: list[Any] = []
         for step, theta, dead in zip(self.steps, thetas, self._last_reads, strict=True):
             if isinstance(step, HostStep):
@@ -142,7 +142,7 @@ class Program:
 
         A paired step without a record is one that no cotangent reached in sweep 2: nobody reads a tangent behind it.
         """
-        flow = [*seeds, *[None] * len(self.steps)]
+        flow = [*seeds, *[None] * self._n_results]
         wanted_params = left.wanted_params if left is not None else ()
         for i, layer, inputs, output, needed, wants, dead in self._tangent_plan(wanted, wanted_params):
             tangents = tuple([flow[j] for j in inputs])
@@ -189,7 +189,7 @@ class Program:
 
     def reference(self, saved: list[Any], inputs: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         """The outputs again in ordinary differentiable PyTorch, with the randomness of the forward that saved."""
-        values, thetas = [*inputs, *[None] * len(self.steps)], self.thetas(params)
+        values, thetas = [*inputs, *[None] * self._n_results], self.thetas(params)
         for i, step in enumerate(self.steps):
             if isinstance(step, HostStep):
                 values[step.output] = saved[i][0]
@@ -201,10 +201,15 @@ class Program:
 
     def _seed(self, cotangents: Sequence[Any]) -> list[Any]:
         """One place for each value, with the cotangents of the outputs in it."""
-        flow: list[Any] = [None] * (self.n_inputs + len(self.steps))
+        flow: list[Any] = [None] * (self.n_inputs + self._n_results)
         for i, g in zip(self.outputs, cotangents, strict=True):
             flow[i] = add(flow[i], g)
         return flow
+
+    @cached_property
+    def _n_results(self) -> int:
+        """Numbers of values behind the inputs; a fusion pass leaves gaps."""
+        return max([1 + step.output - self.n_inputs for step in self.steps], default=0)
 
     @cached_property
     def _parameter_readers(self) -> list[Callable[[Sequence[Any]], Tensors]]:
@@ -239,7 +244,7 @@ class Program:
         """
         key = (wanted_inputs, wanted_params)
         if key not in self._plans:
-            active = [*wanted_inputs, *[False] * len(self.steps)]
+            active = [*wanted_inputs, *[False] * self._n_results]
             plan = []
             for i, step in enumerate(self.steps):
                 if isinstance(step, HostStep):

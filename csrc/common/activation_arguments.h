@@ -44,6 +44,17 @@ struct PreActivation {
   }
 
   Tensor empty() const { return empty_dense(x, x.sizes(), x.scalar_type(), layout); }
+
+  Tensor empty_bits() const {
+    const int64_t bytes = (x.numel() + 7) / 8;
+    return empty_dense(x, IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
+  }
+
+  // A place for the sums per channel; for none of them if they are not `wanted`.
+  Tensor empty_sums(bool wanted) const {
+    const int64_t channels = wanted ? view.channels : 0;
+    return empty_dense(x, IntHeaderOnlyArrayRef(&channels, 1), x.scalar_type());
+  }
 };
 
 // A cotangent or tangent and the bits that gate it, in the layout the bits were written in.
@@ -86,6 +97,16 @@ struct Curved {
     }
   }
 };
+
+// The family's kernels, for CPU or CUDA, written into tensors that are there already. An output may be an operand itself.
+// With `sums` the results are also summed per channel.
+void relu_forward_into(const PreActivation& z, double slope, const Tensor& y, const Tensor& bits);
+void relu_gate_into(const Gated& in, double slope, const Tensor& out);
+void relu_reverse_into(const Gated& in, const ChannelView& view, double slope, const Tensor& out, const Tensor& sums);
+void smooth_forward_into(const char* op, const PreActivation& z, const std::string& kind,
+                         const std::vector<double>& constants, const Tensor& y);
+void smooth_reverse_into(const char* op, const Curved& in, const std::string& kind,
+                         const std::vector<double>& constants, const Tensor& out, const Tensor* sums);
 
 template <template <class> class... Rows>
 std::string activation_names(ActivationRows<Rows...>) {

@@ -2,15 +2,12 @@
 //
 // Tensors are walked in memory order in chunks that stay in the first-level cache; within a chunk each step (widen, add
 // the bias, activate, pack bits, sum channels, narrow) is a loop of its own that the compiler vectorises.
-#include <common/activation_arguments.h>
+#include <common/activation_ops.h>
 #include <common/parallel.h>
 #include <cpu/convert.h>
 
-#include <torch/csrc/stable/library.h>
-
 #include <cstring>
 #include <memory>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -171,12 +168,11 @@ void with_slope(double slope, const F& f) {
   }
 }
 
-std::tuple<Tensor, Tensor> relu_forward(const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, double slope) {
-  const PreActivation z("relu_forward", x, bias, channel_dim);
-  const Tensor y = z.empty();
-  const int64_t n = x.numel(), bytes = (n + 7) / 8;
-  const Tensor bits = empty_dense(x, IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
-  dispatch_floating(x.scalar_type(), [&](auto tag) {
+}  // namespace
+
+void relu_forward_into(const PreActivation& z, double slope, const Tensor& y, const Tensor& bits) {
+  const int64_t n = z.x.numel();
+  dispatch_floating(z.x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Reader<T> reader(z);
     T* y_data = mutable_data<T>(y);
@@ -196,8 +192,9 @@ std::tuple<Tensor, Tensor> relu_forward(const Tensor& x, std::optional<Tensor> b
       });
     });
   });
-  return {y, bits};
 }
+
+namespace {
 
 // The gate over all chunks of `blocks`; done(block, begin, values, count) sees its results before they are rounded.
 template <class T, class Done>
@@ -220,34 +217,28 @@ void gate_chunks(const Gated& in, const Tensor& out, double slope, const Blocks&
   });
 }
 
-Tensor relu_gate(const Tensor& g, const Tensor& bits, double slope, bool channels_last) {
-  const Gated in("relu_gate", g, bits, channels_last);
-  const Tensor out = in.empty();
-  dispatch_floating(g.scalar_type(), [&](auto tag) {
+}  // namespace
+
+void relu_gate_into(const Gated& in, double slope, const Tensor& out) {
+  dispatch_floating(out.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    gate_chunks<T>(in, out, slope, Blocks(g.numel(), kBlock, kChunk), [](auto&&...) {});
+    gate_chunks<T>(in, out, slope, Blocks(out.numel(), kBlock, kChunk), [](auto&&...) {});
   });
-  return out;
 }
 
-std::tuple<Tensor, Tensor> relu_reverse(const Tensor& g, const Tensor& bits, double slope, bool channels_last,
-                                        int64_t channel_dim) {
-  const Gated in("relu_reverse", g, bits, channels_last);
-  const int64_t dim = check_channel_dim("relu_reverse", channel_dim, g.dim());
-  const ChannelView view = channel_view(g.sizes(), dim, in.layout);
-  const Tensor gx = in.empty();
-  const Tensor bias_grad = empty_dense(g, IntHeaderOnlyArrayRef(&view.channels, 1), g.scalar_type());
-  dispatch_floating(g.scalar_type(), [&](auto tag) {
+void relu_reverse_into(const Gated& in, const ChannelView& view, double slope, const Tensor& out, const Tensor& sums) {
+  dispatch_floating(out.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    ChannelSums sums(view);
-    gate_chunks<T>(in, gx, slope, sums.blocks(),
+    ChannelSums channel_sums(view);
+    gate_chunks<T>(in, out, slope, channel_sums.blocks(),
                    [&](int64_t block, int64_t begin, const auto* values, int64_t count) {
-                     sums.add(block, begin, values, count);
+                     channel_sums.add(block, begin, values, count);
                    });
-    sums.store(mutable_data<T>(bias_grad));
+    channel_sums.store(mutable_data<T>(sums));
   });
-  return {gx, bias_grad};
 }
+
+namespace {
 
 // The loops over a chunk that depend on the activation, once per activation and arithmetic type.
 template <class A>
@@ -295,51 +286,6 @@ std::unique_ptr<const Loops<A>> loops_of(const char* op, const std::string& kind
   return loops;
 }
 
-Tensor smooth_forward(const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, std::string kind,
-                      std::vector<double> constants) {
-  const char* op = "smooth_forward";
-  const PreActivation z(op, x, bias, channel_dim);
-  const Tensor y = z.empty();
-  dispatch_floating(x.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const Reader<T> reader(z);
-    T* y_data = mutable_data<T>(y);
-    const auto loops = loops_of<Acc<T>>(op, kind, constants);
-    for_each_chunk(Blocks(x.numel(), kBlock, kChunk), [&](int64_t, int64_t begin, int64_t count) {
-      Chunk<Acc<T>> buffer;
-      const Acc<T>* value = reader.read(begin, count, buffer.value);
-      Acc<T>* out = wide_target(y_data + begin, buffer.value);
-      loops->value(value, out, count);
-      store(out, y_data + begin, count);
-    });
-  });
-  return y;
-}
-
-Tensor smooth_gate(const Tensor& g, const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, std::string kind,
-                   std::vector<double> constants) {
-  const char* op = "smooth_gate";
-  const PreActivation z(op, x, bias, channel_dim);
-  const Tensor g_dense = z.like_x(op, "g", g);
-  const Tensor out = z.empty();
-  dispatch_floating(x.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const Reader<T> reader(z);
-    const T* g_data = data<T>(g_dense);
-    T* out_data = mutable_data<T>(out);
-    const auto loops = loops_of<Acc<T>>(op, kind, constants);
-    for_each_chunk(Blocks(x.numel(), kBlock, kChunk), [&](int64_t, int64_t begin, int64_t count) {
-      Chunk<Acc<T>> z_buffer, g_buffer;
-      const Acc<T>* value = reader.read(begin, count, z_buffer.value);
-      const Acc<T>* wide = widened(g_data + begin, g_buffer.value, count);
-      Acc<T>* target = wide_target(out_data + begin, g_buffer.value);
-      loops->combine(value, wide, nullptr, target, count);
-      store(target, out_data + begin, count);
-    });
-  });
-  return out;
-}
-
 // The chunk loops of smooth_reverse: pointers to the operands, and Σ_i t_i δ_i of a chunk.
 template <class T>
 class CurvedReader {
@@ -374,45 +320,48 @@ class CurvedReader {
   std::vector<std::pair<const T*, const T*>> pairs_;
 };
 
-std::tuple<Tensor, Tensor> smooth_reverse(std::optional<Tensor> zeta, std::vector<Tensor> tangents,
-                                          std::vector<Tensor> cotangents, const Tensor& x, std::optional<Tensor> bias,
-                                          int64_t channel_dim, std::string kind, std::vector<double> constants,
-                                          bool bias_grad) {
-  const char* op = "smooth_reverse";
-  const Curved in(op, zeta, tangents, cotangents, PreActivation(op, x, bias, channel_dim, bias_grad));
-  const Tensor gx = in.z.empty();
-  const int64_t channels = bias_grad ? in.z.view.channels : 0;
-  const Tensor sums_out = empty_dense(x, IntHeaderOnlyArrayRef(&channels, 1), x.scalar_type());
-  dispatch_floating(x.scalar_type(), [&](auto tag) {
+}  // namespace
+
+void smooth_forward_into(const char* op, const PreActivation& z, const std::string& kind,
+                         const std::vector<double>& constants, const Tensor& y) {
+  dispatch_floating(z.x.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Reader<T> reader(z);
+    T* y_data = mutable_data<T>(y);
+    const auto loops = loops_of<Acc<T>>(op, kind, constants);
+    for_each_chunk(Blocks(z.x.numel(), kBlock, kChunk), [&](int64_t, int64_t begin, int64_t count) {
+      Chunk<Acc<T>> buffer;
+      const Acc<T>* value = reader.read(begin, count, buffer.value);
+      Acc<T>* out = wide_target(y_data + begin, buffer.value);
+      loops->value(value, out, count);
+      store(out, y_data + begin, count);
+    });
+  });
+}
+
+void smooth_reverse_into(const char* op, const Curved& in, const std::string& kind,
+                         const std::vector<double>& constants, const Tensor& out, const Tensor* sums) {
+  dispatch_floating(out.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Reader<T> reader(in.z);
     const CurvedReader<T> operands(in);
-    ChannelSums sums(in.z.view);
-    T* gx_data = mutable_data<T>(gx);
+    ChannelSums channel_sums(in.z.view);
+    T* out_data = mutable_data<T>(out);
     const auto loops = loops_of<Acc<T>>(op, kind, constants);
-    for_each_chunk(sums.blocks(), [&](int64_t block, int64_t begin, int64_t count) {
+    for_each_chunk(channel_sums.blocks(), [&](int64_t block, int64_t begin, int64_t count) {
       Chunk<Acc<T>> z_buffer, zeta_buffer, product_buffer;
       const Acc<T>* value = reader.read(begin, count, z_buffer.value);
       const Acc<T>* wide_zeta = operands.zeta(begin, count, zeta_buffer.value);
       const Acc<T>* products = operands.products(begin, count, product_buffer.value);
-      Acc<T>* target = wide_target(gx_data + begin, product_buffer.value);
+      Acc<T>* target = wide_target(out_data + begin, product_buffer.value);
       loops->combine(value, wide_zeta, products, target, count);
-      if (bias_grad) sums.add(block, begin, target, count);
-      store(target, gx_data + begin, count);
+      if (sums != nullptr) channel_sums.add(block, begin, target, count);
+      store(target, out_data + begin, count);
     });
-    if (bias_grad) sums.store(mutable_data<T>(sums_out));
+    if (sums != nullptr) channel_sums.store(mutable_data<T>(*sums));
   });
-  return {gx, sums_out};
 }
 
-}  // namespace
 }  // namespace datagrad
 
-STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) {
-  m.impl("relu_forward", TORCH_BOX(&datagrad::relu_forward));
-  m.impl("relu_gate", TORCH_BOX(&datagrad::relu_gate));
-  m.impl("relu_reverse", TORCH_BOX(&datagrad::relu_reverse));
-  m.impl("smooth_forward", TORCH_BOX(&datagrad::smooth_forward));
-  m.impl("smooth_gate", TORCH_BOX(&datagrad::smooth_gate));
-  m.impl("smooth_reverse", TORCH_BOX(&datagrad::smooth_reverse));
-}
+STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) { datagrad::register_activation(m); }

@@ -1,12 +1,8 @@
 // The activation family on CUDA: ops, letters and layouts as in datagrad_ext/ops/activation.py. What a thread computes is in
 // math/activation_groups.h, which thread computes what in math/groups.h; here are the kernels around them and the launches.
-#include <common/activation_arguments.h>
+#include <common/activation_ops.h>
 #include <common/cuda_launch.cuh>
 #include <math/activation_groups.h>
-
-#include <torch/csrc/stable/library.h>
-
-#include <tuple>
 
 namespace datagrad {
 namespace {
@@ -102,71 +98,11 @@ BiasedInput<T> biased_input(const PreActivation& z) {
   return {data<T>(z.x), z.bias ? data<T>(*z.bias) : nullptr, z.view};
 }
 
-std::tuple<Tensor, Tensor> relu_forward(const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, double slope) {
-  const PreActivation z("relu_forward", x, bias, channel_dim);
-  const Launch launch(x);
-  const Tensor y = z.empty();
-  const int64_t bytes = ceil_div(x.numel(), 8);
-  const Tensor bits = empty_dense(x, IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
-  dispatch_floating(x.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const Rectifier<Acc<T>> relu{static_cast<Acc<T>>(slope)};
-    T* target = mutable_data<T>(y);
-    const bool vector = aligned(data<T>(z.x), target);
-    map<T>(launch, ReluForward<T>{biased_input<T>(z), relu, target, mutable_data<uint8_t>(bits), vector}, x.numel());
-  });
-  return {y, bits};
-}
-
 template <class T>
 ReluGate<T> relu_gate_op(const Gated& in, double slope, const Tensor& out) {
   const T* g = data<T>(in.g);
   T* target = mutable_data<T>(out);
   return {g, data<uint8_t>(in.bits), {static_cast<Acc<T>>(slope)}, target, aligned(g, target)};
-}
-
-Tensor relu_gate(const Tensor& g, const Tensor& bits, double slope, bool channels_last) {
-  const Gated in("relu_gate", g, bits, channels_last);
-  const Launch launch(g);
-  const Tensor out = in.empty();
-  dispatch_floating(g.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    map<T>(launch, relu_gate_op<T>(in, slope, out), g.numel());
-  });
-  return out;
-}
-
-std::tuple<Tensor, Tensor> relu_reverse(const Tensor& g, const Tensor& bits, double slope, bool channels_last,
-                                        int64_t channel_dim) {
-  const Gated in("relu_reverse", g, bits, channels_last);
-  const int64_t dim = check_channel_dim("relu_reverse", channel_dim, g.dim());
-  const ChannelView view = channel_view(g.sizes(), dim, in.layout);
-  const Launch launch(g);
-  const Tensor gx = in.empty();
-  const Tensor bias_grad = empty_dense(g, IntHeaderOnlyArrayRef(&view.channels, 1), g.scalar_type());
-  dispatch_floating(g.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    map_and_sum<T>(launch, relu_gate_op<T>(in, slope, gx), view, bias_grad);
-  });
-  return {gx, bias_grad};
-}
-
-Tensor smooth_forward(const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, std::string kind,
-                      std::vector<double> constants) {
-  const char* op = "smooth_forward";
-  const PreActivation z(op, x, bias, channel_dim);
-  const Launch launch(x);
-  const Tensor y = z.empty();
-  dispatch_floating(x.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    T* target = mutable_data<T>(y);
-    const bool vector = aligned(data<T>(z.x), target);
-    dispatch_activation<Acc<T>>(op, kind, constants, [&](const auto& activation) {
-      using Row = std::decay_t<decltype(activation)>;
-      map<T>(launch, SmoothForward<T, Row>{biased_input<T>(z), activation, target, vector}, x.numel());
-    });
-  });
-  return y;
 }
 
 template <class T, class Row>
@@ -184,9 +120,51 @@ SmoothReverse<T, Row> smooth_reverse_op(const Curved& in, const Row& activation,
   return op;
 }
 
-// f'(z) zeta + f''(z) products into `out`; with `sums` its channels' sums too.
-void reverse(const char* op, const Curved& in, const std::string& kind, const std::vector<double>& constants,
-             const Tensor& out, const Tensor* sums) {
+}  // namespace
+
+void relu_forward_into(const PreActivation& z, double slope, const Tensor& y, const Tensor& bits) {
+  const Launch launch(y);
+  dispatch_floating(y.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Rectifier<Acc<T>> relu{static_cast<Acc<T>>(slope)};
+    T* target = mutable_data<T>(y);
+    const bool vector = aligned(data<T>(z.x), target);
+    map<T>(launch, ReluForward<T>{biased_input<T>(z), relu, target, mutable_data<uint8_t>(bits), vector}, y.numel());
+  });
+}
+
+void relu_gate_into(const Gated& in, double slope, const Tensor& out) {
+  const Launch launch(out);
+  dispatch_floating(out.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    map<T>(launch, relu_gate_op<T>(in, slope, out), out.numel());
+  });
+}
+
+void relu_reverse_into(const Gated& in, const ChannelView& view, double slope, const Tensor& out, const Tensor& sums) {
+  const Launch launch(out);
+  dispatch_floating(out.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    map_and_sum<T>(launch, relu_gate_op<T>(in, slope, out), view, sums);
+  });
+}
+
+void smooth_forward_into(const char* op, const PreActivation& z, const std::string& kind,
+                         const std::vector<double>& constants, const Tensor& y) {
+  const Launch launch(y);
+  dispatch_floating(y.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* target = mutable_data<T>(y);
+    const bool vector = aligned(data<T>(z.x), target);
+    dispatch_activation<Acc<T>>(op, kind, constants, [&](const auto& activation) {
+      using Row = std::decay_t<decltype(activation)>;
+      map<T>(launch, SmoothForward<T, Row>{biased_input<T>(z), activation, target, vector}, y.numel());
+    });
+  });
+}
+
+void smooth_reverse_into(const char* op, const Curved& in, const std::string& kind,
+                         const std::vector<double>& constants, const Tensor& out, const Tensor* sums) {
   constexpr size_t kMaxPairs = SmoothReverse<float, Tanh<float>>::kMaxPairs;
   DATAGRAD_CHECK(in.tangents.size() <= kMaxPairs, op, ": takes up to ", kMaxPairs, " pairs on CUDA, got ",
                  in.tangents.size(), "; add the products up in groups");
@@ -204,38 +182,6 @@ void reverse(const char* op, const Curved& in, const std::string& kind, const st
   });
 }
 
-Tensor smooth_gate(const Tensor& g, const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, std::string kind,
-                   std::vector<double> constants) {
-  const char* op = "smooth_gate";
-  const PreActivation z(op, x, bias, channel_dim);
-  Curved in(op, std::nullopt, {}, {}, z);
-  in.zeta = z.like_x(op, "g", g);
-  const Tensor out = z.empty();
-  reverse(op, in, kind, constants, out, nullptr);
-  return out;
-}
-
-std::tuple<Tensor, Tensor> smooth_reverse(std::optional<Tensor> zeta, std::vector<Tensor> tangents,
-                                          std::vector<Tensor> cotangents, const Tensor& x, std::optional<Tensor> bias,
-                                          int64_t channel_dim, std::string kind, std::vector<double> constants,
-                                          bool bias_grad) {
-  const char* op = "smooth_reverse";
-  const Curved in(op, zeta, tangents, cotangents, PreActivation(op, x, bias, channel_dim, bias_grad));
-  const Tensor gx = in.z.empty();
-  const int64_t channels = bias_grad ? in.z.view.channels : 0;
-  const Tensor sums = empty_dense(x, IntHeaderOnlyArrayRef(&channels, 1), x.scalar_type());
-  reverse(op, in, kind, constants, gx, bias_grad ? &sums : nullptr);
-  return {gx, sums};
-}
-
-}  // namespace
 }  // namespace datagrad
 
-STABLE_TORCH_LIBRARY_IMPL(datagrad, CUDA, m) {
-  m.impl("relu_forward", TORCH_BOX(&datagrad::relu_forward));
-  m.impl("relu_gate", TORCH_BOX(&datagrad::relu_gate));
-  m.impl("relu_reverse", TORCH_BOX(&datagrad::relu_reverse));
-  m.impl("smooth_forward", TORCH_BOX(&datagrad::smooth_forward));
-  m.impl("smooth_gate", TORCH_BOX(&datagrad::smooth_gate));
-  m.impl("smooth_reverse", TORCH_BOX(&datagrad::smooth_reverse));
-}
+STABLE_TORCH_LIBRARY_IMPL(datagrad, CUDA, m) { datagrad::register_activation(m); }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.activation import ACTIVATIONS, Activation
+from ..ops.chain import word
 from .base import Layer, Pairs, Tensors, add
 from .registry import Application, function_rule, module_rule
 
@@ -68,6 +69,9 @@ class Rectifier(_Activation):
     def name(self) -> str:
         head = "ReLU" if self.slope == 0 else f"LeakyReLU({self.slope:g})"
         return head if self.dim is None else f"bias + {head}"
+
+    def link(self, n_params: int) -> str | None:
+        return word("relu", n_params == 1, [self.slope])
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x = inputs[0]
@@ -121,6 +125,9 @@ class SmoothActivation(_Activation):
         constants = ", ".join(f"{c:g}" for c in self.constants)
         head = f"{self.row.name}({constants})" if constants else self.row.name
         return head if self.dim is None else f"bias + {head}"
+
+    def link(self, n_params: int) -> str | None:
+        return word(self.row.name, n_params == 1, self.constants)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x, channel = inputs[0], self._channel(inputs[0])

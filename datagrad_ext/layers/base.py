@@ -47,6 +47,10 @@ class Layer:
         """How the layer is called in the table of a program."""
         return type(self).__name__
 
+    def link(self, n_params: int) -> str | None:
+        """How the ops of chains spell the layer if it has so many parameters; None: it cannot be a link of a chain."""
+        return None
+
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Any, tuple[Any, ...]]:
         """Value y and what the other maps need (tensors, or plain Python values)."""
         raise NotImplementedError

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.chain import word
 from .base import Layer, Tensors
 from .registry import Application, function_rule, module_rule
 
@@ -24,6 +25,9 @@ class Linear(Layer):
 
     paired = True
     bias_dim = -1  # the dimension of y along which the bias lies
+
+    def link(self, n_params: int) -> str | None:
+        return word("linear", n_params == 2)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         return F.linear(inputs[0], *params), (inputs[0],)

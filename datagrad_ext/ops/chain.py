@@ -1,0 +1,362 @@
+"""Chains: a run of linear layers and activations without branches, each of its four sweeps in one call.
+
+    sweep 1  h_{l+1} = f_l(h_l)          sweep 2  δ_l = f_l′ᵀ δ_{l+1}          sweep 3  t_{l+1} = f_l′ t_l, W̄ = Σ δᵀt
+    sweep 4  ζ_l = f_l′ᵀ ζ_{l+1} + Σ f_l″ t_l δ_{l+1},  W̄ += ζᵀh,  b̄ = Σ ζ
+
+`links` names the run: words "name[+b][:constant…]", "+b" where the link has a bias, for example
+"linear relu+b:0.0 linear softplus+b:1.0:20.0 linear+b". Names are linear, relu (its constant is the slope) and the rows
+of `activation.ACTIVATIONS`. The first link is linear. All tensors that flow are matrices, (N, width of the link).
+
+`params`   the weight (out, in) and the bias (out,) of each link, in order.
+`saved`    [values, bits]: the inputs of all links but the first, and the bits of all relu.
+`record`   [g, buffer]: the cotangent sweep 2 began with, and the cotangents of the outputs of all links but the last.
+`wanted`   a flag for each parameter. `sums`: the gradients of the wanted weights so far, added to in place, or empty.
+
+A buffer is flat. Matrices lie in it at multiples of 64 elements, in the order the sweep makes them; a relu works in
+place, so that its input and its output are one matrix. What lies between two matrices is not defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from . import activation
+from ._library import op, require, require_alike, require_floating, require_shape
+
+_ALIGN = 64
+
+
+@dataclass(frozen=True)
+class Link:
+    """One word of `links`; weight, bias and curve are places in the lists, None where there is none."""
+
+    name: str
+    constants: tuple[float, ...]
+    weight: int | None
+    bias: int | None
+    curve: int | None
+
+
+@lru_cache
+def parse(links: str) -> tuple[Link, ...]:
+    """The links that a text names."""
+    found: list[Link] = []
+    counts = dict(params=0, curves=0)
+
+    def place(what: str, there: bool) -> int | None:
+        counts[what] += there
+        return counts[what] - 1 if there else None
+
+    for text in links.split():
+        head, *constants = text.split(":")
+        name, _, bias = head.partition("+")
+        if name in ("linear", "relu"):
+            expected = int(name == "relu")
+            require(len(constants) == expected, f"chain: {name} has {expected} constants, got {len(constants)}")
+        weight = place("params", name == "linear")
+        curve = place("curves", name not in ("linear", "relu"))
+        found.append(Link(name, tuple(map(float, constants)), weight, place("params", bool(bias)), curve))
+    require(bool(found) and found[0].name == "linear", f"chain: must begin with a linear layer, got '{links}'")
+    return tuple(found)
+
+
+def word(name: str, bias: bool, constants: Sequence[float] = ()) -> str:
+    """How `links` spells a link."""
+    return ":".join([name + "+b" * bias, *[repr(float(c)) for c in constants]])
+
+
+@op("chain_forward(Tensor x, Tensor[] params, str links) -> Tensor[]")
+def chain_forward(x: Tensor, params: Sequence[Tensor], links: str) -> list[Tensor]:
+    """Sweep 1: [y, values, bits]."""
+    chain = _Chain("chain_forward", links, params)
+    chain.check_parameters(x)
+    inputs: dict[int, Tensor] = {}
+    masks: dict[int, Tensor] = {}
+    for i, link in enumerate(chain.links):
+        inputs[i] = x
+        if link.name == "linear":
+            x = _affine(x, chain.weight(link), chain.bias(link))
+        elif link.name == "relu":
+            x, masks[i] = activation.relu_forward(x, chain.bias(link), -1, link.constants[0])
+        else:
+            x = activation.smooth_forward(x, chain.bias(link), -1, link.name, link.constants)
+    places, bit_places = chain.input_places(len(x)), chain.bit_places(len(x))
+    values = _buffer(inputs, places, like=x)
+    return [x, values, _buffer(masks, bit_places, like=x.new_empty(0, dtype=torch.uint8))]
+
+
+@op("chain_data_vjp(Tensor g, Tensor[] params, Tensor[] saved, str links) -> Tensor[]")
+def chain_data_vjp(g: Tensor, params: Sequence[Tensor], saved: Sequence[Tensor], links: str) -> list[Tensor]:
+    """Sweep 2: [J, buffer of its record]."""
+    chain = _Chain("chain_data_vjp", links, params, saved, g)
+    cotangents: dict[int, Tensor] = {}
+    for i, link in reversed(list(enumerate(chain.links))):
+        cotangents[i] = g
+        g = g @ chain.weight(link) if link.name == "linear" else chain.gate(i, g)
+    return [g, _buffer(cotangents, chain.cotangent_places(len(g)), like=g)]
+
+
+@op(
+    "chain_data_jvp(Tensor t, Tensor[] params, Tensor[] saved, Tensor[] record, str links, bool[] wanted,"
+    " bool want_y, Tensor(a!)[] sums) -> Tensor[]"
+)
+def chain_data_jvp(
+    t: Tensor,
+    params: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    record: Sequence[Tensor],
+    links: str,
+    wanted: Sequence[bool],
+    want_y: bool,
+    sums: Sequence[Tensor],
+) -> list[Tensor]:
+    """Sweep 3: [*tangents that the smooth links received, tangent of y if wanted, *weight gradients if no sums]."""
+    chain = _Chain("chain_data_jvp", links, params, saved, t)
+    chain.check("flags", wanted, chain.n_params)
+    chain.check_record(record)
+    order = chain.order(wanted)
+    tangents, bars = [], []
+    readers = [i for i, link in enumerate(chain.links) if link.curve is not None or i in order]
+    end = len(chain.links) if want_y else max(readers, default=-1) + 1
+    for i, link in enumerate(chain.links[:end]):
+        if i in order:
+            bars += _outer(chain.delta(record, i), t, sums, order[i])
+        if link.name == "linear":
+            t = t @ chain.weight(link).t() if want_y or i + 1 < end else t
+            continue
+        if link.curve is not None:
+            tangents.append(t)
+        t = chain.gate(i, t)
+    return [*tangents, *[t] * want_y, *bars]
+
+
+@op(
+    "chain_reverse(Tensor? zeta, Tensor[] records, Tensor[] tangents, Tensor x, Tensor[] params, Tensor[] saved,"
+    " str links, bool[] wanted, bool want_x, Tensor(a!)[] sums) -> Tensor[]"
+)
+def chain_reverse(
+    zeta: Tensor | None,
+    records: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+    x: Tensor,
+    params: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    links: str,
+    wanted: Sequence[bool],
+    want_x: bool,
+    sums: Sequence[Tensor],
+) -> list[Tensor]:
+    """Sweep 4: [cotangent of x if wanted, *gradients of the wanted parameters from the end of the chain down].
+
+    Without ζ the end is the last smooth link: what lies behind it has no gradient here. Gradients of weights are added
+    to `sums` and not returned, if there are any. `records` and `tangents` are those of sweeps 2 and 3, data gradient
+    after data gradient.
+    """
+    chain = _Chain("chain_reverse", links, params, saved, x)
+    chain.check("flags", wanted, chain.n_params)
+    order = chain.order(wanted)
+    curves = [i for i, link in enumerate(chain.links) if link.curve is not None]
+    asked = [i for i, link in enumerate(chain.links) if i in order or _wants(wanted, link.bias)]
+    start = len(chain.links) - 1 if zeta is not None else max(curves, default=-1)
+    stop = 0 if want_x else min(asked, default=len(chain.links))
+    bars: list[Tensor] = []
+    for i in range(start, stop - 1, -1):
+        link, want_bias = chain.links[i], _wants(wanted, chain.links[i].bias)
+        if link.name != "linear":
+            zeta, bias = chain.reverse(i, zeta, records, tangents[link.curve :: max(len(curves), 1)], want_bias)
+            bars += [bias] * want_bias
+            continue
+        assert zeta is not None
+        bars += [zeta.sum(0)] * want_bias
+        if i in order:
+            bars += _outer(zeta, chain.input(i, x), sums, order[i])
+        if want_x or i > stop:
+            zeta = zeta @ chain.weight(link)
+    return ([zeta] if want_x and zeta is not None else []) + bars[::-1]
+
+
+class _Chain:
+    """The links of a call, with its parameters and what it saved, checked."""
+
+    def __init__(
+        self,
+        op_name: str,
+        links: str,
+        params: Sequence[Tensor],
+        saved: Sequence[Tensor] | None = None,
+        flow: Tensor | None = None,
+    ) -> None:
+        self.op_name, self.links, self.params = op_name, parse(links), params
+        self.n_params = sum((link.weight is not None) + (link.bias is not None) for link in self.links)
+        self.check("parameters", params, self.n_params)
+        self.widths = [self.weight(self.links[0]).shape[1]]
+        for link in self.links:
+            self.widths.append(self.weight(link).shape[0] if link.name == "linear" else self.widths[-1])
+        if saved is not None and flow is not None:
+            self._remember(saved, flow)
+
+    def _remember(self, saved: Sequence[Tensor], flow: Tensor) -> None:
+        self.check("saved buffers", saved, 2)
+        require(
+            flow.dim() == 2,
+            f"{self.op_name}: what flows through a chain is a matrix, got shape {list(flow.shape)}",
+        )
+        self.rows = len(flow)
+        self.values, self.masks = saved
+        self.inputs, self.bits = self.input_places(self.rows), self.bit_places(self.rows)
+        require_alike(self.op_name, "saved values", self.values, "the weight", self.params[0])
+        require_shape(self.op_name, "saved values", self.values, (_total(self.inputs),))
+        require(
+            self.masks.dtype == torch.uint8,
+            f"{self.op_name}: saved bits must have dtype uint8, got {str(self.masks.dtype)[6:]}",
+        )
+        require_shape(self.op_name, "saved bits", self.masks, (_total(self.bits),))
+
+    # where things lie: link -> (offset, size)
+
+    def input_places(self, rows: int) -> dict[int, tuple[int, int]]:
+        """The input of each link but the first, unless nothing but relu lies between it and y."""
+        last = max(i for i, link in enumerate(self.links) if link.name != "relu")
+        places: dict[int, tuple[int, int]] = {}
+        for i in range(1, last + 1):
+            in_place = i - 1 in places and self.links[i - 1].name == "relu"
+            places[i] = places[i - 1] if in_place else (_total(places), rows * self.widths[i])
+        return places
+
+    def bit_places(self, rows: int) -> dict[int, tuple[int, int]]:
+        """The bits of each relu."""
+        places: dict[int, tuple[int, int]] = {}
+        for i, link in enumerate(self.links):
+            if link.name == "relu":
+                places[i] = (_total(places), (rows * self.widths[i] + 7) // 8)
+        return places
+
+    def cotangent_places(self, rows: int) -> dict[int, tuple[int, int]]:
+        """The cotangent of the output of each link but the last."""
+        places: dict[int, tuple[int, int]] = {}
+        for i in range(len(self.links) - 2, -1, -1):
+            in_place = i + 1 in places and self.links[i + 1].name == "relu"
+            places[i] = places[i + 1] if in_place else (_total(places), rows * self.widths[i + 1])
+        return places
+
+    def input(self, i: int, x: Tensor) -> Tensor:
+        """What link i read in sweep 1."""
+        return _part(self.values, self.inputs[i]).view(self.rows, -1) if i else x
+
+    def delta(self, record: Sequence[Tensor], i: int) -> Tensor:
+        """The cotangent of the output of link i in sweep 2."""
+        if i == len(self.links) - 1:
+            return record[0]
+        return _part(record[1], self.cotangent_places(self.rows)[i]).view(self.rows, self.widths[i + 1])
+
+    # parameters
+
+    def weight(self, link: Link) -> Tensor:
+        return self.params[link.weight]  # type: ignore[index]
+
+    def bias(self, link: Link) -> Tensor | None:
+        return None if link.bias is None else self.params[link.bias]
+
+    def order(self, wanted: Sequence[bool]) -> dict[int, int]:
+        """Link -> where the gradient of its weight stands among the sums, for each wanted weight."""
+        links = [i for i, link in enumerate(self.links) if _wants(wanted, link.weight)]
+        return {i: k for k, i in enumerate(links)}
+
+    # checks
+
+    def check(self, what: str, values: Sequence[object], expected: int) -> None:
+        require(len(values) == expected, f"{self.op_name}: the chain has {expected} {what}, got {len(values)}")
+
+    def check_parameters(self, x: Tensor) -> None:
+        require_floating(self.op_name, "x", x)
+        require(x.dim() == 2, f"{self.op_name}: x must be a matrix, got shape {list(x.shape)}")
+        columns = x.shape[1]
+        for link in self.links:
+            if link.name != "linear":
+                continue
+            weight, bias = self.weight(link), self.bias(link)
+            require_alike(self.op_name, "weight", weight, "x", x)
+            require(
+                weight.dim() == 2 and columns == weight.shape[1],
+                f"{self.op_name}: mat1 and mat2 shapes cannot be multiplied: the input has {columns} columns, "
+                f"the weight has shape {list(weight.shape)}",
+            )
+            columns = weight.shape[0]
+            if bias is not None:
+                require_alike(self.op_name, "bias", bias, "x", x)
+                require_shape(self.op_name, "bias", bias, (columns,))
+
+    def check_record(self, record: Sequence[Tensor]) -> None:
+        require(len(record) == 2, f"{self.op_name}: a record has 2 tensors, got {len(record)}")
+        for tensor in record:
+            require_alike(self.op_name, "record", tensor, "the weight", self.params[0])
+        require_shape(self.op_name, "record", record[0], (self.rows, self.widths[-1]))
+        require_shape(self.op_name, "record", record[1], (_total(self.cotangent_places(self.rows)),))
+
+    # activations
+
+    def gate(self, i: int, g: Tensor) -> Tensor:
+        """f'(z) g."""
+        link = self.links[i]
+        if link.name == "relu":
+            return activation.relu_gate(g, _part(self.masks, self.bits[i]), link.constants[0], False)
+        return activation.smooth_gate(g, self.input(i, g), self.bias(link), -1, link.name, link.constants)
+
+    def reverse(
+        self, i: int, zeta: Tensor | None, records: Sequence[Tensor], tangents: Sequence[Tensor], want_bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sweep 4: the cotangent of the input, and of the bias if wanted."""
+        link = self.links[i]
+        if link.name == "relu":
+            assert zeta is not None
+            if want_bias:
+                bits = _part(self.masks, self.bits[i])
+                return activation.relu_reverse(zeta, bits, link.constants[0], False, -1)
+            return self.gate(i, zeta), None
+        pairs = [records[k : k + 2] for k in range(0, len(records), 2)]
+        for record in pairs:
+            self.check_record(record)
+        cotangents = [self.delta(record, i) for record in pairs]
+        z = self.input(i, self.values)
+        return activation.smooth_reverse(
+            zeta, tangents, cotangents, z, self.bias(link), -1, link.name, link.constants, want_bias
+        )
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+
+
+def _wants(wanted: Sequence[bool], place: int | None) -> bool:
+    return place is not None and wanted[place]
+
+
+def _outer(g: Tensor, x: Tensor, sums: Sequence[Tensor], place: int) -> list[Tensor]:
+    """gᵀx: added to its sum, or alone in a list if there are no sums."""
+    if not sums:
+        return [g.t() @ x]
+    sums[place].addmm_(g.t(), x)
+    return []
+
+
+def _total(places: dict[int, tuple[int, int]]) -> int:
+    """The size of the buffer."""
+    return max([-(-(offset + size) // _ALIGN) * _ALIGN for offset, size in places.values()], default=0)
+
+
+def _buffer(matrices: dict[int, Tensor], places: dict[int, tuple[int, int]], like: Tensor) -> Tensor:
+    """The matrices in their places; where two share one, the last of them that was made."""
+    buffer = like.new_zeros(_total(places))
+    for i, matrix in matrices.items():
+        if i in places:
+            _part(buffer, places[i]).copy_(matrix.reshape(-1))
+    return buffer
+
+
+def _part(buffer: Tensor, place: tuple[int, int]) -> Tensor:
+    return buffer.narrow(0, *place)
