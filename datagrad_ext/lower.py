@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .fusion import chains
+from .fusion import fuse
 from .layers import Application, Opaque, OpaqueModule, rule_of_function, rule_of_method, rule_of_module
-from .program import HostStep, Program, Ref, Step, move_biases
+from .program import HostStep, Program, Ref, Step
 from .trace import Untraceable, changes_in_place
 
 _DATA = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "itemsize")
@@ -122,7 +122,7 @@ class _Lowering:
         structure = fx.node.map_arg(result, note)
         values = tuple(kind.index for kind in outputs if not isinstance(kind, Parameter))
         program = Program(len(self._placeholders), len(self._fetches), tuple(self._steps), values)
-        return Lowered(chains(move_biases(program)), self._fetches, structure, outputs)
+        return Lowered(fuse(program), self._fetches, structure, outputs)
 
     # nodes
 

@@ -45,6 +45,11 @@ class Step:
     host: tuple[Any, ...] = ()
     name: str = ""
 
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Every value it reads: inputs, and host values among the arguments."""
+        return (*self.inputs, *[a.value for a in self.host if isinstance(a, Ref)])
+
 
 @dataclass(frozen=True)
 class HostStep:
@@ -54,6 +59,11 @@ class HostStep:
     inputs: tuple[int, ...]
     output: int
     name: str = ""
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Every value it reads."""
+        return self.inputs
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,10 @@ class Program:
     outputs: tuple[int, ...]
     rows: list[Row] = field(default_factory=list, compare=False)
     _plans: dict[Any, Any] = field(default_factory=dict, compare=False)
+
+    def with_steps(self, steps: Sequence[Step | HostStep]) -> Program:
+        """The same program with other steps: what a fusion pass returns."""
+        return replace(self, steps=tuple(steps), rows=[], _plans={})
 
     def thetas(self, params: Sequence[Any]) -> list[Tensors]:
         """The parameters of each step."""
@@ -227,10 +241,7 @@ class Program:
         """For each step, the values that nobody reads after it."""
         last: dict[int, int] = {}
         for i, step in enumerate(self.steps):
-            reads = [*step.inputs, step.output]
-            if isinstance(step, Step):
-                reads += [a.value for a in step.host if isinstance(a, Ref)]
-            last.update(dict.fromkeys(reads, i))
+            last.update(dict.fromkeys([*step.reads, step.output], i))
         dead: list[list[int]] = [[] for _ in self.steps]
         for value, i in last.items():
             if value not in self.outputs:
@@ -273,30 +284,6 @@ class Program:
                 plan.append((i, step.layer, step.inputs, step.output, needed, wants, self._last_reads[i]))
             self._plans[key] = plan[::-1]
         return self._plans[key]
-
-
-def move_biases(program: Program) -> Program:
-    """Let an activation add the bias of the layer before it, so that bias, gate and bias gradient are one pass.
-
-    For every layer with a `bias_dim` and a bias whose value goes to one activation without a bias, and nowhere else.
-    """
-    steps = list(program.steps)
-    readers: dict[int, list[int]] = {value: [-1] for value in program.outputs}
-    for i, step in enumerate(steps):
-        for value in step.inputs:
-            readers.setdefault(value, []).append(i)
-    for i, step in enumerate(steps):
-        if not isinstance(step, Step) or not hasattr(step.layer, "bias_dim"):
-            continue
-        after = readers.get(step.output, [])
-        if len(step.params) < 2 or len(after) != 1 or after[0] < 0:
-            continue
-        following = steps[after[0]]
-        if isinstance(following, Step) and hasattr(following.layer, "with_bias") and not following.params:
-            layer = following.layer.with_bias(step.layer.bias_dim)
-            steps[after[0]] = replace(following, layer=layer, params=step.params[1:])
-            steps[i] = replace(step, params=step.params[:1])
-    return replace(program, steps=tuple(steps), rows=[], _plans={})
 
 
 def _reader(places: tuple[int, ...]) -> Callable[[Sequence[Any]], Tensors]:

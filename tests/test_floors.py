@@ -17,7 +17,8 @@ FLOORS = (
     {"_native", "ops"},
     {"layers", "penalties", "losses"},
     {"program", "trace"},
-    {"autograd", "lower"},
+    {"autograd", "fusion"},
+    {"lower"},
     {"network"},
     {"accelerate", "functional"},
     {"table"},
@@ -30,7 +31,7 @@ COMPILED = {"_native": {"_C"}}
 ON_THE_ROOF = {"cli"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-STABLE = re.compile(r"torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch/c)/")
+STABLE = re.compile(r"torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch/(c|generated))/")
 
 
 def unit_of(module: Path) -> str:

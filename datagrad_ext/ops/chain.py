@@ -169,7 +169,8 @@ def chain_reverse(
         link, want_bias = chain.links[i], _wants(wanted, chain.links[i].bias)
         if link.name != "linear":
             zeta, bias = chain.reverse(i, zeta, records, tangents[link.curve :: max(len(curves), 1)], want_bias)
-            bars += [bias] * want_bias
+            if want_bias and bias is not None:
+                bars.append(bias)
             continue
         assert zeta is not None
         bars += [zeta.sum(0)] * want_bias

@@ -1,23 +1,19 @@
-"""Fusion passes: a program in, a program out with fewer and larger steps. Values keep their numbers."""
+"""Runs of layers without branches become one step each."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from ..layers.chain import Chain
+from ..layers.linear import Linear
+from ..program import HostStep, Program, Step
+from .readers import only_reader, readers_of
 
-from .layers.chain import Chain
-from .layers.linear import Linear
-from .program import HostStep, Program, Step
 
-
-def chains(program: Program) -> Program:
+def collect_chains(program: Program) -> Program:
     """Every run of layers that have a `link`, two or more and the first linear, as one Chain.
 
     A run follows values that one step reads and nothing else does.
     """
-    readers: dict[int, list[int]] = {value: [-1] for value in program.outputs}
-    for i, step in enumerate(program.steps):
-        for value in step.inputs:
-            readers.setdefault(value, []).append(i)
+    readers = readers_of(program)
     steps: list[Step | HostStep | None] = list(program.steps)
     for i in range(len(steps)):
         run = _run_from(i, steps, readers)
@@ -25,20 +21,18 @@ def chains(program: Program) -> Program:
             for place in run:
                 steps[place] = None
             steps[run[-1]] = _chain([program.steps[place] for place in run])  # type: ignore[misc]
-    return replace(program, steps=tuple(step for step in steps if step is not None), rows=[], _plans={})
+    return program.with_steps([step for step in steps if step is not None])
 
 
-def _run_from(i: int, steps: list[Step | HostStep | None], readers: dict[int, list[int]]) -> list[int]:
+def _run_from(i: int | None, steps: list[Step | HostStep | None], readers: dict[int, list[int]]) -> list[int]:
     """Places of the steps of the longest run that begins at step i."""
     run: list[int] = []
-    step = steps[i]
-    while isinstance(step, Step) and _is_link(step) and (run or isinstance(step.layer, Linear)):
-        run.append(i)
-        after = readers.get(step.output, [])
-        if len(after) != 1 or after[0] < 0:
-            break
-        i = after[0]
+    while i is not None:
         step = steps[i]
+        if not isinstance(step, Step) or not _is_link(step) or not (run or isinstance(step.layer, Linear)):
+            break
+        run.append(i)
+        i = only_reader(readers, step.output)
     return run
 
 
