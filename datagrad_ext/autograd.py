@@ -35,20 +35,21 @@ class UnsupportedOutput(Exception):
     """An output of the program is not a tensor: a layer's tuple left the network as it is."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Visit:
     """What the passes of one backward share: what the Forward saved, unpacked once, and what they leave for sweep 4."""
 
     anchor: Tensor | None
     inputs: tuple[Any, ...]
     params: tuple[Any, ...]
+    thetas: list[Tensors]
     saved: list[Any]
     left: Left | None = None
     parts: list[Tensors] = field(default_factory=list)
     """Gradients of inputs and parameters left by the reference path."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Run:
     """A program on its way through autograd: the tape of one forward and the reasons already warned about."""
 
@@ -61,24 +62,25 @@ class Run:
         """A visit of the backward that is running; `node` is the Forward, which it will reach."""
         visit = self.unpacked(node)
         if self.nodes is None:
-            following = iter([function for function, _ in node.next_functions])
+            following = iter(node.next_functions)
             arguments = (*visit.inputs, *visit.params)
-            self.nodes = [next(following) if isinstance(a, Tensor) else None for a in arguments]
-        visit.left = Left(self.program, _wanted(self.nodes, self.program.n_inputs))
+            self.nodes = [next(following)[0] if isinstance(a, Tensor) else None for a in arguments]
+        n_inputs = len(visit.inputs)
+        visit.left = Left(n_inputs, _wanted(self.nodes, n_inputs))
         return visit
 
     def unpacked(self, node: Any) -> Visit:
         """What the Forward saved, and a place for no sweep 4."""
         tensors = node.saved_tensors
-        arguments, *saved = _unpack(node.layout, tensors)
-        n = self.program.n_inputs
-        return Visit(tensors[0], arguments[:n], arguments[n:], saved)
+        inputs, params, saved = _unpack(node.layout, tensors)
+        return Visit(tensors[0], inputs, params, self.program.thetas(params), list(saved))
 
     def meet(self, node: Any) -> Visit:
         """The visit of the backward that is running, and of no other, on the tape for the Forward if it is reached."""
-        visit = self.tape.get(_task())
+        task = _task()
+        visit = self.tape.get(task)
         if visit is None and _executes(node):
-            visit = self.tape[_task()] = self.begin(node)
+            visit = self.tape[task] = self.begin(node)
             visit.anchor = None  # it would keep the Forward alive if this backward fails
         return visit or self.unpacked(node)
 
@@ -102,34 +104,33 @@ class Forward(Function):
     @staticmethod
     def forward(ctx: Any, run: Run, n_inputs: int, *arguments: Any) -> tuple[Any, ...]:
         program = run.program
-        outputs, saved = program.forward(arguments[:n_inputs], program.thetas(arguments[n_inputs:]))
-        if any(isinstance(y, tuple) for y in outputs):
+        inputs, params = arguments[:n_inputs], arguments[n_inputs:]
+        outputs, saved = program.forward(inputs, program.thetas(params))
+        if tuple in map(type, outputs):
             raise UnsupportedOutput("its result is a layer's tuple")
         like = next(t for t in arguments if isinstance(t, Tensor) and t.is_floating_point())
         anchor = like.new_empty(0)
-        ctx.run = run
-        ctx.set_materialize_grads(False)
         tensors = [anchor]
-        ctx.layout = _pack([arguments, *saved], tensors)
+        ctx.run, ctx.layout = run, _pack((inputs, params, tuple(saved)), tensors, {})
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.mark_non_differentiable(*[outputs[i] for i in run.program.constant_outputs])
+        if program.constant_outputs:
+            ctx.mark_non_differentiable(*[outputs[i] for i in program.constant_outputs])
         return (*outputs, anchor)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        run, gs = ctx.run, cotangents[:-1]
+        run, gs, differentiable = ctx.run, cotangents[:-1], torch.is_grad_enabled()
         visit = run.tape.pop(_task(), None) or run.begin(ctx)
         left = visit.left
-        if visit.parts or _needs_reference(run, gs, torch.is_grad_enabled() and True in left.wanted_params):
+        if visit.parts or _needs_reference(run, gs, differentiable and True in left.wanted_params):
             found = _differentiable_reverse(run, visit, gs)
-        elif torch.is_grad_enabled():
+        elif differentiable:
             found = [*DataGradient.apply(ctx, visit, visit.anchor, *gs), *[None] * len(visit.params)]
         else:
             _release(ctx)
-            found = run.program.reverse(visit.saved, run.program.thetas(visit.params), gs, left)
-        arguments = (*visit.inputs, *visit.params)
-        zeros = [_or_zero(bar, a, want) for bar, a, want in zip(found, arguments, left.wanted, strict=True)]
-        return (None, None, *zeros)
+            found = run.program.reverse(visit.saved, visit.thetas, gs, left)
+        return (None, None, *_filled(found, (*visit.inputs, *visit.params), left.wanted))
 
 
 class DataGradient(Function):
@@ -140,16 +141,14 @@ class DataGradient(Function):
 
     @staticmethod
     def forward(ctx: Any, forward: Any, visit: Visit, anchor: Tensor, *gs: Any) -> tuple[Any, ...]:
-        program, inputs = forward.run.program, visit.inputs
-        wanted = visit.left.wanted[: len(inputs)]  # type: ignore[union-attr]
+        wanted = visit.left.wanted_inputs  # type: ignore[union-attr]
         cut = [None if g is None else g.detach() for g in gs]  # a record must not hold the graph of the loss
-        found, records = program.data_gradient(visit.saved, program.thetas(visit.params), cut, wanted)
-        ctx.forward_node, ctx.wanted = forward, wanted
-        ctx.set_materialize_grads(False)
+        found, records = forward.run.program.data_gradient(visit.saved, visit.thetas, cut, wanted)
         tensors: list[Tensor] = []
-        ctx.layout = _pack([gs, tuple(records)], tensors)
+        ctx.forward_node, ctx.wanted, ctx.layout = forward, wanted, _pack((gs, tuple(records)), tensors, {})
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        return tuple([_or_zero(J, x, want) for J, x, want in zip(found, inputs, wanted, strict=True)])
+        return tuple(_filled(found, visit.inputs, wanted))
 
     @staticmethod
     def backward(ctx: Any, *seeds: Any) -> tuple[Any, ...]:
@@ -164,8 +163,7 @@ class DataGradient(Function):
         kept = list(records)
         del records
         _release(ctx)
-        thetas = run.program.thetas(visit.params)
-        return (None, None, None, *run.program.tangent(visit.saved, thetas, kept, seeds, wanted, visit.left))
+        return (None, None, None, *run.program.tangent(visit.saved, visit.thetas, kept, seeds, wanted, visit.left))
 
 
 def _needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -> bool:
@@ -218,9 +216,11 @@ def _aliases(values: Sequence[Any]) -> list[Any]:
     return [v.view_as(v) if isinstance(v, Tensor) else v for v in values]
 
 
-def _or_zero(bar: Any, like: Any, wanted: bool) -> Any:
-    """A wanted gradient that nothing flows to is zero, not undefined: the argument is part of the graph."""
-    return torch.zeros_like(like) if wanted and bar is None else bar
+def _filled(bars: Sequence[Any], like: Sequence[Any], wanted: Flags) -> list[Any]:
+    """The gradients; a wanted one that nothing flows to is zero, not undefined: its argument is part of the graph."""
+    return [
+        torch.zeros_like(t) if want and bar is None else bar for bar, t, want in zip(bars, like, wanted, strict=True)
+    ]
 
 
 def _wanted(nodes: Sequence[Any], n_inputs: int) -> Flags:
@@ -264,32 +264,36 @@ def _release(ctx: Any) -> None:
 
 
 class _Place(int):
-    """Where a tensor of a group stands among the saved tensors."""
+    """Where a tensor stands among the saved tensors."""
 
 
-def _pack(groups: Sequence[tuple[Any, ...]], tensors: list[Tensor]) -> list[Any]:
-    """The groups with every tensor moved to the end of `tensors`; what is left is what `_unpack` reads."""
-    places: dict[int, _Place] = {}
-    return [_packed(group, tensors, places) for group in groups]
+_PLACES = [_Place(i) for i in range(64)]
 
 
-def _packed(item: Any, tensors: list[Tensor], places: dict[int, _Place]) -> Any:
-    if isinstance(item, Tensor):
-        place = places.get(id(item))
-        if place is None:
-            place = places[id(item)] = _Place(len(tensors))
-            tensors.append(item)
-        return place
-    return tuple([_packed(part, tensors, places) for part in item]) if type(item) is tuple else item
+def _pack(items: tuple[Any, ...], tensors: list[Tensor], places: dict[int, _Place]) -> tuple[Any, ...]:
+    """The items, nested tuples too, with every tensor moved to the end of `tensors`: what `_unpack` reads."""
+    layout: list[Any] = []
+    for item in items:
+        if isinstance(item, Tensor):
+            place = places.get(id(item))
+            if place is None:
+                place = places[id(item)] = _place(len(tensors))
+                tensors.append(item)
+            layout.append(place)
+        else:
+            layout.append(_pack(item, tensors, places) if type(item) is tuple else item)
+    return tuple(layout)
 
 
-def _unpack(layout: Sequence[Any], tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
-    """The groups as they were packed."""
-    return [_unpacked(group, tensors) for group in layout]
+def _place(i: int) -> _Place:
+    return _PLACES[i] if i < len(_PLACES) else _Place(i)
 
 
-def _unpacked(item: Any, tensors: Sequence[Tensor]) -> Any:
-    kind = type(item)
-    if kind is _Place:
-        return tensors[item]
-    return tuple([_unpacked(part, tensors) for part in item]) if kind is tuple else item
+def _unpack(layout: tuple[Any, ...], tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """The items as they were packed."""
+    return tuple(
+        [
+            tensors[item] if type(item) is _Place else _unpack(item, tensors) if type(item) is tuple else item
+            for item in layout
+        ]
+    )

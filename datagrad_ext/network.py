@@ -127,6 +127,7 @@ class _Watch:
         modules = [root, *self._inner]
         self._children = [tuple(m._modules.values()) for m in modules]
         self._attributes = [None if _is_library(m) else attributes(m) for m in modules]
+        self._parameters = [(m._parameters, name) for m in modules for name in m._parameters]
         self._configs = [(i, rule.config) for i, m in enumerate(modules) if (rule := rule_of_module(m)) is not None]
 
     def holds(self, root: nn.Module) -> bool:
@@ -139,11 +140,12 @@ class _Watch:
         return True
 
     def state(self, root: nn.Module) -> Any:
-        """Flags and hyper-parameters that select between traces."""
+        """Flags, hyper-parameters and missing parameters, which select between traces."""
         modules = [root, *self._inner]
         flags = tuple([m.training for m in modules])
         hooks = tuple([hooked(m) for m in self._inner])
-        return flags, hooks, tuple([_frozen(config(modules[i])) for i, config in self._configs])
+        missing = tuple([table.get(name) is None for table, name in self._parameters])
+        return flags, hooks, missing, tuple([_frozen(config(modules[i])) for i, config in self._configs])
 
 
 def refusal(tensors: list[Tensor]) -> str | None:

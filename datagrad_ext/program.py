@@ -80,9 +80,10 @@ class Row:
 class Left:
     """What sweep 3 of all data gradients of a forward leaves for its sweep 4: pairs and parameter gradients by step."""
 
-    def __init__(self, program: Program, wanted: Flags) -> None:
-        self.wanted = wanted
-        self.wanted_params = wanted[program.n_inputs :]
+    __slots__ = ("pairs", "sums", "wanted", "wanted_inputs", "wanted_params")
+
+    def __init__(self, n_inputs: int, wanted: Flags) -> None:
+        self.wanted, self.wanted_inputs, self.wanted_params = wanted, wanted[:n_inputs], wanted[n_inputs:]
         self.pairs: dict[int, list[tuple[Any, Tensors]]] = {}
         self.sums: dict[int, Tensors] = {}
 
@@ -119,7 +120,7 @@ class Program:
                 arguments = tuple([values[i] for i in step.inputs])
                 y, kept = step.layer.forward(arguments, theta, *_host(step.host, values))
                 saved.append(kept)
-                if describe:
+                if describe and step.layer.acted(kept):
                     self.rows.append(_row(step, arguments, y, kept))
             values[step.output] = y
             for value in dead:
@@ -185,8 +186,7 @@ class Program:
         """Sweep 4: the wanted cotangents of inputs, then gradients of parameters. Consumes `saved` and `left`."""
         flow = self._seed(cotangents)
         bars: list[Any] = [None] * self.n_params
-        wanted_inputs = left.wanted[: self.n_inputs]
-        for i, layer, inputs, output, needs, wants in self._backward_plan(wanted_inputs, left.wanted_params):
+        for i, layer, inputs, output, needs, wants in self._backward_plan(left.wanted_inputs, left.wanted_params):
             zeta, flow[output] = flow[output], None
             kept, saved[i] = saved[i], None
             pairs = left.pairs.pop(i, [])
@@ -199,7 +199,7 @@ class Program:
             _accumulate(flow, inputs, needs, x_bars)
             if wants:
                 _accumulate(bars, self.steps[i].params, wants, sums)
-        return [*[flow[i] if want else None for i, want in enumerate(wanted_inputs)], *bars]
+        return [*[flow[i] if want else None for i, want in enumerate(left.wanted_inputs)], *bars]
 
     def reference(self, saved: list[Any], inputs: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         """The outputs again in ordinary differentiable PyTorch, with the randomness of the forward that saved."""

@@ -19,6 +19,8 @@
 namespace datagrad {
 namespace {
 
+using math::detail::normal_or_zero;
+
 constexpr int64_t kChunk = 1024;  // a multiple of 8: a chunk begins at a byte of the bits
 constexpr int64_t kBlock = 8192;
 constexpr int64_t kMaxPartials = 128;
@@ -244,7 +246,7 @@ namespace {
 template <class A>
 struct Loops {
   virtual ~Loops() = default;
-  // out = f(z)
+  // out = f(z); here and below a subnormal result is 0, or the products that read it would crawl
   virtual void value(const A* z, A* out, int64_t n) const = 0;
   // out = f'(z) zeta + f''(z) products, where a missing operand (nullptr) is a missing term
   virtual void combine(const A* z, const A* zeta, const A* products, A* out, int64_t n) const = 0;
@@ -257,17 +259,17 @@ class LoopsOf final : public Loops<A> {
 
   void value(const A* z, A* out, int64_t n) const override {
     const Activation a = activation_;  // a copy that `out` cannot alias
-    for (int64_t k = 0; k < n; ++k) out[k] = a.f(z[k]);
+    for (int64_t k = 0; k < n; ++k) out[k] = normal_or_zero(a.f(z[k]));
   }
 
   void combine(const A* z, const A* zeta, const A* products, A* out, int64_t n) const override {
     const Activation a = activation_;
     if (zeta != nullptr && products != nullptr) {
-      for (int64_t k = 0; k < n; ++k) out[k] = a.first(z[k]) * zeta[k] + a.second(z[k]) * products[k];
+      for (int64_t k = 0; k < n; ++k) out[k] = normal_or_zero(a.first(z[k]) * zeta[k] + a.second(z[k]) * products[k]);
     } else if (zeta != nullptr) {
-      for (int64_t k = 0; k < n; ++k) out[k] = a.first(z[k]) * zeta[k];
+      for (int64_t k = 0; k < n; ++k) out[k] = normal_or_zero(a.first(z[k]) * zeta[k]);
     } else if (products != nullptr) {
-      for (int64_t k = 0; k < n; ++k) out[k] = a.second(z[k]) * products[k];
+      for (int64_t k = 0; k < n; ++k) out[k] = normal_or_zero(a.second(z[k]) * products[k]);
     } else {
       std::fill(out, out + n, A(0));
     }

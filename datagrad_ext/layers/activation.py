@@ -27,6 +27,8 @@ _ops = torch.ops.datagrad
 class _Activation(Layer):
     """What both families share: the optional bias along `dim`."""
 
+    follows_layout = True
+
     def __init__(self) -> None:
         self.dim: int | None = None
 

@@ -24,6 +24,8 @@ from .registry import Application, function_rule
 class Sum(Parameterless):
     """± x₁ ± x₂, broadcasting."""
 
+    follows_layout = True
+
     def __init__(self, signs: tuple[int, int] = (1, 1)) -> None:
         self._signs = signs
 
@@ -51,6 +53,8 @@ class Sum(Parameterless):
 
 class Affine(Parameterless):
     """a x + c for numbers a and c."""
+
+    follows_layout = True
 
     def __init__(self, scale: float, shift: float) -> None:
         self._scale, self._shift = scale, shift

@@ -40,12 +40,18 @@ class Layer:
     paired = False  # True if sweep 3 reads the record: curved, or with parameters that multiply x
     opaque = False  # True if the maps come from autograd on the wrapped code
     aliases = False  # True if y may share memory with x
+    follows_layout = False  # True if the maps keep channels_last: out of x into y, and so for tangents and cotangents
+    wants_channels_last = False  # True if it follows the layout and two-dimensional images are faster in channels_last
     ops: tuple[str, ...] = ()  # the project's ops that the maps call; empty: vendor libraries only
 
     @property
     def name(self) -> str:
         """How the layer is called in the table of a program."""
         return type(self).__name__
+
+    def acted(self, saved: Any) -> bool:
+        """Whether the layer did something at this forward; the table of a program lists what did."""
+        return True
 
     def link(self, n_params: int) -> str | None:
         """How the ops of chains spell the layer if it has so many parameters; None: it cannot be a link of a chain."""

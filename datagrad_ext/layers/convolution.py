@@ -39,6 +39,7 @@ class Convolution(Layer):
         output_padding: Any = 0,
     ) -> None:
         self.dims = dims
+        self.follows_layout = self.wants_channels_last = dims == 2
         self.bias_dim = -dims - 1  # the dimension of y along which the bias lies
         self.transposed = transposed
         self.padding = padding if isinstance(padding, str) else _each(padding, dims)

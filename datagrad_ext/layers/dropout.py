@@ -19,7 +19,7 @@ from .registry import Application, function_rule, module_rule
 class Dropout(Layer):
     """Dropout of single elements; host values are (p, training)."""
 
-    aliases = True
+    aliases = follows_layout = True
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x, (p, training) = inputs[0], host

@@ -24,6 +24,8 @@ _aten = torch.ops.aten
 class AvgPool(Parameterless):
     """Mean over windows."""
 
+    follows_layout = True
+
     def __init__(self, dims: int, kernel: Any, stride: Any, padding: Any, ceil: bool, count: bool, divisor: Any = None):
         self._dims = dims
         stride = kernel if stride in (None, [], ()) else stride
@@ -51,6 +53,8 @@ class AvgPool(Parameterless):
 
 class AdaptiveAvgPool(Parameterless):
     """Mean over windows that give an output of a wanted size."""
+
+    follows_layout = True
 
     def __init__(self, dims: int, size: Any) -> None:
         self._dims = dims
@@ -82,6 +86,8 @@ class AdaptiveAvgPool(Parameterless):
 
 class MaxPool(Layer):
     """Maximum over windows; saves the places of the maxima."""
+
+    follows_layout = True
 
     def __init__(self, dims: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> None:
         self._dims = dims
