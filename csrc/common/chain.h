@@ -1,30 +1,17 @@
-// The four sweeps of a chain of linear layers and activations: ops and letters as in datagrad_ext/ops/chain.py. `Gemm` has the
-// vendor's matrix products for the device, the activations are the kernels of this library.
+// The four sweeps of a chain of linear layers and activations, link by link: the matrix products are a vendor's, the
+// activations are the kernels of this library.
 //
-// What a sweep keeps lies in one buffer: a small network notices every tensor that Python has to hold.
+// `Backend` is a device's: nn, nt and tn are its matrix products, and `narrow` runs a sweep of a narrow chain whole, if it
+// can, and says whether it did.
 #pragma once
 
 #include <common/activation_arguments.h>
-#include <common/chain_links.h>
+#include <common/chain_plan.h>
 
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-
 namespace datagrad {
 namespace {
-
-using Tensors = std::vector<Tensor>;
-using Flags = std::vector<bool>;
-
-inline Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns) {
-  const int64_t sizes[] = {rows, columns};
-  return empty_dense(like, IntHeaderOnlyArrayRef(sizes, 2), like.scalar_type());
-}
-
-inline Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
-  return empty_dense(like, IntHeaderOnlyArrayRef(&size, 1), dtype);
-}
 
 // A dense matrix, or bits, within a buffer.
 inline Tensor part_of(const Tensor& buffer, int64_t offset, int64_t rows, int64_t columns) {
@@ -41,384 +28,267 @@ inline Tensor part_of(const Tensor& buffer, int64_t offset, int64_t size) {
   return Tensor(view);
 }
 
-// Where the matrices of a sweep lie in its buffer, one for each link; kElsewhere: not in the buffer.
-struct Places {
-  static constexpr int64_t kAlign = 64, kElsewhere = -1;
-
-  explicit Places(int64_t links) : of(links, kElsewhere) {}
-
-  void add(int64_t link, int64_t size) {
-    of[link] = total;
-    total += (size + kAlign - 1) / kAlign * kAlign;
-  }
-
-  std::vector<int64_t> of;
-  int64_t total = 0;
-};
-
-template <class Gemm>
+template <class Backend>
 class Chain {
  public:
-  Chain(const char* op, const std::string& text, const Tensors& params)
-      : op_(op), links_(links_of(text)), params_(params), width_(1, 0) {
-    check_count("parameters", params.size(), links_.params);
-    width_[0] = weight(links_.link[0]).size(1);
-    for (const Link& link : links_.link) {
-      width_.push_back(link.kind == Link::Kind::linear ? weight(link).size(0) : width_.back());
-    }
-  }
+  using Kind = Link::Kind;
 
-  // Sweep 1: y and what the links save: inputs in one buffer, bits in another.
-  Tensors forward(const Tensor& x) {
-    check_parameters(x);
-    rows_ = x.size(0);
-    const Places inputs = input_places(), bits = bit_places();
-    const Tensor y = empty_matrix(x, rows_, width_.back());
-    const Tensor values = empty_vector(x, inputs.total, x.scalar_type());
-    const Tensor masks = empty_vector(x, bits.total, ScalarType::Byte);
+  explicit Chain(const ChainPlan& plan, const Tensors& saved) : p_(plan), values_(saved[0]), masks_(saved[1]) {}
+
+  void forward(const Tensor& x, const Tensor& y) const {
     Tensor h = x;
-    for (int64_t i = 0; i < links_.size(); ++i) {
-      const Link& link = links_.link[i];
-      const int64_t place = i + 1 < links_.size() ? inputs.of[i + 1] : Places::kElsewhere;
-      const Tensor out = place < 0 ? y : part_of(values, place, rows_, width_[i + 1]);
-      if (link.kind == Link::Kind::linear) {
-        Gemm::nt(out, h, weight(link), link.bias < 0 ? nullptr : &params_[link.bias]);
+    for (int64_t i = 0; i < p_.size(); ++i) {
+      const Link& link = p_.links[i];
+      const int64_t place = i < p_.last() ? p_.values.of[i + 1] : Places::kElsewhere;
+      const Tensor out = place < 0 ? y : part_of(values_, place, p_.rows, p_.width[i + 1]);
+      if (link.kind == Kind::linear) {
+        Backend::nt(out, h, p_.weight(link), link.bias < 0 ? nullptr : &p_.params[link.bias]);
       } else {
-        const PreActivation z(op_, h, bias(link), -1);
-        if (link.kind == Link::Kind::relu) {
-          relu_forward_into(z, link.slope(), out, part_of(masks, bits.of[i], bytes(i)));
+        const PreActivation z(p_.op, h, p_.bias(link), -1);
+        if (link.kind == Kind::relu) {
+          relu_forward_into(z, link.slope(), out, bits(i));
         } else {
-          smooth_forward_into(op_, z, link.name, link.constants, out);
+          smooth_forward_into(p_.op, z, link.name, link.constants, out);
         }
       }
       h = out;
     }
-    return {y, values, masks};
   }
 
-  // Sweep 2: J, and a buffer of the cotangents below the one it begins with.
-  Tensors data_vjp(const Tensor& cotangent, const Tensors& saved) {
-    remember(cotangent, saved);
-    const Tensor top = in_layout(cotangent, Layout::contiguous);
-    const Places places = cotangent_places();
-    const Tensor buffer = empty_vector(top, places.total, top.scalar_type());
-    const Tensor J = empty_matrix(top, rows_, width_[0]);
-    Tensor g = top;
-    for (int64_t i = links_.size() - 1; i >= 0; --i) {
-      const Link& link = links_.link[i];
-      const Tensor out = i == 0 ? J : part_of(buffer, places.of[i - 1], rows_, width_[i]);
-      if (link.kind == Link::Kind::linear) {
-        Gemm::nn(out, g, weight(link));
+  void data_vjp(Tensor g, const Tensor& buffer, const Tensor& J) const {
+    for (int64_t i = p_.last(); i >= 0; --i) {
+      const Link& link = p_.links[i];
+      const Tensor out = i == 0 ? J : part_of(buffer, p_.cotangents.of[i - 1], p_.rows, p_.width[i]);
+      if (link.kind == Kind::linear) {
+        Backend::nn(out, g, p_.weight(link));
       } else {
         gate(i, g, out);
       }
       g = out;
     }
-    return {J, buffer};
   }
 
-  // Sweep 3: the tangents that smooth activations received, the tangent of y if wanted, and the gradients of the wanted
-  // weights, unless there are `sums` to add them to. `record` is what sweep 2 began with and its buffer.
-  Tensors data_jvp(const Tensor& tangent, const Tensors& saved, const Tensors& record, const Flags& wanted, bool want_y,
-                   const Tensors& sums) {
-    remember(tangent, saved);
-    check_count("flags", wanted.size(), links_.params);
-    const Places places = cotangent_places();
-    check_record(record, places);
-    const auto order = order_of(wanted);
-    Tensors found, bars;
-    Tensor t = in_layout(tangent, Layout::contiguous);
-    const int64_t end = want_y ? links_.size() : last_reader(wanted) + 1;
+  // Tangents into `kept`, that of y into `y_tangent` if there is one, δᵀt added to the sums of the weights wanted, if not
+  // `keep`; a fresh sum is overwritten.
+  void data_jvp(Tensor t, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, bool keep,
+                const Tensor& kept, const Tensors& sums, bool fresh_sums) const {
+    const Places places = p_.tangents(keep);
+    const std::vector<size_t> order = p_.order(wanted);
+    const int64_t end = p_.tangent_end(wanted, y_tangent != nullptr);
     bool fresh = false;
     for (int64_t i = 0; i < end; ++i) {
-      const Link& link = links_.link[i];
-      if (link.kind == Link::Kind::linear) {
-        if (wanted[link.weight]) outer(delta(record, places, i), t, sums, order[i], bars);
-        if (!want_y && i + 1 == end) break;
-        const Tensor out = empty_matrix(t, rows_, width_[i + 1]);
-        Gemm::nt(out, t, weight(link), nullptr);
-        t = out;
+      const Link& link = p_.links[i];
+      const bool wants_weight = !keep && ChainPlan::wants_weight(link, wanted);
+      if (wants_weight) Backend::tn(sums[order[i]], delta(record, i), t, !fresh_sums);
+      const bool last = i + 1 == end;
+      if (last && y_tangent == nullptr) break;
+      const int64_t place = last ? Places::kElsewhere : places.of[i + 1];
+      const bool in_place = fresh && place < 0 && !last && link.kind == Kind::relu;
+      const Tensor out = last         ? *y_tangent
+                         : place >= 0 ? part_of(kept, place, p_.rows, p_.width[i + 1])
+                         : in_place   ? t
+                                      : empty_matrix(t, p_.rows, p_.width[i + 1]);
+      if (link.kind == Kind::linear) {
+        Backend::nt(out, t, p_.weight(link), nullptr);
       } else {
-        if (link.kind == Link::Kind::smooth) found.push_back(t);
-        const bool in_place = fresh && link.kind == Link::Kind::relu;
-        const Tensor out = in_place ? t : empty_matrix(t, rows_, width_[i + 1]);
         gate(i, t, out);
-        t = out;
       }
-      fresh = true;
+      t = out;
+      fresh = place < 0;
     }
-    if (want_y) found.push_back(t);
-    found.insert(found.end(), bars.begin(), bars.end());
-    return found;
   }
 
-  // Sweep 4: the cotangent of x if wanted, and the gradients of the wanted parameters from y, or from the last smooth
-  // activation, down; those of weights are added to `sums` instead, if there are any. `records` and `tangents` are what
-  // sweeps 2 and 3 kept, data gradient after data gradient.
-  Tensors reverse(const std::optional<Tensor>& cotangent, const Tensors& records, const Tensors& tangents, const Tensor& x,
-                  const Tensors& saved, const Flags& wanted, bool want_x, const Tensors& sums) {
-    remember(x, saved);
-    check_count("flags", wanted.size(), links_.params);
-    const Places places = cotangent_places();
-    check_pairs(records, tangents, places);
-    const auto order = order_of(wanted);
-    Tensors bars;
-    std::optional<Tensor> zeta;
-    if (cotangent) zeta = in_layout(*cotangent, Layout::contiguous);
-    const int64_t start = zeta ? links_.size() - 1 : last_curve();
-    const int64_t stop = want_x ? 0 : first_wanted(wanted);
+  // Cotangent of x into `x_bar` if there is one; ζᵀh, and with `keep` δᵀt, added to the sums of the weights (overwriting
+  // where `fresh_sums`); gradients of biases. `biases` and `sums` have a tensor for each flag that is wanted here.
+  void reverse(std::optional<Tensor> zeta, const Tensors& records, const Tensors& kept, bool keep, const Tensor& x,
+               const Flags& wanted, const Tensor* x_bar, const Tensors& sums, bool fresh_sums, const Tensors& biases) const {
+    const std::vector<size_t> order = p_.order(wanted);
+    const int64_t stop = x_bar != nullptr ? 0 : p_.first_wanted(wanted);
     bool fresh = false;
-    for (int64_t i = start; i >= stop; --i) {
-      const Link& link = links_.link[i];
-      const bool want_bias = link.bias >= 0 && wanted[link.bias];
-      if (link.kind == Link::Kind::linear) {
-        if (want_bias) bars.push_back(column_sums(*zeta));
-        if (wanted[link.weight]) outer(*zeta, input(i, x), sums, order[i], bars);
-        if (!want_x && i == stop) break;
-        const Tensor out = empty_matrix(*zeta, rows_, width_[i]);
-        Gemm::nn(out, *zeta, weight(link));
+    for (int64_t i = p_.last(); i >= stop; --i) {
+      const Link& link = p_.links[i];
+      const Tensor* bias_bar = zeta && ChainPlan::wants_bias(link, wanted) ? &biases[link.bias] : nullptr;
+      const bool last = i == stop;
+      if (link.kind == Kind::linear) {
+        if (bias_bar != nullptr) column_sums(*zeta, *bias_bar);
+        if (ChainPlan::wants_weight(link, wanted)) {
+          add_outer(i, zeta, records, kept, keep, x, sums[order[i]], fresh_sums);
+        }
+        if (!zeta || (last && x_bar == nullptr)) continue;
+        const Tensor out = last ? *x_bar : empty_matrix(*zeta, p_.rows, p_.width[i]);
+        Backend::nn(out, *zeta, p_.weight(link));
         zeta = out;
-      } else {
-        const Tensor out = fresh ? *zeta : empty_matrix(x, rows_, width_[i]);
-        if (want_bias) bars.push_back(empty_vector(x, width_[i], x.scalar_type()));
-        activation_reverse(i, zeta, records, tangents, places, out, want_bias ? &bars.back() : nullptr);
+        fresh = true;
+      } else if (zeta || (link.kind == Kind::smooth && !records.empty())) {
+        const Tensor out = fresh ? *zeta : empty_matrix(x, p_.rows, p_.width[i]);
+        // A smooth link may be where ζ begins.
+        if (bias_bar == nullptr && ChainPlan::wants_bias(link, wanted)) bias_bar = &biases[link.bias];
+        activation_reverse(i, zeta, records, kept, keep, out, bias_bar);
         zeta = out;
+        fresh = true;
       }
-      fresh = true;
     }
-    std::reverse(bars.begin(), bars.end());
-    if (want_x) bars.insert(bars.begin(), *zeta);
-    return bars;
   }
 
  private:
-  // Places of what flows. A rectifier works in place; what it would overwrite is needed by nobody.
-
-  // The input of each link but the first, unless nothing but rectifiers lies between it and y: then it is in y.
-  Places input_places() const {
-    Places places(links_.size());
-    int64_t last = links_.size() - 1;
-    while (links_.link[last].kind == Link::Kind::relu) --last;
-    for (int64_t i = 1; i <= last; ++i) {
-      if (links_.link[i - 1].kind == Link::Kind::relu) {
-        places.of[i] = places.of[i - 1];
-      } else {
-        places.add(i, rows_ * width_[i]);
-      }
-    }
-    return places;
-  }
-
-  Places bit_places() const {
-    Places places(links_.size());
-    for (int64_t i = 0; i < links_.size(); ++i) {
-      if (links_.link[i].kind == Link::Kind::relu) places.add(i, bytes(i));
-    }
-    return places;
-  }
-
-  // The cotangent of the output of each link but the last.
-  Places cotangent_places() const {
-    Places places(links_.size());
-    for (int64_t i = links_.size() - 2; i >= 0; --i) {
-      if (links_.link[i + 1].kind == Link::Kind::relu && places.of[i + 1] >= 0) {
-        places.of[i] = places.of[i + 1];
-      } else {
-        places.add(i, rows_ * width_[i + 1]);
-      }
-    }
-    return places;
-  }
-
-  int64_t bytes(int64_t i) const { return (rows_ * width_[i] + 7) / 8; }
-
-  // What sweep 1 saved, for the sweeps after it.
-  void remember(const Tensor& flow, const Tensors& saved) {
-    check_count("saved buffers", saved.size(), 2);
-    DATAGRAD_CHECK(flow.dim() == 2, op_, ": what flows through a chain is a matrix, got shape ", text(flow.sizes()));
-    rows_ = flow.size(0);
-    inputs_ = input_places();
-    bits_ = bit_places();
-    values_ = saved[0];
-    masks_ = saved[1];
-    check_alike(op_, "saved values", values_, "the weight", params_[0]);
-    check_shape(op_, "saved values", values_, IntHeaderOnlyArrayRef(&inputs_.total, 1));
-    check_dtype(op_, "saved bits", masks_, ScalarType::Byte);
-    check_shape(op_, "saved bits", masks_, IntHeaderOnlyArrayRef(&bits_.total, 1));
-  }
-
   Tensor input(int64_t i, const Tensor& x) const {
-    return i == 0 ? x : part_of(values_, inputs_.of[i], rows_, width_[i]);
+    return i == 0 ? x : part_of(values_, p_.values.of[i], p_.rows, p_.width[i]);
   }
 
-  Tensor bits(int64_t i) const { return part_of(masks_, bits_.of[i], bytes(i)); }
+  Tensor bits(int64_t i) const { return part_of(masks_, p_.bits.of[i], p_.bit_bytes(i)); }
 
-  // The cotangent of the output of link i in sweep 2.
-  Tensor delta(const Tensors& record, const Places& places, int64_t i, size_t first = 0) const {
-    if (i == links_.size() - 1) return record[first];
-    return part_of(record[first + 1], places.of[i], rows_, width_[i + 1]);
+  // The cotangent of the output of link i in sweep 2, and the tangent of its input in sweep 3.
+  Tensor delta(const Tensors& records, int64_t i, size_t first = 0) const {
+    if (i == p_.last()) return records[first];
+    return part_of(records[first + 1], p_.cotangents.of[i], p_.rows, p_.width[i + 1]);
   }
 
-  const Tensor& weight(const Link& link) const { return params_[link.weight]; }
-
-  std::optional<Tensor> bias(const Link& link) const {
-    return link.bias < 0 ? std::nullopt : std::optional<Tensor>(params_[link.bias]);
+  Tensor tangent(const Tensors& kept, bool keep, int64_t i, size_t first) const {
+    return i == 0 ? kept[first] : part_of(kept[first + 1], p_.tangents(keep).of[i], p_.rows, p_.width[i]);
   }
 
-  // gᵀ x, added to sums[place] or, if there are no sums, put at the end of `found`.
-  void outer(const Tensor& g, const Tensor& x, const Tensors& sums, size_t place, Tensors& found) const {
-    if (sums.empty()) found.push_back(empty_matrix(g, g.size(1), x.size(1)));
-    Gemm::tn(sums.empty() ? found.back() : sums.at(place), g, x, !sums.empty());
+  void add_outer(int64_t i, const std::optional<Tensor>& zeta, const Tensors& records, const Tensors& kept, bool keep,
+                 const Tensor& x, const Tensor& sum, bool fresh) const {
+    if (zeta) {
+      Backend::tn(sum, *zeta, input(i, x), !fresh);
+      fresh = false;
+    }
+    for (size_t first = 0; keep && first < records.size(); first += 2) {
+      Backend::tn(sum, delta(records, i, first), tangent(kept, keep, i, first), !fresh);
+      fresh = false;
+    }
   }
 
-  static Tensor column_sums(const Tensor& g) {
+  static void column_sums(const Tensor& g, const Tensor& out) {
     const int64_t rows = 0;
-    return torch::stable::sum(g, IntHeaderOnlyArrayRef(&rows, 1));
+    torch::stable::copy_(const_cast<Tensor&>(out), torch::stable::sum(g, IntHeaderOnlyArrayRef(&rows, 1)));
   }
 
   // out = f'(z) g at an activation; out may be g.
   void gate(int64_t i, const Tensor& g, const Tensor& out) const {
-    const Link& link = links_.link[i];
-    if (link.kind == Link::Kind::relu) {
-      relu_gate_into(Gated(op_, g, bits(i), false), link.slope(), out);
+    const Link& link = p_.links[i];
+    if (link.kind == Kind::relu) {
+      relu_gate_into(Gated(p_.op, g, bits(i), false), link.slope(), out);
       return;
     }
-    Curved in(op_, std::nullopt, {}, {}, PreActivation(op_, input(i, g), bias(link), -1));
-    in.zeta = in.z.like_x(op_, "g", g);
-    smooth_reverse_into(op_, in, link.name, link.constants, out, nullptr);
+    Curved in(p_.op, std::nullopt, {}, {}, PreActivation(p_.op, input(i, g), p_.bias(link), -1));
+    in.zeta = in.z.like_x(p_.op, "g", g);
+    smooth_reverse_into(p_.op, in, link.name, link.constants, out, nullptr);
   }
 
   // Sweep 4 at an activation: the cotangent of its input, and the gradient of its bias into `bias_bar`, if there is one.
-  void activation_reverse(int64_t i, const std::optional<Tensor>& zeta, const Tensors& records, const Tensors& tangents,
-                          const Places& places, const Tensor& out, const Tensor* bias_bar) const {
-    const Link& link = links_.link[i];
-    if (link.kind == Link::Kind::smooth) {
+  void activation_reverse(int64_t i, const std::optional<Tensor>& zeta, const Tensors& records, const Tensors& kept,
+                          bool keep, const Tensor& out, const Tensor* bias_bar) const {
+    const Link& link = p_.links[i];
+    if (link.kind == Kind::smooth) {
       Tensors t, d;
-      for (size_t k = link.curve, first = 0; k < tangents.size(); k += links_.curves, first += 2) {
-        t.push_back(tangents[k]);
-        d.push_back(delta(records, places, i, first));
+      for (size_t first = 0; first < records.size(); first += 2) {
+        t.push_back(tangent(kept, keep, i, first));
+        d.push_back(delta(records, i, first));
       }
-      const PreActivation z(op_, input(i, out), bias(link), -1, bias_bar != nullptr);
-      smooth_reverse_into(op_, Curved(op_, zeta, t, d, z), link.name, link.constants, out, bias_bar);
+      const PreActivation z(p_.op, input(i, out), p_.bias(link), -1, bias_bar != nullptr);
+      smooth_reverse_into(p_.op, Curved(p_.op, zeta, t, d, z), link.name, link.constants, out, bias_bar);
     } else if (bias_bar != nullptr) {
-      const Gated in(op_, *zeta, bits(i), false);
+      const Gated in(p_.op, *zeta, bits(i), false);
       relu_reverse_into(in, channel_view(in.g.sizes(), 1, in.layout), link.slope(), out, *bias_bar);
     } else {
       gate(i, *zeta, out);
     }
   }
 
-  // For each link, where the gradient of its weight stands among the sums, if it is wanted.
-  std::vector<size_t> order_of(const Flags& wanted) const {
-    std::vector<size_t> order;
-    size_t next = 0;
-    for (const Link& link : links_.link) {
-      order.push_back(next);
-      next += link.weight >= 0 && wanted[link.weight] ? 1 : 0;
-    }
-    return order;
-  }
-
-  // The last link that reads a tangent, -1 for none.
-  int64_t last_reader(const Flags& wanted) const {
-    int64_t i = links_.size() - 1;
-    for (; i >= 0; --i) {
-      const Link& link = links_.link[i];
-      if (link.curve >= 0 || (link.weight >= 0 && wanted[link.weight])) break;
-    }
-    return i;
-  }
-
-  int64_t last_curve() const {
-    int64_t i = links_.size() - 1;
-    while (i >= 0 && links_.link[i].curve < 0) --i;
-    return i;
-  }
-
-  // The first link with a parameter that is asked for; behind the last if there is none.
-  int64_t first_wanted(const Flags& wanted) const {
-    int64_t i = 0;
-    for (; i < links_.size(); ++i) {
-      const Link& link = links_.link[i];
-      if ((link.weight >= 0 && wanted[link.weight]) || (link.bias >= 0 && wanted[link.bias])) break;
-    }
-    return i;
-  }
-
-  void check_parameters(const Tensor& x) const {
-    check_floating(op_, "x", x);
-    DATAGRAD_CHECK(x.dim() == 2, op_, ": x must be a matrix, got shape ", text(x.sizes()));
-    int64_t columns = x.size(1);
-    for (const Link& link : links_.link) {
-      if (link.kind != Link::Kind::linear) continue;
-      const Tensor& w = weight(link);
-      check_alike(op_, "weight", w, "x", x);
-      DATAGRAD_CHECK(w.dim() == 2 && columns == w.size(1), op_, ": mat1 and mat2 shapes cannot be multiplied: ",
-                     "the input has ", columns, " columns, the weight has shape ", text(w.sizes()));
-      columns = w.size(0);
-      if (link.bias < 0) continue;
-      check_alike(op_, "bias", params_[link.bias], "x", x);
-      check_shape(op_, "bias", params_[link.bias], IntHeaderOnlyArrayRef(&columns, 1));
-    }
-  }
-
-  void check_record(const Tensors& record, const Places& places, size_t first = 0) const {
-    DATAGRAD_CHECK(record.size() >= first + 2, op_, ": a record has 2 tensors, got ", record.size() - first);
-    const int64_t top[] = {rows_, width_.back()};
-    check_alike(op_, "record", record[first], "the weight", params_[0]);
-    check_alike(op_, "record", record[first + 1], "the weight", params_[0]);
-    check_shape(op_, "record", record[first], IntHeaderOnlyArrayRef(top, 2));
-    check_shape(op_, "record", record[first + 1], IntHeaderOnlyArrayRef(&places.total, 1));
-  }
-
-  void check_pairs(const Tensors& records, const Tensors& tangents, const Places& places) const {
-    if (tangents.empty()) return;
-    check_count("smooth activations", tangents.size() % std::max<int64_t>(links_.curves, 1), 0);
-    for (size_t first = 0; first < 2 * tangents.size() / links_.curves; first += 2) check_record(records, places, first);
-  }
-
-  void check_count(const char* what, size_t count, int64_t expected) const {
-    DATAGRAD_CHECK(static_cast<int64_t>(count) == expected, op_, ": the chain has ", expected, " ", what, ", got ",
-                   count);
-  }
-
-  const char* op_;
-  const Links& links_;
-  const Tensors& params_;
-  std::vector<int64_t> width_;  // of the input of each link, and of y
-  int64_t rows_ = 0;
+  const ChainPlan& p_;
   Tensor values_, masks_;
-  Places inputs_{0}, bits_{0};
 };
 
-template <class Gemm>
+template <class Backend>
 Tensors chain_forward(const Tensor& x, Tensors params, std::string links) {
-  return Chain<Gemm>("chain_forward", links, params).forward(x);
+  ChainPlan plan("chain_forward", links, params);
+  plan.begin(x);
+  const Tensor rows = in_layout(x, Layout::contiguous);
+  const Tensors found = {empty_matrix(x, plan.rows, plan.width.back()),
+                         empty_vector(x, plan.values.total, x.scalar_type()),
+                         empty_vector(x, plan.bits.total, ScalarType::Byte)};
+  const Tensors saved = {found[1], found[2]};
+  if (!Backend::narrow(plan, saved, [&](const auto& chain) { chain.forward(rows, found[0]); })) {
+    Chain<Backend>(plan, saved).forward(rows, found[0]);
+  }
+  return found;
 }
 
-template <class Gemm>
+template <class Backend>
 Tensors chain_data_vjp(const Tensor& g, Tensors params, Tensors saved, std::string links) {
-  return Chain<Gemm>("chain_data_vjp", links, params).data_vjp(g, saved);
+  ChainPlan plan("chain_data_vjp", links, params);
+  plan.resume(g, saved);
+  const Tensor top = in_layout(g, Layout::contiguous);
+  const Tensors found = {empty_matrix(g, plan.rows, plan.width[0]),
+                         empty_vector(g, plan.cotangents.total, g.scalar_type())};
+  if (!Backend::narrow(plan, saved, [&](const auto& chain) { chain.data_vjp(top, found[1], found[0]); })) {
+    Chain<Backend>(plan, saved).data_vjp(top, found[1], found[0]);
+  }
+  return found;
 }
 
-template <class Gemm>
+template <class Backend>
 Tensors chain_data_jvp(const Tensor& t, Tensors params, Tensors saved, Tensors record, std::string links, Flags wanted,
-                       bool want_y, Tensors sums) {
-  return Chain<Gemm>("chain_data_jvp", links, params).data_jvp(t, saved, record, wanted, want_y, sums);
+                       bool want_y, bool keep, Tensors sums) {
+  ChainPlan plan("chain_data_jvp", links, params);
+  plan.resume(t, saved);
+  plan.check_flags(wanted);
+  plan.check_record(record);
+  const Tensor v = in_layout(t, Layout::contiguous);
+  Tensors found = {empty_vector(t, plan.tangents(keep).total, t.scalar_type())};
+  if (want_y) found.push_back(empty_matrix(t, plan.rows, plan.width.back()));
+  const Tensor* y_tangent = want_y ? &found[1] : nullptr;
+  const bool fresh = !keep && sums.empty();
+  for (const Link& link : plan.links) {
+    if (!fresh || !ChainPlan::wants_weight(link, wanted)) continue;
+    sums.push_back(empty_matrix(t, plan.weight(link).size(0), plan.weight(link).size(1)));
+  }
+  const auto run = [&](const auto& chain) { chain.data_jvp(v, record, wanted, y_tangent, keep, found[0], sums, fresh); };
+  if (!Backend::narrow(plan, saved, run)) run(Chain<Backend>(plan, saved));
+  if (fresh) found.insert(found.end(), sums.begin(), sums.end());
+  return found;
 }
 
-template <class Gemm>
+template <class Backend>
 Tensors chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors tangents, const Tensor& x, Tensors params,
-                      Tensors saved, std::string links, Flags wanted, bool want_x, Tensors sums) {
-  return Chain<Gemm>("chain_reverse", links, params).reverse(zeta, records, tangents, x, saved, wanted, want_x, sums);
+                      Tensors saved, std::string links, Flags wanted, bool want_x, bool keep, Tensors sums) {
+  ChainPlan plan("chain_reverse", links, params);
+  plan.resume(x, saved);
+  plan.check_flags(wanted);
+  plan.check_pairs(records, tangents, keep);
+  const Tensor rows = in_layout(x, Layout::contiguous);
+  if (zeta) zeta = in_layout(*zeta, Layout::contiguous);
+  // Links from `start` down have a ζ: all, or those below the last smooth one.
+  const int64_t start = zeta ? plan.last() : plan.last_curve();
+  const bool fresh = sums.empty();
+  Tensors found, weights = sums, biases(params.size(), rows);
+  if (want_x) found.push_back(empty_matrix(x, plan.rows, plan.width[0]));
+  for (int64_t i = 0; i < plan.size(); ++i) {
+    const Link& link = plan.links[i];
+    if (ChainPlan::wants_weight(link, wanted)) {
+      const bool here = i <= start || keep;
+      if (fresh) weights.push_back(here ? empty_matrix(x, plan.weight(link).size(0), plan.weight(link).size(1)) : rows);
+      if (fresh && here) found.push_back(weights.back());
+    }
+    if (i <= start && ChainPlan::wants_bias(link, wanted)) {
+      biases[link.bias] = empty_vector(x, plan.width[i + 1], x.scalar_type());
+      found.push_back(biases[link.bias]);
+    }
+  }
+  const auto run = [&](const auto& chain) {
+    chain.reverse(zeta, records, tangents, keep, rows, wanted, want_x ? &found[0] : nullptr, weights, fresh, biases);
+  };
+  if (!Backend::narrow(plan, saved, run)) run(Chain<Backend>(plan, saved));
+  return found;
 }
 
-template <class Gemm, class Library>
+template <class Backend, class Library>
 void register_chain(Library& m) {
-  m.impl("chain_forward", TORCH_BOX(&chain_forward<Gemm>));
-  m.impl("chain_data_vjp", TORCH_BOX(&chain_data_vjp<Gemm>));
-  m.impl("chain_data_jvp", TORCH_BOX(&chain_data_jvp<Gemm>));
-  m.impl("chain_reverse", TORCH_BOX(&chain_reverse<Gemm>));
+  m.impl("chain_forward", TORCH_BOX(&chain_forward<Backend>));
+  m.impl("chain_data_vjp", TORCH_BOX(&chain_data_vjp<Backend>));
+  m.impl("chain_data_jvp", TORCH_BOX(&chain_data_jvp<Backend>));
+  m.impl("chain_reverse", TORCH_BOX(&chain_reverse<Backend>));
 }
 
 }  // namespace

@@ -4,10 +4,10 @@
 // the bias, activate, pack bits, sum channels, narrow) is a loop of its own that the compiler vectorises.
 #include <common/activation_ops.h>
 #include <common/parallel.h>
+#include <cpu/activation_loops.h>
+#include <cpu/bits.h>
 #include <cpu/convert.h>
 
-#include <cstring>
-#include <memory>
 #include <type_traits>
 #include <utility>
 
@@ -18,8 +18,6 @@
 
 namespace datagrad {
 namespace {
-
-using math::detail::normal_or_zero;
 
 constexpr int64_t kChunk = 1024;  // a multiple of 8: a chunk begins at a byte of the bits
 constexpr int64_t kBlock = 8192;
@@ -144,22 +142,6 @@ class Reader {
   std::vector<Acc<T>> bias_;
 };
 
-// Eight bytes 0 or 1 to one byte and back, eight at a time in a 64-bit word; element k is bit k (little endian).
-void pack(const uint8_t* mask, int64_t count, uint8_t* bits) {
-  for (int64_t i = 0; i < (count + 7) / 8; ++i) {
-    uint64_t octet;
-    std::memcpy(&octet, mask + 8 * i, 8);
-    bits[i] = static_cast<uint8_t>((octet * 0x0102040810204080u) >> 56);
-  }
-}
-
-void unpack(const uint8_t* bits, int64_t count, uint8_t* mask) {
-  for (int64_t i = 0; i < (count + 7) / 8; ++i) {
-    const uint64_t octet = (bits[i] * 0x0101010101010101u) & 0x8040201008040201u;
-    std::memcpy(mask + 8 * i, &octet, 8);
-  }
-}
-
 // Calls f(constant) with Rectifier's slope known to be zero at compile time, or not.
 template <class A, class F>
 void with_slope(double slope, const F& f) {
@@ -241,52 +223,6 @@ void relu_reverse_into(const Gated& in, const ChannelView& view, double slope, c
 }
 
 namespace {
-
-// The loops over a chunk that depend on the activation, once per activation and arithmetic type.
-template <class A>
-struct Loops {
-  virtual ~Loops() = default;
-  // out = f(z); here and below a subnormal result is 0, or the products that read it would crawl
-  virtual void value(const A* z, A* out, int64_t n) const = 0;
-  // out = f'(z) zeta + f''(z) products, where a missing operand (nullptr) is a missing term
-  virtual void combine(const A* z, const A* zeta, const A* products, A* out, int64_t n) const = 0;
-};
-
-template <class A, class Activation>
-class LoopsOf final : public Loops<A> {
- public:
-  explicit LoopsOf(const Activation& activation) : activation_(activation) {}
-
-  void value(const A* z, A* out, int64_t n) const override {
-    const Activation a = activation_;  // a copy that `out` cannot alias
-    for (int64_t k = 0; k < n; ++k) out[k] = normal_or_zero(a.f(z[k]));
-  }
-
-  void combine(const A* z, const A* zeta, const A* products, A* out, int64_t n) const override {
-    const Activation a = activation_;
-    if (zeta != nullptr && products != nullptr) {
-      for (int64_t k = 0; k < n; ++k) out[k] = normal_or_zero(a.first(z[k]) * zeta[k] + a.second(z[k]) * products[k]);
-    } else if (zeta != nullptr) {
-      for (int64_t k = 0; k < n; ++k) out[k] = normal_or_zero(a.first(z[k]) * zeta[k]);
-    } else if (products != nullptr) {
-      for (int64_t k = 0; k < n; ++k) out[k] = normal_or_zero(a.second(z[k]) * products[k]);
-    } else {
-      std::fill(out, out + n, A(0));
-    }
-  }
-
- private:
-  Activation activation_;
-};
-
-template <class A>
-std::unique_ptr<const Loops<A>> loops_of(const char* op, const std::string& kind, const std::vector<double>& constants) {
-  std::unique_ptr<const Loops<A>> loops;
-  dispatch_activation<A>(op, kind, constants, [&](const auto& activation) {
-    loops = std::make_unique<LoopsOf<A, std::decay_t<decltype(activation)>>>(activation);
-  });
-  return loops;
-}
 
 // The chunk loops of smooth_reverse: pointers to the operands, and Σ_i t_i δ_i of a chunk.
 template <class T>

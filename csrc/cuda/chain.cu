@@ -16,7 +16,14 @@ struct Vendor {
   }
 };
 
+struct CudaBackend : Products<Vendor> {
+  template <class Run>
+  static bool narrow(const ChainPlan&, const Tensors&, const Run&) {
+    return false;
+  }
+};
+
 }  // namespace
 }  // namespace datagrad
 
-STABLE_TORCH_LIBRARY_IMPL(datagrad, CUDA, m) { datagrad::register_chain<datagrad::Products<datagrad::Vendor>>(m); }
+STABLE_TORCH_LIBRARY_IMPL(datagrad, CUDA, m) { datagrad::register_chain<datagrad::CudaBackend>(m); }

@@ -28,13 +28,12 @@ class Chain(Layer):
         self.layers, self.n_params = tuple(layers), tuple(n_params)
         self.links = " ".join(str(layer.link(n)) for layer, n in zip(layers, n_params, strict=True))
         links = parse(self.links)
-        places = [(link, p) for link in links for p in (link.weight, link.bias) if p is not None]
-        self.is_weight = [p == link.weight for link, p in places]
-        self.n_curves = sum(link.curve is not None for link in links)
-        self.curved = self.n_curves > 0
-        # Without a ζ sweep 4 begins at the last curved link; this many parameters have a gradient there.
-        last = max([i for i, link in enumerate(links) if link.curve is not None], default=-1)
-        self.n_below = sum(n_params[: last + 1])
+        places = [(i, link, p) for i, link in enumerate(links) for p in (link.weight, link.bias) if p is not None]
+        self.is_weight = tuple(p == link.weight for _, link, p in places)
+        curves = [i for i, link in enumerate(links) if link.curve is not None]
+        self.curved = bool(curves)
+        # Without a ζ sweep 4 has one below the last smooth link.
+        self._is_below = tuple(i <= max(curves, default=-1) for i, _, _ in places)
 
     @property
     def name(self) -> str:
@@ -69,15 +68,16 @@ class Chain(Layer):
         sums: Tensors,
     ) -> tuple[Any, Any, Tensors]:
         known, wanted = _known(sums), wanted_params or (False,) * len(params)
-        found = _ops.chain_data_jvp.default(
-            _rows(tangents[0]), params, saved[:2], record, self.links, wanted, needed, known
+        rows = _rows(tangents[0]).contiguous()
+        keep = _keeps(rows, params)
+        kept, *found = _ops.chain_data_jvp.default(
+            rows, params, saved[:2], record, self.links, wanted, needed, keep, known
         )
-        n = self.n_curves
-        y_tangent = _unflat(found[n], saved[-1]) if needed else None
-        if not known:
-            bars = iter(found[n + needed :])
+        y_tangent = _unflat(found[0], saved[-1]) if needed else None
+        if not known and not keep:
+            bars = iter(found[needed:])
             sums = tuple([next(bars) if w and is_w else None for w, is_w in zip(wanted, self.is_weight, strict=True)])
-        return y_tangent, (record, found[:n]) if self.curved else None, sums
+        return y_tangent, (record, (rows, kept)) if self.curved or keep else None, sums
 
     def reverse(
         self,
@@ -91,19 +91,20 @@ class Chain(Layer):
     ) -> tuple[Tensors, Tensors]:
         known, wanted = _known(sums), wanted_params or (False,) * len(params)
         records = [tensor for record, _ in pairs for tensor in record]
-        tangents = [t for _, kept in pairs for t in kept]
-        rows = None if zeta is None else _rows(zeta)
+        tangents = [tensor for _, kept in pairs for tensor in kept]
+        rows, x, keep = None if zeta is None else _rows(zeta), saved[2], _keeps(saved[2], params)
+        want_x = wanted_inputs[0] and (zeta is not None or self.curved)
         found = iter(
             _ops.chain_reverse.default(
-                rows, records, tangents, saved[2], params, saved[:2], self.links, wanted, wanted_inputs[0], known
+                rows, records, tangents, x, params, saved[:2], self.links, wanted, want_x, keep, known
             )
         )
-        x_bar = _unflat(next(found), saved[-1]) if wanted_inputs[0] else None
-        end = len(params) if zeta is not None else self.n_below
-        bars: list[Any] = []
-        for i, want in enumerate(wanted):
-            is_known = i >= end or (known and self.is_weight[i])
-            bars.append(None if not want else sums[i] if is_known else next(found))
+        x_bar = _unflat(next(found), saved[-1]) if want_x else None
+        bars: list[Any] = list(sums)
+        for i, (want, is_weight, below) in enumerate(zip(wanted, self.is_weight, self._is_below, strict=True)):
+            has_one = zeta is not None or below or (keep and is_weight)
+            if want and has_one and not (known and is_weight):
+                bars[i] = next(found)
         return (x_bar,), tuple(bars)
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
@@ -112,6 +113,11 @@ class Chain(Layer):
             x = layer.reference((), (x,), params[place : place + n])
             place += n
         return x
+
+
+def _keeps(rows: Tensor, params: Tensors) -> bool:
+    """Whether (δ, t) are kept for sweep 4: if the tangents are smaller than the gradients that replace them."""
+    return len(rows) <= params[0].shape[0]
 
 
 def _rows(x: Tensor) -> Tensor:

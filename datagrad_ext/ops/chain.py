@@ -3,6 +3,9 @@
     sweep 1  h_{l+1} = f_l(h_l)          sweep 2  δ_l = f_l′ᵀ δ_{l+1}          sweep 3  t_{l+1} = f_l′ t_l, W̄ = Σ δᵀt
     sweep 4  ζ_l = f_l′ᵀ ζ_{l+1} + Σ f_l″ t_l δ_{l+1},  W̄ += ζᵀh,  b̄ = Σ ζ
 
+With `keep` sweep 3 leaves W̄ to sweep 4, which then takes δᵀt and ζᵀh together: for few rows, whose tangents are smaller
+than the weights.
+
 `links` names the run: words "name[+b][:constant…]", "+b" where the link has a bias, for example
 "linear relu+b:0.0 linear softplus+b:1.0:20.0 linear+b". Names are linear, relu (its constant is the slope) and the rows
 of `activation.ACTIVATIONS`. The first link is linear. All tensors that flow are matrices, (N, width of the link).
@@ -10,6 +13,8 @@ of `activation.ACTIVATIONS`. The first link is linear. All tensors that flow are
 `params`   the weight (out, in) and the bias (out,) of each link, in order.
 `saved`    [values, bits]: the inputs of all links but the first, and the bits of all relu.
 `record`   [g, buffer]: the cotangent sweep 2 began with, and the cotangents of the outputs of all links but the last.
+`tangents` [v, buffer]: the tangent sweep 3 began with, and the tangents of the inputs of smooth links, or, with `keep`,
+           of the same links as in `values`.
 `wanted`   a flag for each parameter. `sums`: the gradients of the wanted weights so far, added to in place, or empty.
 
 A buffer is flat. Matrices lie in it at multiples of 64 elements, in the order the sweep makes them; a relu works in
@@ -103,7 +108,7 @@ def chain_data_vjp(g: Tensor, params: Sequence[Tensor], saved: Sequence[Tensor],
 
 @op(
     "chain_data_jvp(Tensor t, Tensor[] params, Tensor[] saved, Tensor[] record, str links, bool[] wanted,"
-    " bool want_y, Tensor(a!)[] sums) -> Tensor[]"
+    " bool want_y, bool keep, Tensor(a!)[] sums) -> Tensor[]"
 )
 def chain_data_jvp(
     t: Tensor,
@@ -113,31 +118,31 @@ def chain_data_jvp(
     links: str,
     wanted: Sequence[bool],
     want_y: bool,
+    keep: bool,
     sums: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Sweep 3: [*tangents that the smooth links received, tangent of y if wanted, *weight gradients if no sums]."""
+    """Sweep 3: [buffer of tangents, tangent of y if wanted, *gradients of weights unless they are kept or summed]."""
     chain = _Chain("chain_data_jvp", links, params, saved, t)
     chain.check("flags", wanted, chain.n_params)
     chain.check_record(record)
-    order = chain.order(wanted)
-    tangents, bars = [], []
-    readers = [i for i, link in enumerate(chain.links) if link.curve is not None or i in order]
-    end = len(chain.links) if want_y else max(readers, default=-1) + 1
-    for i, link in enumerate(chain.links[:end]):
+    order = {} if keep else chain.order(wanted)
+    places = chain.tangent_places(keep)
+    inputs: dict[int, Tensor] = {}
+    bars: list[Tensor] = []
+    end = chain.tangent_end(wanted, want_y)
+    for i in range(end):
+        inputs[i] = t
         if i in order:
-            bars += _outer(chain.delta(record, i), t, sums, order[i])
-        if link.name == "linear":
-            t = t @ chain.weight(link).t() if want_y or i + 1 < end else t
-            continue
-        if link.curve is not None:
-            tangents.append(t)
-        t = chain.gate(i, t)
-    return [*tangents, *[t] * want_y, *bars]
+            bars += _outer([(chain.delta(record, i), t)], sums, order[i])
+        if i + 1 == end and not want_y:
+            break
+        t = t @ chain.weight(chain.links[i]).t() if chain.links[i].name == "linear" else chain.gate(i, t)
+    return [_buffer(inputs, places, like=t), *[t] * want_y, *bars]
 
 
 @op(
     "chain_reverse(Tensor? zeta, Tensor[] records, Tensor[] tangents, Tensor x, Tensor[] params, Tensor[] saved,"
-    " str links, bool[] wanted, bool want_x, Tensor(a!)[] sums) -> Tensor[]"
+    " str links, bool[] wanted, bool want_x, bool keep, Tensor(a!)[] sums) -> Tensor[]"
 )
 def chain_reverse(
     zeta: Tensor | None,
@@ -149,36 +154,39 @@ def chain_reverse(
     links: str,
     wanted: Sequence[bool],
     want_x: bool,
+    keep: bool,
     sums: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Sweep 4: [cotangent of x if wanted, *gradients of the wanted parameters from the end of the chain down].
+    """Sweep 4: [cotangent of x if wanted, *gradients of the wanted parameters, in order].
 
-    Without ζ the end is the last smooth link: what lies behind it has no gradient here. Gradients of weights are added
-    to `sums` and not returned, if there are any. `records` and `tangents` are those of sweeps 2 and 3, data gradient
-    after data gradient.
+    Without ζ only what lies below the last smooth link has one, and there are no gradients of parameters behind it, but
+    for those of weights with `keep`. Gradients of weights are added to `sums` and not returned, if there are any.
+    `records` and `tangents` are those of sweeps 2 and 3, data gradient after data gradient.
     """
     chain = _Chain("chain_reverse", links, params, saved, x)
     chain.check("flags", wanted, chain.n_params)
-    order = chain.order(wanted)
-    curves = [i for i, link in enumerate(chain.links) if link.curve is not None]
-    asked = [i for i, link in enumerate(chain.links) if i in order or _wants(wanted, link.bias)]
-    start = len(chain.links) - 1 if zeta is not None else max(curves, default=-1)
-    stop = 0 if want_x else min(asked, default=len(chain.links))
-    bars: list[Tensor] = []
-    for i in range(start, stop - 1, -1):
-        link, want_bias = chain.links[i], _wants(wanted, chain.links[i].bias)
-        if link.name != "linear":
-            zeta, bias = chain.reverse(i, zeta, records, tangents[link.curve :: max(len(curves), 1)], want_bias)
-            if want_bias and bias is not None:
-                bars.append(bias)
-            continue
-        assert zeta is not None
-        bars += [zeta.sum(0)] * want_bias
-        if i in order:
-            bars += _outer(zeta, chain.input(i, x), sums, order[i])
-        if want_x or i > stop:
-            zeta = zeta @ chain.weight(link)
-    return ([zeta] if want_x and zeta is not None else []) + bars[::-1]
+    records_, tangents_ = chain.check_pairs(records, tangents, keep)
+    order, stop = chain.order(wanted), 0 if want_x else chain.first_wanted(wanted)
+    found: dict[int | None, Tensor] = {}
+    for i in range(len(chain.links) - 1, stop - 1, -1):
+        link, bias = chain.links[i], None
+        pairs = [
+            (chain.delta(r, i), chain.tangent(t, keep, i))
+            for r, t in zip(records_, tangents_, strict=True)
+            if link.curve is not None or (keep and link.name == "linear")
+        ]
+        if link.name == "linear":
+            features = [*([] if zeta is None else [(zeta, chain.input(i, x))]), *pairs]
+            if i in order and features:
+                found.update(zip([link.weight], _outer(features, sums, order[i]), strict=False))
+            if zeta is not None:
+                bias = zeta.sum(0)
+                zeta = zeta @ chain.weight(link) if want_x or i > stop else zeta
+        elif zeta is not None or pairs:
+            zeta, bias = chain.reverse(i, zeta, pairs)
+        if link.bias is not None and wanted[link.bias] and bias is not None:
+            found[link.bias] = bias
+    return ([zeta] if want_x and zeta is not None else []) + [found[place] for place in sorted(found)]  # type: ignore[type-var]
 
 
 class _Chain:
@@ -245,6 +253,26 @@ class _Chain:
             places[i] = places[i + 1] if in_place else (_total(places), rows * self.widths[i + 1])
         return places
 
+    def tangent_places(self, keep: bool) -> dict[int, tuple[int, int]]:
+        """The tangents that sweep 3 keeps."""
+        if keep:
+            return self.inputs
+        places: dict[int, tuple[int, int]] = {}
+        for i, link in enumerate(self.links):
+            if link.curve is not None:
+                places[i] = (_total(places), self.rows * self.widths[i])
+        return places
+
+    def tangent_end(self, wanted: Sequence[bool], want_y: bool) -> int:
+        """Links that sweep 3 visits: all for the tangent of y, else up to the last that reads a tangent."""
+        readers = [i for i, k in enumerate(self.links) if k.curve is not None or _wants(wanted, k.weight)]
+        return len(self.links) if want_y else max(readers, default=-1) + 1
+
+    def first_wanted(self, wanted: Sequence[bool]) -> int:
+        """The first link with a parameter that is asked for; behind the last if there is none."""
+        asked = [i for i, k in enumerate(self.links) if _wants(wanted, k.weight) or _wants(wanted, k.bias)]
+        return min(asked, default=len(self.links))
+
     def input(self, i: int, x: Tensor) -> Tensor:
         """What link i read in sweep 1."""
         return _part(self.values, self.inputs[i]).view(self.rows, -1) if i else x
@@ -254,6 +282,10 @@ class _Chain:
         if i == len(self.links) - 1:
             return record[0]
         return _part(record[1], self.cotangent_places(self.rows)[i]).view(self.rows, self.widths[i + 1])
+
+    def tangent(self, tangents: Sequence[Tensor], keep: bool, i: int) -> Tensor:
+        """The tangent of the input of link i in sweep 3."""
+        return tangents[0] if i == 0 else _part(tangents[1], self.tangent_places(keep)[i]).view(self.rows, -1)
 
     # parameters
 
@@ -293,11 +325,29 @@ class _Chain:
                 require_shape(self.op_name, "bias", bias, (columns,))
 
     def check_record(self, record: Sequence[Tensor]) -> None:
-        require(len(record) == 2, f"{self.op_name}: a record has 2 tensors, got {len(record)}")
-        for tensor in record:
-            require_alike(self.op_name, "record", tensor, "the weight", self.params[0])
-        require_shape(self.op_name, "record", record[0], (self.rows, self.widths[-1]))
-        require_shape(self.op_name, "record", record[1], (_total(self.cotangent_places(self.rows)),))
+        self._check_two("record", record, self.widths[-1], _total(self.cotangent_places(self.rows)))
+
+    def check_pairs(
+        self, records: Sequence[Tensor], tangents: Sequence[Tensor], keep: bool
+    ) -> tuple[list[Sequence[Tensor]], list[Sequence[Tensor]]]:
+        """Records and tangents, two tensors each."""
+        require(
+            len(records) == len(tangents) and len(tangents) % 2 == 0,
+            f"{self.op_name}: needs two tensors of tangents for every record of two, got {len(tangents)} and "
+            f"{len(records)}",
+        )
+        pairs = [[tensors[k : k + 2] for k in range(0, len(tensors), 2)] for tensors in (records, tangents)]
+        for record, pair in zip(*pairs, strict=True):
+            self.check_record(record)
+            self._check_two("tangents", pair, self.widths[0], _total(self.tangent_places(keep)))
+        return pairs[0], pairs[1]
+
+    def _check_two(self, name: str, tensors: Sequence[Tensor], width: int, size: int) -> None:
+        require(len(tensors) >= 2, f"{self.op_name}: {name} has 2 tensors, got {len(tensors)}")
+        for tensor in tensors:
+            require_alike(self.op_name, name, tensor, "the weight", self.params[0])
+        require_shape(self.op_name, name, tensors[0], (self.rows, width))
+        require_shape(self.op_name, name, tensors[1], (size,))
 
     # activations
 
@@ -309,23 +359,19 @@ class _Chain:
         return activation.smooth_gate(g, self.input(i, g), self.bias(link), -1, link.name, link.constants)
 
     def reverse(
-        self, i: int, zeta: Tensor | None, records: Sequence[Tensor], tangents: Sequence[Tensor], want_bias: bool
+        self, i: int, zeta: Tensor | None, pairs: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor | None]:
-        """Sweep 4: the cotangent of the input, and of the bias if wanted."""
+        """Sweep 4: the cotangents of the input and of the bias, if there is one; pairs are (δ, t)."""
         link = self.links[i]
         if link.name == "relu":
             assert zeta is not None
-            if want_bias:
-                bits = _part(self.masks, self.bits[i])
-                return activation.relu_reverse(zeta, bits, link.constants[0], False, -1)
-            return self.gate(i, zeta), None
-        pairs = [records[k : k + 2] for k in range(0, len(records), 2)]
-        for record in pairs:
-            self.check_record(record)
-        cotangents = [self.delta(record, i) for record in pairs]
-        z = self.input(i, self.values)
+            if link.bias is None:
+                return self.gate(i, zeta), None
+            return activation.relu_reverse(zeta, _part(self.masks, self.bits[i]), link.constants[0], False, -1)
+        cotangents, tangents = [d for d, _ in pairs], [t for _, t in pairs]
+        z, with_bias = self.input(i, self.values), link.bias is not None
         return activation.smooth_reverse(
-            zeta, tangents, cotangents, z, self.bias(link), -1, link.name, link.constants, want_bias
+            zeta, tangents, cotangents, z, self.bias(link), -1, link.name, link.constants, with_bias
         )
 
 
@@ -337,12 +383,12 @@ def _wants(wanted: Sequence[bool], place: int | None) -> bool:
     return place is not None and wanted[place]
 
 
-def _outer(g: Tensor, x: Tensor, sums: Sequence[Tensor], place: int) -> list[Tensor]:
-    """gᵀx: added to its sum, or alone in a list if there are no sums."""
-    if not sums:
-        return [g.t() @ x]
-    sums[place].addmm_(g.t(), x)
-    return []
+def _outer(pairs: Sequence[tuple[Tensor, Tensor]], sums: Sequence[Tensor], place: int) -> list[Tensor]:
+    """Σ gᵀx: added to its sum, or alone in a list if there are no sums."""
+    bar = sums[place] if sums else None
+    for g, x in pairs:
+        bar = g.t() @ x if bar is None else bar.addmm_(g.t(), x)
+    return [bar] if bar is not None and not sums else []
 
 
 def _total(places: dict[int, tuple[int, int]]) -> int:

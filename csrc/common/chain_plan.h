@@ -1,0 +1,212 @@
+// What the four sweeps of a chain share: its links and widths, where what they keep lies, and the checks. Ops and letters as
+// in datagrad_ext/ops/chain.py.
+//
+// What a sweep keeps lies in one buffer: a small network notices every tensor that Python has to hold.
+#pragma once
+
+#include <common/chain_links.h>
+#include <common/layout.h>
+
+#include <algorithm>
+#include <optional>
+
+namespace datagrad {
+
+using Tensors = std::vector<Tensor>;
+using Flags = std::vector<bool>;
+
+inline Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns) {
+  const int64_t sizes[] = {rows, columns};
+  return empty_dense(like, IntHeaderOnlyArrayRef(sizes, 2), like.scalar_type());
+}
+
+inline Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
+  return empty_dense(like, IntHeaderOnlyArrayRef(&size, 1), dtype);
+}
+
+// Where the matrices of a sweep lie in its buffer, one for each link; kElsewhere: not in the buffer.
+struct Places {
+  static constexpr int64_t kAlign = 64, kElsewhere = -1;
+
+  explicit Places(int64_t links = 0) : of(links, kElsewhere) {}
+
+  void add(int64_t link, int64_t size) {
+    of[link] = total;
+    total += (size + kAlign - 1) / kAlign * kAlign;
+  }
+
+  std::vector<int64_t> of;
+  int64_t total = 0;
+};
+
+// A rectifier works in place: its input and its output are one matrix, and nobody needs what it overwrites.
+class ChainPlan {
+ public:
+  using Kind = Link::Kind;
+
+  ChainPlan(const char* op, const std::string& text, const Tensors& params)
+      : op(op), links(links_of(text).link), params(params), width(1, 0), counts_(links_of(text)) {
+    check_count("parameters", params.size(), counts_.params);
+    width[0] = weight(links[0]).size(1);
+    for (const Link& link : links) {
+      width.push_back(link.kind == Kind::linear ? weight(link).size(0) : width.back());
+    }
+  }
+
+  int64_t size() const { return static_cast<int64_t>(links.size()); }
+  int64_t curves() const { return counts_.curves; }
+  int64_t last() const { return size() - 1; }
+
+  const Tensor& weight(const Link& link) const { return params[link.weight]; }
+
+  std::optional<Tensor> bias(const Link& link) const {
+    return link.bias < 0 ? std::nullopt : std::optional<Tensor>(params[link.bias]);
+  }
+
+  int64_t bit_bytes(int64_t i) const { return (rows * width[i] + 7) / 8; }
+
+  // Sweep 1 at rows of x. The input of each link but the first lies in `values`, unless nothing but rectifiers lies between
+  // it and y: then it is in y.
+  void begin(const Tensor& x) {
+    check_parameters(x);
+    lay_out(x.size(0));
+  }
+
+  // A later sweep, whose flow has the rows of `flow`.
+  void resume(const Tensor& flow, const Tensors& saved) {
+    check_count("saved buffers", saved.size(), 2);
+    DATAGRAD_CHECK(flow.dim() == 2, op, ": what flows through a chain is a matrix, got shape ", text(flow.sizes()));
+    lay_out(flow.size(0));
+    check_alike(op, "saved values", saved[0], "the weight", params[0]);
+    check_shape(op, "saved values", saved[0], IntHeaderOnlyArrayRef(&values.total, 1));
+    check_dtype(op, "saved bits", saved[1], ScalarType::Byte);
+    check_shape(op, "saved bits", saved[1], IntHeaderOnlyArrayRef(&bits.total, 1));
+  }
+
+  // The tangents that sweep 3 keeps: those of the inputs of smooth links, or with `keep` of all but the first.
+  Places tangents(bool keep) const {
+    if (keep) return values;
+    Places places(size());
+    for (int64_t i = 1; i < size(); ++i) {
+      if (links[i].kind == Kind::smooth) places.add(i, rows * width[i]);
+    }
+    return places;
+  }
+
+  // For each link, where the gradient of its weight stands among the sums, if it is wanted.
+  std::vector<size_t> order(const Flags& wanted) const {
+    std::vector<size_t> order;
+    size_t next = 0;
+    for (const Link& link : links) {
+      order.push_back(next);
+      next += wants_weight(link, wanted) ? 1 : 0;
+    }
+    return order;
+  }
+
+  static bool wants_weight(const Link& link, const Flags& wanted) { return link.weight >= 0 && wanted[link.weight]; }
+  static bool wants_bias(const Link& link, const Flags& wanted) { return link.bias >= 0 && wanted[link.bias]; }
+
+  // Links that sweep 3 visits: all for the tangent of y, else up to the last that reads a tangent.
+  int64_t tangent_end(const Flags& wanted, bool want_y) const {
+    int64_t i = size();
+    while (!want_y && i > 0 && links[i - 1].curve < 0 && !wants_weight(links[i - 1], wanted)) --i;
+    return i;
+  }
+
+  int64_t last_curve() const {
+    int64_t i = last();
+    while (i >= 0 && links[i].curve < 0) --i;
+    return i;
+  }
+
+  // The first link with a parameter that is asked for; behind the last if there is none.
+  int64_t first_wanted(const Flags& wanted) const {
+    int64_t i = 0;
+    while (i < size() && !wants_weight(links[i], wanted) && !wants_bias(links[i], wanted)) ++i;
+    return i;
+  }
+
+  void check_flags(const Flags& wanted) const { check_count("flags", wanted.size(), counts_.params); }
+
+  // A record: what sweep 2 began with, and its buffer. A pair's tangents: what sweep 3 began with, and its buffer.
+  void check_record(const Tensors& record, size_t first = 0) const {
+    check_two("record", record, first, width.back(), cotangents);
+  }
+
+  void check_pairs(const Tensors& records, const Tensors& kept, bool keep) const {
+    DATAGRAD_CHECK(records.size() == kept.size() && kept.size() % 2 == 0, op,
+                   ": needs two tensors of tangents for every record of two, got ", kept.size(), " and ",
+                   records.size());
+    const Places places = tangents(keep);
+    for (size_t first = 0; first < records.size(); first += 2) {
+      check_record(records, first);
+      check_two("tangents", kept, first, width[0], places);
+    }
+  }
+
+  const char* op;
+  const std::vector<Link>& links;
+  const Tensors& params;
+  std::vector<int64_t> width;  // of the input of each link, and of y
+  int64_t rows = 0;
+  Places values, bits, cotangents;  // cotangents: of the output of each link but the last
+
+ private:
+  const Links& counts_;
+
+  void lay_out(int64_t n) {
+    rows = n;
+    values = bits = cotangents = Places(size());
+    int64_t end = last();
+    while (links[end].kind == Kind::relu) --end;
+    for (int64_t i = 1; i <= end; ++i) share_or_add(values, i, i - 1, links[i - 1], width[i]);
+    for (int64_t i = 0; i < size(); ++i) {
+      if (links[i].kind == Kind::relu) bits.add(i, bit_bytes(i));
+    }
+    for (int64_t i = last() - 1; i >= 0; --i) share_or_add(cotangents, i, i + 1, links[i + 1], width[i + 1]);
+  }
+
+  // A place for link i: that of its neighbour if a rectifier lies between the two.
+  void share_or_add(Places& places, int64_t i, int64_t neighbour, const Link& between, int64_t columns) {
+    if (between.kind == Kind::relu && places.of[neighbour] >= 0) {
+      places.of[i] = places.of[neighbour];
+    } else {
+      places.add(i, rows * columns);
+    }
+  }
+
+  void check_two(const char* name, const Tensors& tensors, size_t first, int64_t columns, const Places& places) const {
+    DATAGRAD_CHECK(tensors.size() >= first + 2, op, ": ", name, " has 2 tensors, got ", tensors.size() - first);
+    const int64_t shape[] = {rows, columns};
+    check_alike(op, name, tensors[first], "the weight", params[0]);
+    check_alike(op, name, tensors[first + 1], "the weight", params[0]);
+    check_shape(op, name, tensors[first], IntHeaderOnlyArrayRef(shape, 2));
+    check_shape(op, name, tensors[first + 1], IntHeaderOnlyArrayRef(&places.total, 1));
+  }
+
+  void check_parameters(const Tensor& x) const {
+    check_floating(op, "x", x);
+    DATAGRAD_CHECK(x.dim() == 2, op, ": x must be a matrix, got shape ", text(x.sizes()));
+    int64_t columns = x.size(1);
+    for (const Link& link : links) {
+      if (link.kind == Kind::linear) {
+        const Tensor& w = weight(link);
+        check_alike(op, "weight", w, "x", x);
+        DATAGRAD_CHECK(w.dim() == 2 && columns == w.size(1), op, ": mat1 and mat2 shapes cannot be multiplied: ",
+                       "the input has ", columns, " columns, the weight has shape ", text(w.sizes()));
+        columns = w.size(0);
+      }
+      if (link.bias < 0) continue;
+      check_alike(op, "bias", params[link.bias], "x", x);
+      check_shape(op, "bias", params[link.bias], IntHeaderOnlyArrayRef(&columns, 1));
+    }
+  }
+
+  void check_count(const char* what, size_t count, int64_t expected) const {
+    DATAGRAD_CHECK(static_cast<int64_t>(count) == expected, op, ": the chain has ", expected, " ", what, ", got ",
+                   count);
+  }
+};
+
+}  // namespace datagrad
