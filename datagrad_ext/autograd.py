@@ -25,7 +25,6 @@ from torch.autograd import Function
 from .layers import Tensors, add_each, gradients
 from .program import Flags, Left, Program
 
-
 _task = torch._C._current_graph_task_id  # the number of the running backward
 
 
@@ -99,7 +98,15 @@ def warn_once(warned: set[str], reason: str) -> None:
         warnings.warn(f"datagrad_ext: reference path (right, but slow): {reason}", ReferencePathWarning, stacklevel=3)
 
 
-class Forward(Function):
+class _Node(Function):
+    """A Function without torch's look for wrappers that an ended torch.func transform left: `network.refusal` looks."""
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        return super(Function, cls).apply(*arguments)  # type: ignore[misc]
+
+
+class Forward(_Node):
     """y = network(x, θ): apply(run, *inputs, *params) -> (*outputs, anchor)."""
 
     @staticmethod
@@ -132,7 +139,7 @@ class Forward(Function):
         return (None, *_filled(found, (*visit.inputs, *visit.params), left.wanted))
 
 
-class DataGradient(Function):
+class DataGradient(_Node):
     """J = ∂⟨g, network(x)⟩/∂x for the wanted inputs: apply(forward, visit, anchor, *g) -> one J or None for each input.
 
     What the layers saved stays with the Forward, whose sweep 4 comes after: only g and the records are saved here.
@@ -183,10 +190,7 @@ def _needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) 
 def _any_batched(cotangents: Sequence[Any]) -> bool:
     """Whether one comes from autograd.grad(is_grads_batched=True)."""
     is_batched = torch._C._functorch.is_legacy_batchedtensor
-    for g in cotangents:
-        if g is not None and is_batched(g):
-            return True
-    return False
+    return any(g is not None and is_batched(g) for g in cotangents)
 
 
 def _differentiable_reverse(run: Run, visit: Visit, gs: Sequence[Any]) -> list[Any]:
@@ -233,13 +237,15 @@ def _wanted(nodes: Sequence[Any], n_inputs: int) -> Flags:
     costs more than a small operation. So after one such parameter the rest count as wanted too (more work than
     asked for, in that rare case), and the only input of a backward that asks for no parameter is not asked about.
     """
-    executes = torch._C._will_engine_execute_node
+    asked = [node for node in nodes[n_inputs:] if node is not None]
     flags: list[bool] = []
     try:
-        for node in nodes[n_inputs:]:
-            flags.append(node is not None and executes(node))
-    except RuntimeError:
-        flags += [node is not None for node in nodes[n_inputs + len(flags) :]]
+        flags.extend(map(torch._C._will_engine_execute_node, asked))
+    except RuntimeError:  # the answers before the exception are in the list
+        flags += [True] * (len(asked) - len(flags))
+    if len(asked) < len(nodes) - n_inputs:
+        answers = iter(flags)
+        flags = [node is not None and next(answers) for node in nodes[n_inputs:]]
     inputs = [node is not None for node in nodes[:n_inputs]]
     if True in flags or sum(inputs) > 1:
         inputs = [node is not None and _executes(node) for node in nodes[:n_inputs]]

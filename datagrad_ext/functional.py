@@ -21,6 +21,7 @@ from .layers import Application, rule_of_function
 from .losses import cross_entropy
 from .network import refusal
 from .program import Program, Step
+from .single import Single
 
 _warned: set[str] = set()
 
@@ -138,7 +139,7 @@ def _program(function: Any, fixed: tuple, is_tensor: tuple[bool, ...], named: tu
     application: Application = rule(*arguments, **dict(named))
     params = tuple(slot - 1 for slot in application.params if slot is not None)
     step = Step(application.layer, (0,), 1, params, application.host, function.__name__)
-    return Program(1, sum(is_tensor) - 1, (step,), (1,))
+    return Single.of(Program(1, sum(is_tensor) - 1, (step,), (1,)))
 
 
 def _frozen(value: Any) -> Any:

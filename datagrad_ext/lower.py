@@ -91,7 +91,7 @@ class _Lowering:
         self._root, self._graph, self._leaves = root, graph, leaves
         self._kinds: dict[fx.Node, Value | Host | Parameter] = {}
         self._steps: list[Step | HostStep] = []
-        self._fetches: list[Callable] = []
+        self._fetches: list[Fetch] = []
         self._slots: dict[tuple[int, str], int] = {}
         self._placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self._views: set[int] = set(range(len(self._placeholders)))  # values that share memory with an earlier one

@@ -121,7 +121,7 @@ class _Call:
 
     @classmethod
     def of(cls, args: tuple, kwargs: dict) -> _Call:
-        if not kwargs and all([isinstance(a, Tensor) for a in args]):
+        if not kwargs and all(isinstance(a, Tensor) for a in args):
             return cls(list(args), len(args), _positional)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         fixed = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -141,20 +141,19 @@ class _Watch:
         self._inner = [m for m in root.modules() if m is not root]
         self._tables = [m.__dict__ for m in self._inner]
         modules = [root, *self._inner]
-        self._children = [tuple(m._modules.values()) for m in modules]
-        self._attributes = [None if _is_library(m) else attributes(m) for m in modules]
+        self._children = [(i, tuple(m._modules.values())) for i, m in enumerate(modules) if m._modules]
+        self._attributes = [(i, attributes(m)) for i, m in enumerate(modules) if not _is_library(m)]
         self._parameters = [(m._parameters, name) for m in modules for name in m._parameters]
         rules = [(i, rule_of_module(m)) for i, m in enumerate(modules)]
         self._configs = [(i, rule.config) for i, rule in rules if rule is not None and rule.config is not None]
 
     def holds(self, root: nn.Module) -> bool:
         """Whether modules are where they were, with the attributes they had."""
-        for module, children, state in zip([root, *self._inner], self._children, self._attributes, strict=True):
-            if children and tuple(module._modules.values()) != children:
+        modules = [root, *self._inner]
+        for i, children in self._children:
+            if tuple(modules[i]._modules.values()) != children:
                 return False
-            if state is not None and not same(attributes(module), state):
-                return False
-        return True
+        return all(same(attributes(modules[i]), state) for i, state in self._attributes)
 
     def state(self, root: nn.Module) -> tuple[Any, ...]:
         """Flags, hooks, missing parameters and hyper-parameters, which select between traces."""
@@ -180,9 +179,11 @@ def refusal(tensors: list[Tensor]) -> str | None:
         if t.requires_grad:
             if type(t) is not Tensor and type(t) is not nn.Parameter:
                 return f"an input is a {type(t).__name__}, not a plain tensor"
+            if torch._C._functorch.is_functorch_wrapped_tensor(t):
+                return "an input comes out of a torch.func transform that has ended"
             if t.is_complex() or t.layout is not torch.strided:
                 return f"an input is {t.dtype}, {t.layout}; the layers take dense real tensors"
-            if torch.is_autocast_enabled(t.device.type):
+            if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(t.device.type):
                 return "autocast is active"
     return None
 

@@ -162,7 +162,7 @@ class Program:
         for i, layer, inputs, output, needed, wants, dead in self._tangent_plan(wanted, wanted_params):
             tangents = tuple([flow[j] for j in inputs])
             record, records[i] = records[i], None
-            known = tangents[0] is not None or any([t is not None for t in tangents])
+            known = tangents[0] is not None or any(t is not None for t in tangents)
             if known and (record is not None or not layer.paired):
                 if left is None or not layer.paired:
                     flow[output] = layer.jvp(saved[i], thetas[i], tangents, record) if needed else None

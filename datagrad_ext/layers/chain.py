@@ -75,7 +75,7 @@ class Chain(Layer):
         kept, *found = _ops.chain_data_jvp.default(
             rows, params, (values, bits), record, self.links, wanted, needed, keep, known
         )
-        y_tangent = found.pop(0) if needed else None
+        y_tangent: Any = found.pop(0) if needed else None
         if needed and leading is not None:
             y_tangent = _unflat(y_tangent, leading)
         pair = (record, (rows, kept)) if self.curved or keep else None
@@ -103,7 +103,7 @@ class Chain(Layer):
         found = _ops.chain_reverse.default(
             rows, records, tangents, x, params, (values, bits), self.links, wanted, want_x, keep, known
         )
-        x_bar = found.pop(0) if want_x else None
+        x_bar: Any = found.pop(0) if want_x else None
         if want_x and leading is not None:
             x_bar = _unflat(x_bar, leading)
         places = self._places("reverse", tuple(wanted), zeta is not None, keep, bool(known))
