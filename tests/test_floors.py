@@ -21,7 +21,7 @@ FLOORS = (
     {"lower"},
     {"network"},
     {"accelerate", "functional"},
-    {"table"},
+    {"table", "objective"},
     {"cli"},
 )
 # These put the package together and may import from every floor.

@@ -1,0 +1,48 @@
+"""Losses as users write them, and the sum over samples, whose gradient by x has every sample's own gradient as a row.
+
+A loss is any callable (output, target) -> tensor. Accepted results, for N samples:
+
+    (N, ...)   losses of the samples (reduction 'none'); what is behind N is averaged
+    ()         the mean over the samples (reduction 'mean'): N times it is their sum
+    a tuple    several losses, each as above: the penalty is applied to the data gradient of each, and summed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+Loss = Callable[[Any, Any], Any]
+
+
+def components(output: Tensor, target: Any = None) -> tuple[Tensor, ...]:
+    """Every component of the output (N, ...) as a loss of its own: the rows of the Jacobian ∂output/∂x."""
+    return output.flatten(1).unbind(1)
+
+
+def check_loss(loss: Any, name: str) -> None:
+    """Refuse what cannot be a loss: a TypeError if it is not callable, a ValueError for a sum over the batch."""
+    if not callable(loss):
+        raise TypeError(f"{name} must be a callable (output, target) -> tensor, got {type(loss).__name__}")
+    if getattr(loss, "reduction", None) == "sum":
+        raise ValueError(f"{name} has reduction='sum'; give it reduction='none' or 'mean'")
+
+
+def sums(loss: Loss, output: Any, target: Any, samples: int) -> tuple[Tensor, ...]:
+    """Σ_n of each loss that `loss` returns."""
+    value = loss(output, target)
+    return tuple(_sum(part, samples) for part in (value if isinstance(value, (tuple, list)) else (value,)))
+
+
+def _sum(value: Any, samples: int) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"a loss must return a tensor (or a tuple of tensors), got {type(value).__name__}")
+    if value.dim() == 0:
+        return value * samples
+    if value.shape[0] != samples:
+        raise ValueError(
+            f"a loss of {samples} samples must return shape [{samples}, ...] or a scalar mean, got {list(value.shape)}"
+        )
+    return value.sum() if value.dim() == 1 else value.flatten(1).mean(1).sum()

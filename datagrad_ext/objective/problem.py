@@ -1,0 +1,107 @@
+"""One step of an objective: its losses and their data gradients after the first pass, each computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .losses import Loss, sums
+from .passes import Key, Pass, Passes
+from .result import Result, TermResult
+from .term import Term
+
+Source = tuple[Loss, str | None]
+"""A loss, and the submodule whose output it reads (None: the model)."""
+
+
+@dataclass(frozen=True)
+class Active:
+    """A term that takes part in this step, at this weight."""
+
+    term: Term
+    weight: float
+    source: Source
+
+    @property
+    def key(self) -> Key:
+        """What its gradient is taken with respect to."""
+        return 0 if self.term.inputs is None else self.term.inputs
+
+    @property
+    def names(self) -> list[str]:
+        """The submodules to watch."""
+        return [name for name in (self.term.inputs, self.term.output) if isinstance(name, str)]
+
+    def result(self, gradients: Sequence[Tensor], value: Tensor) -> TermResult:
+        """What to log of it."""
+        found = [J.detach() for J in gradients]
+        J = torch.stack(found) if len(found) > 1 else found[0]
+        return TermResult(self.weight, value.detach(), J, stacked=len(found) > 1)
+
+
+class Problem:
+    """What an estimator works on. `main` is the objective's own loss, None for penalties alone."""
+
+    def __init__(
+        self, passes: Passes, target: Any, main: Source | None, main_weight: float, terms: Sequence[Active]
+    ) -> None:
+        self.passes, self.target, self.terms = passes, target, terms
+        self.main, self.main_weight = main, main_weight
+        self._first_sums: dict[Source, tuple[Tensor, ...]] = {}
+        self._gradients: dict[tuple[Source, Key], tuple[Tensor, ...]] = {}
+
+    def mean(self, source: Source, visited: Pass, k: int) -> Tensor:
+        """The mean over samples of the k-th loss of `source` after any pass."""
+        return self._sums(source, visited)[k] / self.passes.samples
+
+    def first_mean(self, source: Source, first: Pass, k: int = 0) -> Tensor:
+        """The same after the first pass."""
+        return self._first(source, first)[k] / self.passes.samples
+
+    def main_mean(self, first: Pass) -> Tensor | None:
+        """The objective's own loss."""
+        if self.main is None:
+            return None
+        if len(self._first(self.main, first)) > 1:
+            raise ValueError("the objective's own loss must be a tensor; a tuple of losses is for terms")
+        return self.first_mean(self.main, first)
+
+    def gradients(self, active: Active, first: Pass, create_graph: bool) -> tuple[Tensor, ...]:
+        """J of each loss of the term, after the first pass."""
+        at = active.source, active.key
+        if at not in self._gradients:
+            totals, wanted = self._first(active.source, first), first.at[active.key]
+            self._gradients[at] = tuple(_gradient(total, wanted, active.key, create_graph) for total in totals)
+        return self._gradients[at]
+
+    def result(self, parts: Sequence[Tensor], loss: Tensor | None, terms: Sequence[TermResult]) -> Result:
+        """The sum of the parts; a zero that backward accepts where nothing takes part in this step."""
+        zero = torch.zeros((), device=self.passes.x[0].device, requires_grad=True)
+        total = sum(parts[1:], parts[0]) if parts else zero
+        return Result(total, None if loss is None else loss.detach(), tuple(terms))
+
+    def _first(self, source: Source, first: Pass) -> tuple[Tensor, ...]:
+        if source not in self._first_sums:
+            self._first_sums[source] = self._sums(source, first)
+        return self._first_sums[source]
+
+    def _sums(self, source: Source, visited: Pass) -> tuple[Tensor, ...]:
+        loss, name = source
+        return sums(loss, visited.value(name), self.target, self.passes.samples)
+
+
+def _gradient(total: Tensor, wanted: Tensor, key: Key, create_graph: bool) -> Tensor:
+    J = None
+    if total.requires_grad and wanted.requires_grad:
+        (J,) = torch.autograd.grad(total, wanted, retain_graph=True, create_graph=create_graph, allow_unused=True)
+    if J is None:
+        where = f"the output of '{key}'" if isinstance(key, str) else f"input {key}"
+        raise ValueError(
+            f"the loss of a term does not depend on {where} in autograd's graph. Is it detached on the way, or is the "
+            "submodule inside an accelerated one (accelerate that submodule by itself)?"
+        )
+    return J
