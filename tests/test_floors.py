@@ -14,7 +14,7 @@ PACKAGE = ROOT / "datagrad_ext"
 
 # From the ground up; what stands on one floor does not see its neighbours. A package is one unit.
 FLOORS = (
-    {"_native", "ops"},
+    {"_format", "_native", "ops"},
     {"layers", "penalties", "losses"},
     {"program", "trace"},
     {"autograd", "fusion"},
@@ -22,6 +22,8 @@ FLOORS = (
     {"network"},
     {"accelerate", "functional"},
     {"table", "objective"},
+    {"attacks"},
+    {"presets"},
     {"cli"},
 )
 # These put the package together and may import from every floor.

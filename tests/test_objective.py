@@ -77,7 +77,8 @@ def gradients(model: nn.Module, total: Tensor) -> list[Tensor]:
 
 def run(objective: DataGrad, model: nn.Module, x: Any = X) -> tuple[Result, list[Tensor]]:
     torch.manual_seed(1)
-    result = objective(model, x, (LABELS, CUES))
+    device = next(model.parameters()).device
+    result = objective(model, x.to(device), (LABELS.to(device), CUES.to(device)))
     return result, gradients(model, result.total)
 
 
@@ -255,18 +256,22 @@ def test_order_of_convergence(estimator: Any, order: int, name: str, accelerate:
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)
 
 
+def _random_state(device: str) -> Tensor:
+    return torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+
+
 @ascent
 @accelerated
 @pytest.mark.parametrize(("estimator", "order"), [(FiniteDifference, 1), (CentralDifference, 2)])
-def test_two_passes_share_masks_and_state(estimator: Any, order: int, accelerate: bool) -> None:
+def test_two_passes_share_masks_and_state(estimator: Any, order: int, accelerate: bool, device: str) -> None:
     """With dropout, BatchNorm and a spectral norm in training mode, the estimate still converges to the exact one."""
-    exact_model = build(Regularised, accelerate)
+    exact_model = build(Regularised, accelerate).to(device)
     _, expected = run(DataGrad(classes, Term(0.3, penalties.l2)), exact_model)
-    after, errors = torch.get_rng_state(), []
+    after, errors = _random_state(device), []
     for step in (2e-3, 1e-3):
-        model = build(Regularised, accelerate)
+        model = build(Regularised, accelerate).to(device)
         _, found = run(DataGrad(classes, Term(0.3, penalties.l2), estimator(step)), model)
-        assert torch.equal(torch.get_rng_state(), after)
+        assert torch.equal(_random_state(device), after)
         for (name, ours), theirs in zip(model.named_buffers(), exact_model.buffers(), strict=True):
             assert torch.equal(ours, theirs), name
         errors.append(error(found, expected))

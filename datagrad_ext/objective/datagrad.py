@@ -13,7 +13,7 @@ from .estimators import Estimator, Exact
 from .losses import Loss, check_loss
 from .passes import Passes
 from .problem import Active, Problem, Source
-from .result import Result
+from .result import Result, evaluated
 from .term import Term
 
 
@@ -71,26 +71,22 @@ class DataGrad:
             x: (N, ...), floating point where a term takes the gradient with respect to it.
             target: handed to the losses as it is.
         """
-        graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            active = [self._active(term, weight) for term, weight in self._weights() if weight]
-            result = self._evaluate(model, x, target, active)
-        found = iter(result.terms)
-        terms = tuple(next(found) if weight else None for _, weight in self._weights())
-        self.step += graph
-        return replace(result, terms=terms, total=result.total if graph else result.total.detach())
+        result = evaluated(lambda: self._evaluate(model, x, target))
+        self.step += torch.is_grad_enabled()
+        return result
 
-    def _evaluate(self, model: Any, x: Any, target: Any, active: list[Active]) -> Result:
+    def _evaluate(self, model: Any, x: Any, target: Any) -> Result:
+        weights = [term.weight_at(self.step) for term in self.terms]
+        active = [self._active(term, weight) for term, weight in zip(self.terms, weights, strict=True) if weight]
         indices = sorted({term.key for term in active if isinstance(term.key, int)})
         names = sorted({name for term in active for name in term.names})
         passes = Passes(model, x, indices, names)
         main: Source | None = None if self.loss is None else (self.loss, None)
         problem = Problem(passes, target, main, self.loss_weight, active)
         first = passes.first(repeatable=self.estimator.repeats and bool(active))
-        return self.estimator(problem, first)
-
-    def _weights(self) -> list[tuple[Term, float]]:
-        return [(term, term.weight_at(self.step)) for term in self.terms]
+        result = self.estimator(problem, first)
+        found = iter(result.terms)
+        return replace(result, terms=tuple(next(found) if weight else None for weight in weights))
 
     def _active(self, term: Term, weight: float) -> Active:
         loss = self.loss if term.loss is None else term.loss

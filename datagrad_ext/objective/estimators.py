@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Exact:
         found: list[TermResult] = []
         for active in problem.terms:
             gradients = problem.gradients(active, first, create_graph=True)
-            value = _added([active.term.values(J).mean() for J in gradients])
+            value = _added([active.term.values(J, problem.target).mean() for J in gradients])
             parts.append(active.weight * value)
             found.append(active.result(gradients, value))
         return problem.result(parts, loss, found)
@@ -77,7 +77,7 @@ class _Difference:
             gradients = problem.gradients(active, first, create_graph=False)
             values = []
             for k, J in enumerate(gradients):
-                value, y = _seeded(active, J)
+                value, y = _seeded(active, J, problem.target)
                 phi = self._phi(y, first.at[active.key].detach())
                 for shift, coefficient in self.stencil:
                     b = active.weight * coefficient / phi * (problem.passes.samples / len(J))
@@ -134,10 +134,10 @@ class CentralDifference(_Difference):
 Estimator = Exact | FiniteDifference | CentralDifference
 
 
-def _seeded(active: Active, J: Tensor) -> tuple[Tensor, Tensor]:
+def _seeded(active: Active, J: Tensor, target: Any) -> tuple[Tensor, Tensor]:
     """mean_n R(J_n) and y = ∂R/∂J."""
     J = J.detach().requires_grad_()
-    values = active.term.values(J)
+    values = active.term.values(J, target)
     if not values.requires_grad:
         return values.mean(), torch.zeros_like(J)
     (y,) = torch.autograd.grad(values.sum(), J)

@@ -14,7 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import losses
+
 Loss = Callable[[Any, Any], Any]
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """The cross-entropy of each sample; target are class indices (N,) or probabilities (N, C)."""
+    return losses.cross_entropy(output, target, reduction="none")
 
 
 def components(output: Tensor, target: Any = None) -> tuple[Tensor, ...]:
@@ -36,13 +43,25 @@ def sums(loss: Loss, output: Any, target: Any, samples: int) -> tuple[Tensor, ..
     return tuple(_sum(part, samples) for part in (value if isinstance(value, (tuple, list)) else (value,)))
 
 
+def each(loss: Loss, output: Any, target: Any, samples: int) -> Tensor:
+    """The loss of each sample (N,); a ValueError for a loss that returns only their mean."""
+    value = loss(output, target)
+    if isinstance(value, Tensor) and value.dim() == 0:
+        raise ValueError("this objective needs the loss of each sample: give a loss with reduction='none'")
+    return _each(value, samples)
+
+
 def _sum(value: Any, samples: int) -> Tensor:
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value * samples
+    return _each(value, samples).sum()
+
+
+def _each(value: Any, samples: int) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"a loss must return a tensor (or a tuple of tensors), got {type(value).__name__}")
-    if value.dim() == 0:
-        return value * samples
-    if value.shape[0] != samples:
+    if value.dim() == 0 or value.shape[0] != samples:
         raise ValueError(
             f"a loss of {samples} samples must return shape [{samples}, ...] or a scalar mean, got {list(value.shape)}"
         )
-    return value.sum() if value.dim() == 1 else value.flatten(1).mean(1).sum()
+    return value if value.dim() == 1 else value.flatten(1).mean(1)

@@ -53,7 +53,7 @@ class Passes:
         self.indices, self.names = indices, names
         if names and not isinstance(model, nn.Module):
             raise TypeError(f"a model with named submodules must be a torch.nn.Module, got {type(model).__name__}")
-        self._start: _State | None = None
+        self._start: State | None = None
 
     @property
     def samples(self) -> int:
@@ -63,15 +63,15 @@ class Passes:
     def first(self, repeatable: bool) -> Pass:
         """The pass at x; `repeatable` keeps the state before it for `again`."""
         if repeatable:
-            self._start = _State.of(self.model, self.x[0].device)
+            self._start = State.of(self.model, self.x[0].device)
         return self._run(self.x, {})
 
-    def again(self, key: Key, shift: Tensor) -> Pass:
-        """The pass with `shift` added to one input or activation."""
+    def again(self, key: Key, shift: Tensor, differentiable: bool = False) -> Pass:
+        """The pass with `shift` added to one input or activation; `differentiable` makes that input a leaf."""
         assert self._start is not None
         x = [t.detach() for t in self.x]
         if isinstance(key, int):
-            x[key] = x[key] + shift
+            x[key] = (x[key] + shift).requires_grad_(differentiable)
         with self._start.back():
             return self._run(x, {key: shift} if isinstance(key, str) else {})
 
@@ -88,15 +88,15 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class _State:
-    """Random generators and buffers before a pass."""
+class State:
+    """Random generators and buffers at one moment."""
 
     device: torch.device
     random: tuple[Tensor, ...]
     buffers: list[tuple[nn.Module, str, Tensor]]
 
     @classmethod
-    def of(cls, model: Any, device: torch.device) -> _State:
+    def of(cls, model: Any, device: torch.device) -> State:
         random = [torch.get_rng_state()]
         if device.type == "cuda":
             random.append(torch.cuda.get_rng_state(device))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..penalties import l2
@@ -17,14 +19,17 @@ class TermResult:
     """λ at this step, lazy regularisation's factor included."""
     value: Tensor
     """mean_n R(J_n), a scalar, not yet multiplied by the weight."""
-    data_gradient: Tensor
-    """J (N, ...), row n the gradient of sample n's own loss; (K, N, ...) if `stacked`: the loss is a tuple of K."""
+    data_gradient: Tensor | None
+    """J (N, ...), row n the gradient of sample n's own loss; (K, N, ...) if `stacked`: the loss is a tuple of K. None
+    for a penalty that is not one on a data gradient (some presets)."""
     stacked: bool = False
 
     @property
-    def norms(self) -> Tensor:
+    def norms(self) -> Tensor | None:
         """‖J_n‖₂ of every sample, (N,) or (K, N)."""
         J = self.data_gradient
+        if J is None:
+            return None
         return l2(J.flatten(0, 1)).view(J.shape[:2]) if self.stacked else l2(J)
 
 
@@ -47,5 +52,14 @@ class Result:
         for k, term in enumerate(self.terms):
             if term is not None:
                 found[f"penalty_{k}"] = term.value.item()
-                found[f"norm_{k}"] = term.norms.mean().item()
+                if (norms := term.norms) is not None:
+                    found[f"norm_{k}"] = norms.mean().item()
         return found
+
+
+def evaluated(function: Callable[[], Result]) -> Result:
+    """What `function` returns, with gradients on inside; without its graph if they are off outside."""
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        result = function()
+    return result if graph else replace(result, total=result.total.detach())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class Term:
             several; a str: the output of the submodule of that name, an intermediate activation.
         output: the name of a submodule whose output the loss reads in place of the model's, or None.
         every: lazy regularisation: take the term at every k-th step only, k times as strong.
+        with_target: call the penalty as penalty(J, target), for one that compares J with data.
 
     Raises:
         TypeError: penalty or loss not callable, inputs not None, an int or a str.
@@ -35,11 +37,12 @@ class Term:
     """
 
     weight: Weight
-    penalty: Callable[[Tensor], Tensor] = l1
+    penalty: Callable[..., Tensor] = l1
     loss: Loss | None = None
     inputs: int | str | None = None
     output: str | None = None
     every: int = 1
+    with_target: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.penalty):
@@ -65,9 +68,9 @@ class Term:
         """λ at this step, `every` times as large or 0 where the term is lazy."""
         return 0.0 if step % self.every else self.every * at_step(self.weight, step)
 
-    def values(self, J: Tensor) -> Tensor:
+    def values(self, J: Tensor, target: Any) -> Tensor:
         """R(J), (N,); a ValueError for a penalty that returns something else."""
-        found = self.penalty(J)
+        found = self.penalty(J, target) if self.with_target else self.penalty(J)
         if not isinstance(found, Tensor) or found.shape != J.shape[:1]:
             got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
