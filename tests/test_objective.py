@@ -221,6 +221,24 @@ def test_one_of_several_inputs() -> None:
     assert error(list(torch.autograd.grad(result.total, weight)), list(torch.autograd.grad(expected, weight))) <= 1e-12
 
 
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor]:
+        return (self.head(torch.tanh(self.embedding(tokens)).mean(1)),)
+
+
+def test_gradient_at_an_embedding_of_integers() -> None:
+    tokens, model = torch.arange(2 * N).view(N, 2) % 9, build(Tokens)
+    _, found = run(DataGrad(classes, Term(0.3, inputs="embedding")), model, tokens)
+    e = model.embedding(tokens)
+    losses = F.cross_entropy(model.head(torch.tanh(e).mean(1)), LABELS, reduction="none")
+    expected = losses.mean() + 0.3 * own(lambda y: y, losses, e).abs().sum() / N
+    assert error(found, gradients(model, expected)) <= 1e-12
+
+
 # ------------------------------------------------------------------------------------ difference estimators
 
 SMOOTH = {
@@ -276,6 +294,17 @@ def test_two_passes_share_masks_and_state(estimator: Any, order: int, accelerate
             assert torch.equal(ours, theirs), name
         errors.append(error(found, expected))
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)
+
+
+@ascent
+@pytest.mark.parametrize("inputs", [None, "trunk.1"])
+def test_estimates_reach_what_the_input_was_computed_from(inputs: str | None) -> None:
+    model, base = build(), X.clone().requires_grad_()
+    found = []
+    for estimator in (Exact(), CentralDifference(1e-4)):
+        objective = DataGrad(classes, Term(0.3, penalties.l2, inputs=inputs), estimator)
+        found.append(torch.autograd.grad(objective(model, 2 * base, (LABELS, CUES)).total, base)[0])
+    assert difference(found[1], found[0]).norm <= 1e-6
 
 
 def test_relative_step() -> None:
@@ -414,6 +443,13 @@ def test_bad_input_is_refused_in_a_sentence(name: str) -> None:
     kind, message, code = ERRORS[name]
     with pytest.raises(kind, match=message):
         code()
+
+
+def test_an_activation_inside_an_accelerated_part_is_refused() -> None:
+    model = build()
+    datagrad_ext.accelerate(model.trunk)
+    with pytest.raises(ValueError, match=r"output of 'trunk.1' in autograd's graph.*inside an accelerated one"):
+        run(DataGrad(classes, [Term(0.1), Term(0.3, inputs="trunk.1")]), model)
 
 
 class _Twice(nn.Module):

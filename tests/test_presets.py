@@ -309,7 +309,7 @@ ROWS = [
     Row("r1", presets.r1, lambda model, x, t: 5 * norms(critic_gradient(model, x)).square().mean(), REAL, None, 1),
     Row("r2", lambda: presets.r2(3.0),
         lambda model, x, t: 1.5 * norms(critic_gradient(model, x)).square().mean(), FAKE, None, 1),
-    Row("r1_lazy", lambda: presets.r1(every=16),
+    Row("lazy_r1", lambda: presets.lazy(presets.r1()),
         lambda model, x, t: 80 * norms(critic_gradient(model, x)).square().mean(), REAL, None, 1),
     Row("dragan", presets.dragan, plain_dragan, REAL, None, 1),
     Row("path_length", presets.path_length, plain_path),
@@ -411,7 +411,7 @@ def test_wgan_gp_is_finite_where_the_critic_is_flat() -> None:
 
 
 def test_lazy_steps_cost_nothing() -> None:
-    objective, critic = presets.r1(every=3), build(1)
+    objective, critic = presets.lazy(presets.r1(), every=3), build(1)
     totals = [objective(critic, REAL).total.item() for _ in range(4)]
     assert totals[1] == totals[2] == 0
     assert totals[0] == totals[3] > 0
@@ -509,6 +509,11 @@ ERRORS: dict[str, tuple[str, Callable[[], Any]]] = {
     "mean loss": ("needs the loss of each sample", lambda: presets.tulip(1.0, loss=F.cross_entropy)(build(), X, T)),
     "range": ("outside of clip", lambda: presets.trades()(build(), X, T)),
 }
+
+
+def test_only_terms_can_be_lazy() -> None:
+    with pytest.raises(TypeError, match="with terms, got TwoPoint"):
+        presets.lazy(presets.trades())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ERRORS)

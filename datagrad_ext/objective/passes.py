@@ -47,7 +47,8 @@ class Passes:
         self, model: Callable[..., Any], x: Tensor | Sequence[Tensor], indices: Sequence[int], names: Sequence[str]
     ) -> None:
         self.model = model
-        self.x = [x] if isinstance(x, Tensor) else list(x)
+        self._given = [x] if isinstance(x, Tensor) else list(x)
+        self.x = list(self._given)
         for i in indices:
             self.x[i] = _differentiable(self.x, i)
         self.indices, self.names = indices, names
@@ -67,11 +68,13 @@ class Passes:
         return self._run(self.x, {})
 
     def again(self, key: Key, shift: Tensor, differentiable: bool = False) -> Pass:
-        """The pass with `shift` added to one input or activation; `differentiable` makes that input a leaf."""
+        """The pass with `shift` added to one input or activation; `differentiable`: a data gradient is taken at it."""
         assert self._start is not None
-        x = [t.detach() for t in self.x]
+        x = list(self._given)
         if isinstance(key, int):
-            x[key] = (x[key] + shift).requires_grad_(differentiable)
+            x[key] = x[key] + shift
+            if differentiable and not x[key].requires_grad:
+                x[key].requires_grad_()
         with self._start.back():
             return self._run(x, {key: shift} if isinstance(key, str) else {})
 

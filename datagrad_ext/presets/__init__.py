@@ -20,7 +20,7 @@ from .classical import (
     weight_l2,
 )
 from .fields import eikonal, forces, sobolev
-from .gan import dragan, path_length, r1, r2, wgan_gp
+from .gan import dragan, lazy, path_length, r1, r2, wgan_gp
 from .robust import grad_align, llr, trades
 from .smooth import cure, input_gradient, jacobian, tulip
 from .two_point import TwoPoint
@@ -40,6 +40,7 @@ __all__ = [
     "gradient_family",
     "input_gradient",
     "jacobian",
+    "lazy",
     "llr",
     "multi_task",
     "nokland",

@@ -14,22 +14,22 @@ from ..objective.schedules import Weight, at_step, scaled
 from ..penalties import Directional, l2_squared
 
 
-def double_backprop(weight: Weight, loss: Loss = cross_entropy, every: int = 1) -> DataGrad:
+def double_backprop(weight: Weight, loss: Loss = cross_entropy) -> DataGrad:
     """L + λ mean_n ½‖J_n‖². Exact.
 
     Source: Drucker and LeCun, IEEE Trans. Neural Networks 3(6), 1992. For a published weight on the squared norm of a
     batch-mean loss's gradient, summed over N samples: λ here is 2/N of it.
     """
-    return DataGrad(loss, Term(scaled(weight, 0.5), l2_squared, every=every))
+    return DataGrad(loss, Term(scaled(weight, 0.5), l2_squared))
 
 
-def contractive(weight: Weight, layer: str | None = None, loss: Loss | None = None, every: int = 1) -> DataGrad:
+def contractive(weight: Weight, layer: str | None = None, loss: Loss | None = None) -> DataGrad:
     """L + λ mean_n ‖∂h_n/∂x_n‖_F², h the output of the submodule `layer` (None: of the model). Exact.
 
     One data gradient for each component of h. For a sigmoid layer it is Σ_i (h_i (1 − h_i))² Σ_j W_ij². `loss` is the
     reconstruction error, or None for the penalty alone. Source: Rifai et al., ICML 2011.
     """
-    return DataGrad(loss, Term(weight, l2_squared, components, output=layer, every=every))
+    return DataGrad(loss, Term(weight, l2_squared, components, output=layer))
 
 
 def deep_contractive(

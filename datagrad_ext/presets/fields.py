@@ -13,13 +13,13 @@ from ..penalties import Centred, Match
 from .common import score
 
 
-def eikonal(weight: Weight = 1.0, loss: Loss | None = None, every: int = 1) -> DataGrad:
+def eikonal(weight: Weight = 1.0, loss: Loss | None = None) -> DataGrad:
     """L + λ mean(‖∇f‖ − 1)²: called as (network, points), points (N, 3). Exact.
 
     `loss` is the data term at the same points, or None for the penalty alone. For signed distance functions; source:
     Gropp et al., arXiv 2002.10099.
     """
-    return DataGrad(loss, Term(weight, Centred(1.0), score, every=every))
+    return DataGrad(loss, Term(weight, Centred(1.0), score))
 
 
 def forces(energy_weight: float = 1.0, force_weight: Weight = 1.0) -> DataGrad:

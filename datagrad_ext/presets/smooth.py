@@ -20,19 +20,17 @@ from ..penalties import l2_squared
 from .two_point import Batch, TwoPoint
 
 
-def input_gradient(weight: Weight, loss: Loss = cross_entropy, every: int = 1) -> DataGrad:
+def input_gradient(weight: Weight, loss: Loss = cross_entropy) -> DataGrad:
     """L + λ Σ_n ½‖∂(mean L)/∂x_n‖², λ as published: for batch-mean losses. Exact.
 
     With B samples that is λ/(2B) times the mean over samples of ‖J_n‖² of each sample's own gradient, so a published
     λ depends on its batch size; `double_backprop(λ/B)` is the same at one B.
     Source: Ross and Doshi-Velez, arXiv 1711.09404.
     """
-    return DataGrad(loss, Term(weight, lambda J: l2_squared(J) / (2 * len(J)), every=every))
+    return DataGrad(loss, Term(weight, lambda J: l2_squared(J) / (2 * len(J))))
 
 
-def jacobian(
-    weight: Weight = 0.01, projections: int = 1, loss: Loss | None = cross_entropy, every: int = 1
-) -> DataGrad:
+def jacobian(weight: Weight = 0.01, projections: int = 1, loss: Loss | None = cross_entropy) -> DataGrad:
     """L + (λ/2) mean_n ‖∂f_n/∂x_n‖_F², f the C outputs, by random projections.
 
     (C/n) Σ over n random unit vectors v of ‖vᵀ ∂f/∂x‖² in place of the Frobenius norm; without the factor C it is too
@@ -51,7 +49,7 @@ def jacobian(
             return components(f)
         return tuple(_projected(f) * math.sqrt(f.shape[1] / projections) for _ in range(projections))
 
-    return DataGrad(loss, Term(scaled(weight, 0.5), l2_squared, rows, every=every))
+    return DataGrad(loss, Term(scaled(weight, 0.5), l2_squared, rows))
 
 
 def _projected(f: Tensor) -> Tensor:
