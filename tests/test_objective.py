@@ -239,6 +239,26 @@ def test_gradient_at_an_embedding_of_integers() -> None:
     assert error(found, gradients(model, expected)) <= 1e-12
 
 
+# published term of the gradient G of a batch-mean loss, and the weight that it has here for λ = 1
+CONVENTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], float]] = {
+    "sum of L1": (lambda G: G.abs().sum(), penalties.l1, 1.0),
+    "sum of L2": (lambda G: G.norm(dim=1).sum(), penalties.l2, 1.0),
+    "sum of squares": (lambda G: G.square().sum(), penalties.l2_squared, 1 / N),
+    "mean of squares": (lambda G: G.square().sum(1).mean(), penalties.l2_squared, 1 / N**2),
+    "half the sum of squares": (lambda G: G.square().sum() / 2, penalties.l2_squared, 1 / (2 * N)),
+}
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_weights_of_other_conventions(name: str) -> None:
+    published, penalty, weight = CONVENTIONS[name]
+    model, x = build(), X.clone().requires_grad_()
+    mean = classes_mean(model(x), (LABELS,))
+    (G,) = torch.autograd.grad(mean, x, create_graph=True)
+    _, found = run(DataGrad(classes, Term(weight, penalty)), model)
+    assert error(found, gradients(model, mean + published(G))) <= 1e-12
+
+
 # ------------------------------------------------------------------------------------ difference estimators
 
 SMOOTH = {

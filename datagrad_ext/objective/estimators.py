@@ -109,7 +109,7 @@ class FiniteDifference(_Difference):
     The passes have the same dropout mask and start from the same buffers, and running statistics are updated once.
 
     Args:
-        step: φ. In float32 about 1e-4 is best for a penalty's gradient.
+        step: φ. For a penalty's gradient in float32 take 1e-3 to 1e-4; docs/estimators.md has the errors.
         relative: φ is instead such that ‖φ y‖₂ = step · ‖x‖₂, both norms over the whole batch.
 
     Raises:
@@ -125,7 +125,7 @@ class FiniteDifference(_Difference):
 class CentralDifference(_Difference):
     """Second order in φ: passes at x, x + φ y and x − φ y; otherwise as `FiniteDifference`.
 
-    In float32 a step of about 1e-3 is best for a penalty's gradient.
+    For a penalty's gradient in float32 take a step of 1e-2 to 1e-3.
     """
 
     stencil = ((1, 0.5), (-1, -0.5))
