@@ -153,5 +153,5 @@ def _warn_of_ascent() -> None:
         "λ/φ is larger than the weight of the loss, so the clean loss has a negative weight and is ascended. With a "
         "small φ this is part of the estimate of ∂R/∂w; at an adversarial size it is rarely meant",
         AscentWarning,
-        stacklevel=5,
+        stacklevel=7,  # the caller of the objective
     )
