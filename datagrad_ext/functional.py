@@ -114,7 +114,7 @@ def _call(
 ) -> Tensor:
     """`function(*arguments)` as a network of one layer, or on the reference path."""
     tensors = [a for a in arguments if isinstance(a, Tensor)]
-    reason = refusal(tensors) if torch.is_grad_enabled() else None
+    reason = _refusal(tensors) if torch.is_grad_enabled() else None
     if reason is not None:
         warn_once(_warned, f"functional.{function.__name__}: {reason}")
     if reason is not None or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
@@ -122,6 +122,10 @@ def _call(
     fixed = tuple(None if isinstance(a, Tensor) else _frozen(a) for a in arguments)
     program = _program(function, fixed, tuple(isinstance(a, Tensor) for a in arguments), named)
     return apply(program, tensors[:1], tensors[1:], _warned)[0]
+
+
+def _refusal(tensors: list[Tensor]) -> str | None:
+    return "torch.compile traces the call" if torch.compiler.is_compiling() else refusal(tensors)
 
 
 @functools.lru_cache(maxsize=256)

@@ -35,6 +35,9 @@ _CONSTANT_FUNCTIONS = {
 }  # fmt: skip
 
 
+Fetch = tuple[dict[str, Any], str] | Callable[[list[Tensor]], Tensor]
+
+
 @dataclass(frozen=True)
 class Value:
     """A node that depends on an input: value number `index`."""
@@ -58,10 +61,13 @@ class Parameter:
 
 @dataclass
 class Lowered:
-    """A program and how to call it: `fetches` give its parameters, `structure` rebuilds the forward's result."""
+    """A program and how to call it: `fetches` give its parameters, `structure` rebuilds the forward's result.
+
+    A fetch is a table and the parameter's name in it, or a function of the slots before.
+    """
 
     program: Program
-    fetches: list[Callable[[list[Tensor]], Tensor]]
+    fetches: list[Fetch]
     structure: Any
     outputs: list[Parameter | Value | Host]
 
@@ -69,7 +75,7 @@ class Lowered:
         """The tensors that enter as θ, some of them computed from parameters, under ordinary autograd."""
         slots: list[Tensor] = []
         for fetch in self.fetches:
-            slots.append(fetch(slots))
+            slots.append(fetch(slots) if callable(fetch) else fetch[0][fetch[1]])
         return slots
 
 
@@ -332,11 +338,11 @@ def _caller(node: fx.Node, module: nn.Module | None = None) -> Callable[[Callabl
     return run
 
 
-def _reader(owner: nn.Module, name: str) -> Callable[[list[Tensor]], Tensor]:
+def _reader(owner: nn.Module, name: str) -> Fetch:
     """How a parameter is read at each call, without a strong reference to its module."""
     parameters: dict[str, Any] = owner._parameters
     if name in parameters:
-        return lambda slots: parameters[name]
+        return parameters, name
     weak = weakref.ref(owner)
     return lambda slots: getattr(weak(), name)
 

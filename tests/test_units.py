@@ -1,8 +1,10 @@
-"""How much work a step does: layer-sized products, counted for each weight layer as ATen executes them.
+"""How much work a step does: layer-sized products, counted for each weight layer in two ways.
 
-One unit is one product (or convolution) of the size of the layer: forward, vjp, jvp, and one for each pair
-of cotangent and feature in the weight gradient. Counting what reaches ATen needs no hook in the package, so a
-layer that merges its maps is counted rightly. Letter: N batch.
+One unit is one product (or convolution) of the size of the layer: forward, vjp, jvp, and one for each pair of cotangent
+and feature in the weight gradient. `maps` counts the calls of the layers' maps, with every sweep composed of them.
+`products` counts what reaches ATen, with no hook in the package, so that what merges maps is counted rightly; an op of
+a chain, which shows ATen nothing, is replaced by its reference there (tests/test_ops_chain.py compares the two).
+Letter: N batch.
 """
 
 from __future__ import annotations
@@ -19,10 +21,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_code import data_gradient, loss_of, penalised, potential, weights
 
 import datagrad_ext
+from datagrad_ext import fusion
+from datagrad_ext.fusion.chains import collect_chains
+from datagrad_ext.layers import Layer
+from datagrad_ext.layers.convolution import Convolution
+from datagrad_ext.layers.linear import Linear
+from datagrad_ext.ops import chain
 
 N = 4
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.addmm_.default, aten.mm.out, aten.addmm.out}
+CHAIN_OPS = {
+    getattr(torch.ops.datagrad, name).default: getattr(chain, name)
+    for name in ("chain_forward", "chain_data_vjp", "chain_data_jvp", "chain_reverse")
+}
 
 
 class Units(TorchDispatchMode):
@@ -40,6 +52,9 @@ class Units(TorchDispatchMode):
             self.count[tuple(args[1].shape)] += 1
         elif func is aten.convolution_backward.default:
             self.count[tuple(args[2].shape)] += sum(args[-1][:2])
+        elif func in CHAIN_OPS:
+            with self:
+                return CHAIN_OPS[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -80,12 +95,39 @@ def _key(layer: nn.Module) -> object:
 
 
 @contextmanager
-def units_of(model: nn.Module) -> Iterator[list[int]]:
-    """Fills the list with the units of each weight layer, in order, when the block ends."""
+def products(model: nn.Module) -> Iterator[list[int]]:
+    """Fills the list with the products of each weight layer, in order, when the block ends."""
     found: list[int] = []
     with Units() as mode:
         yield found
     found += [mode.count[_key(layer)] for layer in model if hasattr(layer, "weight")]
+
+
+@contextmanager
+def maps(model: nn.Module) -> Iterator[list[int]]:
+    """Fills the list with the calls of the maps of each weight layer, in the order of their first forward."""
+    found: list[int] = []
+    count: dict[Layer, int] = {}
+
+    def counted(name: str, original: Callable) -> Callable:
+        def call(self: Layer, *args: object) -> object:
+            only_bias = name == "param_vjp" and not args[4][0]  # type: ignore[index]
+            count[self] = count.get(self, 0) + (not only_bias)
+            return original(self, *args)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusion, "PASSES", [p for p in fusion.PASSES if p is not collect_chains])
+        patch.setattr(Convolution, "reverse", Layer.reverse)
+        for layer in (Linear, Convolution):
+            for name in ("forward", "vjp", "jvp", "param_vjp"):
+                patch.setattr(layer, name, counted(name, getattr(layer, name)))
+        yield found
+    found += count.values()
+
+
+COUNTERS = [products, maps]
 
 
 def _loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -133,10 +175,11 @@ ROWS = [
 ]
 
 
+@pytest.mark.parametrize("units_of", COUNTERS)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize(("total", "activation", "with_input", "expected"), ROWS)
 def test_units(
-    total: Callable, activation: Callable, with_input: bool, expected: list[int], net: str
+    total: Callable, activation: Callable, with_input: bool, expected: list[int], net: str, units_of: Callable
 ) -> None:
     make, shape = NETS[net]
     model = datagrad_ext.accelerate(make(activation).double())
@@ -147,8 +190,9 @@ def test_units(
         assert found == expected
 
 
+@pytest.mark.parametrize("units_of", COUNTERS)
 @pytest.mark.parametrize("net", NETS)
-def test_only_what_is_asked_for_is_computed(net: str) -> None:
+def test_only_what_is_asked_for_is_computed(net: str, units_of: Callable) -> None:
     """One gradient of the head: no sweep goes below it."""
     make, shape = NETS[net]
     model, x = datagrad_ext.accelerate(make(nn.ReLU).double()), data(*shape).requires_grad_()
@@ -160,8 +204,9 @@ def test_only_what_is_asked_for_is_computed(net: str) -> None:
     assert found == [2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("units_of", COUNTERS)
 @pytest.mark.parametrize("net", NETS)
-def test_frozen_layers_cost_less(net: str) -> None:
+def test_frozen_layers_cost_less(net: str, units_of: Callable) -> None:
     make, shape = NETS[net]
     model, x = datagrad_ext.accelerate(make(nn.ReLU).double()), data(*shape).requires_grad_()
     model[0].requires_grad_(False)
@@ -174,6 +219,6 @@ def test_frozen_layers_cost_less(net: str) -> None:
 def test_autograd_itself_needs_more() -> None:
     """The counter counts: PyTorch's double backward of the same step."""
     model, x = linear_net(nn.ReLU).double(), data(N, 6).requires_grad_()
-    with units_of(model) as found:
+    with products(model) as found:
         _critic(model, x).backward()
     assert all(unit >= 5 for unit in found[1:-1]), found

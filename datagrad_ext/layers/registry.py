@@ -32,7 +32,7 @@ class ModuleRule(NamedTuple):
     """How a module class becomes a layer, and the attributes whose change asks for a new trace."""
 
     build: Callable[[Any], Application | None]
-    config: Callable[[nn.Module], Any]
+    config: Callable[[nn.Module], Any] | None
 
 
 _MODULES: dict[Any, ModuleRule] = {}
@@ -42,7 +42,7 @@ _METHODS: dict[str, Callable[..., Application | None]] = {}
 
 def module_rule(*classes: type[nn.Module], config: tuple[str, ...] = ()) -> Callable:
     """Register a rule for modules whose forward is that of one of the classes."""
-    read = attrgetter(*config) if config else _nothing
+    read = attrgetter(*config) if config else None
 
     def register(build: Callable) -> Callable:
         _MODULES.update({cls.forward: ModuleRule(build, read) for cls in classes})
@@ -78,6 +78,3 @@ def rule_of_method(name: str) -> Callable | None:
     """The rule of a called tensor method."""
     return _METHODS.get(name)
 
-
-def _nothing(module: nn.Module) -> None:
-    return None
