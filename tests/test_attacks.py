@@ -116,6 +116,14 @@ def test_random_starts_differ_and_follow_the_seed(norm: str) -> None:
     assert not torch.equal(points[0], points[2])
 
 
+def test_attacks_run_in_inference_mode() -> None:
+    model = build()
+    expected = fgsm(model, X, T, EPSILON)
+    with torch.inference_mode():
+        found = fgsm(model, X.clone(), T.clone(), EPSILON)
+    assert torch.equal(found, expected)
+
+
 def test_clip_may_differ_between_channels() -> None:
     low, high = torch.tensor([0.0, -1.0]).view(2, 1, 1), torch.tensor([1.0, 1.0]).view(2, 1, 1)
     found = fgsm(build(), X, T, 1.5, clip=(low, high))
@@ -176,6 +184,8 @@ ERRORS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "mean loss": (ValueError, "needs the loss of each", lambda: pgd(
         build(), X, T, 0.1, restarts=2, loss=F.cross_entropy)),
     "integers": (TypeError, "floating-point data, got torch.uint8", lambda: fgsm(build(), X.byte(), T, 0.1)),
+    "detached": (ValueError, "does not depend on x", lambda: fgsm(
+        lambda x: x.detach().flatten(1)[:, :3], X, T, 0.1)),
     "empty": (ValueError, "the loader has no samples", lambda: evaluate_robustness(build(), [])),
 }  # fmt: skip
 

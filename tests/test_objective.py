@@ -376,6 +376,21 @@ def test_without_gradients_the_figures_are_the_same_and_no_step_is_counted() -> 
     assert result.scalars() == pytest.approx(expected.scalars())
 
 
+@pytest.mark.parametrize("estimator", [Exact(), FiniteDifference(0.5), CentralDifference(0.5)], ids=repr)
+def test_an_empty_batch_is_nan_as_its_mean_is(estimator: Any) -> None:
+    result = DataGrad(classes, Term(0.1), estimator)(build(), X[:0], (LABELS[:0], CUES[:0]))
+    result.total.backward()
+    assert result.total.isnan()
+    assert result.terms[0].data_gradient.shape == (0, 6)
+
+
+def test_inference_mode_gives_figures() -> None:
+    model, objective = build(), DataGrad(classes, Term(0.3))
+    expected = objective(model, X, (LABELS, CUES)).scalars()
+    with torch.inference_mode():
+        assert objective(model, X, (LABELS, CUES)).scalars() == pytest.approx(expected)
+
+
 def test_lazy_terms_are_stronger_and_rarer() -> None:
     objective, model = DataGrad(classes, [Term(0.3), Term(0.1, penalties.l2_squared, every=4)]), build()
     weights = [[term and term.weight for term in run(objective, model)[0].terms] for _ in range(5)]

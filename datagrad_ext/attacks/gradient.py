@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..objective.losses import Loss, cross_entropy, each, sums
+from ..objective.losses import Loss, cross_entropy, each, means, own_gradients
 from .ball import Range, clipped, projected, random, steepest
 from .modes import evaluating
 
@@ -27,10 +27,22 @@ def data_gradient(
     Args:
         eval_mode: run the model in evaluation mode and give back the modes it had; False: in the modes it has.
     """
-    with torch.enable_grad(), evaluating(model) if eval_mode else nullcontext():
+    x, target = _ordinary(x), _ordinary(target)
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model) if eval_mode else nullcontext():
         x = x.detach().requires_grad_()
-        (total,) = sums(loss, model(x), target, len(x))
-        return torch.autograd.grad(total, x)[0]
+        (mean,) = means(loss, model(x), target, len(x))
+        J = own_gradients(mean, x, len(x))
+    if J is None:
+        raise ValueError("the loss does not depend on x in autograd's graph; is it detached in the model?")
+    return J
+
+
+def _ordinary(value: Any) -> Any:
+    """The value; a copy that autograd may save if it is a tensor of inference mode."""
+    if not (isinstance(value, Tensor) and value.is_inference()):
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
 
 
 def fgsm(

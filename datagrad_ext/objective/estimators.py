@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .passes import Pass
-from .problem import Active, Problem, Source
+from .problem import Active, Problem, Source, added, times
 from .result import Result, TermResult
 
 
@@ -38,13 +38,12 @@ class Exact:
 
     def __call__(self, problem: Problem, first: Pass) -> Result:
         """The objective, with J in autograd's graph."""
-        parts, loss = [], problem.main_mean(first)
-        if loss is not None:
-            parts.append(problem.main_weight * loss)
+        loss = problem.main_mean(first)
+        parts = [] if loss is None else [times(problem.main_weight, loss)]
         found: list[TermResult] = []
         for active in problem.terms:
             gradients = problem.gradients(active, first, create_graph=True)
-            value = _added([active.term.values(J, problem.target).mean() for J in gradients])
+            value = added([active.term.values(J, problem.target).mean() for J in gradients])
             parts.append(active.weight * value)
             found.append(active.result(gradients, value))
         return problem.result(parts, loss, found)
@@ -67,33 +66,25 @@ class _Difference:
 
     def __call__(self, problem: Problem, first: Pass) -> Result:
         """The objective's value, with the estimate as its gradient."""
-        loss = problem.main_mean(first)
-        clean: defaultdict[tuple[Source | None, int], float] = defaultdict(float)
-        if loss is not None:
-            clean[problem.main, 0] = problem.main_weight
-        parts: list[Tensor] = []
-        found: list[TermResult] = []
-        for active in problem.terms:
-            gradients = problem.gradients(active, first, create_graph=False)
-            values = []
-            for k, J in enumerate(gradients):
-                value, y = _seeded(active, J, problem.target)
-                phi = self._phi(y, first.at[active.key].detach())
-                for shift, coefficient in self.stencil:
-                    b = active.weight * coefficient / phi * (problem.passes.samples / len(J))
-                    if shift == 0:
-                        clean[active.source, k] += b
-                    else:
-                        shifted = problem.passes.again(active.key, shift * phi * y)
-                        parts.append(b * problem.mean(active.source, shifted, k))
-                # Zero if R is a norm, by Euler's theorem; for other R this constant makes the value that of R.
-                parts.append(active.weight * (value - (y * J).sum() / len(J)))
-                values.append(value)
-            found.append(active.result(gradients, _added(values)))
-        parts += [a * problem.first_mean(source, first, k) for (source, k), a in clean.items() if source and a]
-        if clean.get((problem.main, 0), 0.0) < 0 and problem.main is not None:
-            _warn_of_ascent()
-        return problem.result(parts, loss, found)
+        mix = _Mix(problem, first)
+        found = [self._estimated(active, mix) for active in problem.terms]
+        return mix.result(found)
+
+    def _estimated(self, active: Active, mix: _Mix) -> TermResult:
+        """Put the quotient of a term into the mix."""
+        gradients = mix.problem.gradients(active, mix.first, create_graph=False)
+        values = []
+        for k, J in enumerate(gradients):
+            value, y = _seeded(active, J, mix.problem.target)
+            phi = self._phi(y, mix.first.at[active.key].detach())
+            rows = max(len(J), 1)
+            weight = active.weight / phi * (mix.problem.passes.samples / rows)
+            for shift, coefficient in self.stencil:
+                mix.add(active, k, weight * coefficient, None if shift == 0 else shift * phi * y)
+            # Zero if R is a norm, by Euler's theorem; for other R this constant makes the value that of R.
+            mix.parts.append(active.weight * (value - (y * J).sum() / rows))
+            values.append(value)
+        return active.result(gradients, added(values))
 
     def _phi(self, y: Tensor, x: Tensor) -> float:
         if not self.relative:
@@ -131,6 +122,35 @@ class CentralDifference(_Difference):
     stencil = ((1, 0.5), (-1, -0.5))
 
 
+class _Mix:
+    """Σ of losses at x, by their coefficients, and of losses at shifted inputs."""
+
+    def __init__(self, problem: Problem, first: Pass) -> None:
+        self.problem, self.first = problem, first
+        self.loss = problem.main_mean(first)
+        self.parts: list[Tensor] = []
+        self._clean: defaultdict[tuple[Source, int], float] = defaultdict(float)
+        if problem.main is not None:
+            self._clean[problem.main, 0] = problem.main_weight
+
+    def add(self, active: Active, k: int, coefficient: float, shift: Tensor | None) -> None:
+        """`coefficient` times the k-th loss of the term at x (None), or with its input shifted."""
+        if shift is None:
+            self._clean[active.source, k] += coefficient
+        else:
+            moved = self.problem.passes.again(active.key, shift)
+            self.parts.append(times(coefficient, self.problem.mean(active.source, moved, k)))
+
+    def result(self, terms: list[TermResult]) -> Result:
+        """The sum, and a warning if the objective's own loss is ascended."""
+        for (source, k), a in self._clean.items():
+            if a < 0 and source == self.problem.main:
+                _warn_of_ascent()
+            if a:
+                self.parts.append(times(a, self.problem.first_means(source, self.first)[k]))
+        return self.problem.result(self.parts, self.loss, terms)
+
+
 Estimator = Exact | FiniteDifference | CentralDifference
 
 
@@ -144,14 +164,10 @@ def _seeded(active: Active, J: Tensor, target: Any) -> tuple[Tensor, Tensor]:
     return values.detach().mean(), y
 
 
-def _added(parts: list[Tensor]) -> Tensor:
-    return sum(parts[1:], parts[0])
-
-
 def _warn_of_ascent() -> None:
     warnings.warn(
         "λ/φ is larger than the weight of the loss, so the clean loss has a negative weight and is ascended. With a "
         "small φ this is part of the estimate of ∂R/∂w; at an adversarial size it is rarely meant",
         AscentWarning,
-        stacklevel=7,  # the caller of the objective
+        stacklevel=8,  # the caller of the objective
     )

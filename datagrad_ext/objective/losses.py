@@ -1,9 +1,9 @@
-"""Losses as users write them, and the sum over samples, whose gradient by x has every sample's own gradient as a row.
+"""Losses as users write them, and their data gradients.
 
 A loss is any callable (output, target) -> tensor. Accepted results, for N samples:
 
     (N, ...)   losses of the samples (reduction 'none'); what is behind N is averaged
-    ()         the mean over the samples (reduction 'mean'): N times it is their sum
+    ()         the mean over the samples (reduction 'mean')
     a tuple    several losses, each as above: the penalty is applied to the data gradient of each, and summed
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import losses
@@ -37,10 +38,10 @@ def check_loss(loss: Any, name: str) -> None:
         raise ValueError(f"{name} has reduction='sum'; give it reduction='none' or 'mean'")
 
 
-def sums(loss: Loss, output: Any, target: Any, samples: int) -> tuple[Tensor, ...]:
-    """Σ_n of each loss that `loss` returns."""
+def means(loss: Loss, output: Any, target: Any, samples: int) -> tuple[Tensor, ...]:
+    """The mean over samples of each loss that `loss` returns; N times its gradient has the samples' own as rows."""
     value = loss(output, target)
-    return tuple(_sum(part, samples) for part in (value if isinstance(value, (tuple, list)) else (value,)))
+    return tuple([_mean(part, samples) for part in (value if isinstance(value, (tuple, list)) else (value,))])
 
 
 def each(loss: Loss, output: Any, target: Any, samples: int) -> Tensor:
@@ -48,20 +49,29 @@ def each(loss: Loss, output: Any, target: Any, samples: int) -> Tensor:
     value = loss(output, target)
     if isinstance(value, Tensor) and value.dim() == 0:
         raise ValueError("this objective needs the loss of each sample: give a loss with reduction='none'")
-    return _each(value, samples)
+    _check_value(value, samples)
+    return value if value.dim() == 1 else value.flatten(1).mean(1)
 
 
-def _sum(value: Any, samples: int) -> Tensor:
+def own_gradients(mean: Tensor, x: Tensor, samples: int, create_graph: bool = False) -> Tensor | None:
+    """J (N, ...) of a mean over N samples: row n is the gradient of sample n's own loss. None if x is not in it."""
+    if not (mean.requires_grad and x.requires_grad):
+        return None
+    cotangent = torch.full_like(mean, samples, requires_grad=False)
+    return torch.autograd.grad(mean, x, cotangent, retain_graph=True, create_graph=create_graph, allow_unused=True)[0]
+
+
+def _mean(value: Any, samples: int) -> Tensor:
     if isinstance(value, Tensor) and value.dim() == 0:
-        return value * samples
-    return _each(value, samples).sum()
+        return value
+    _check_value(value, samples)
+    return value.mean()
 
 
-def _each(value: Any, samples: int) -> Tensor:
+def _check_value(value: Any, samples: int) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"a loss must return a tensor (or a tuple of tensors), got {type(value).__name__}")
     if value.dim() == 0 or value.shape[0] != samples:
         raise ValueError(
             f"a loss of {samples} samples must return shape [{samples}, ...] or a scalar mean, got {list(value.shape)}"
         )
-    return value if value.dim() == 1 else value.flatten(1).mean(1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .losses import Loss, sums
+from .losses import Loss, means, own_gradients
 from .passes import Key, Pass, Passes
 from .result import Result, TermResult
 from .term import Term
@@ -51,53 +51,52 @@ class Problem:
     ) -> None:
         self.passes, self.target, self.terms = passes, target, terms
         self.main, self.main_weight = main, main_weight
-        self._first_sums: dict[Source, tuple[Tensor, ...]] = {}
+        self._first: dict[Source, tuple[Tensor, ...]] = {}
         self._gradients: dict[tuple[Source, Key], tuple[Tensor, ...]] = {}
 
     def mean(self, source: Source, visited: Pass, k: int) -> Tensor:
         """The mean over samples of the k-th loss of `source` after any pass."""
-        return self._sums(source, visited)[k] / self.passes.samples
+        return self._means(source, visited)[k]
 
-    def first_mean(self, source: Source, first: Pass, k: int = 0) -> Tensor:
-        """The same after the first pass."""
-        return self._first(source, first)[k] / self.passes.samples
+    def first_means(self, source: Source, first: Pass) -> tuple[Tensor, ...]:
+        """The mean over samples of each loss of `source` after the first pass."""
+        if source not in self._first:
+            self._first[source] = self._means(source, first)
+        return self._first[source]
 
     def main_mean(self, first: Pass) -> Tensor | None:
         """The objective's own loss."""
         if self.main is None:
             return None
-        if len(self._first(self.main, first)) > 1:
+        found = self.first_means(self.main, first)
+        if len(found) > 1:
             raise ValueError("the objective's own loss must be a tensor; a tuple of losses is for terms")
-        return self.first_mean(self.main, first)
+        return found[0]
 
     def gradients(self, active: Active, first: Pass, create_graph: bool) -> tuple[Tensor, ...]:
         """J of each loss of the term, after the first pass."""
         at = active.source, active.key
         if at not in self._gradients:
-            totals, wanted = self._first(active.source, first), first.at[active.key]
-            self._gradients[at] = tuple(_gradient(total, wanted, active.key, create_graph) for total in totals)
+            x = first.at[active.key]
+            self._gradients[at] = tuple(
+                [
+                    _found(own_gradients(mean, x, self.passes.samples, create_graph), active.key)
+                    for mean in self.first_means(active.source, first)
+                ]
+            )
         return self._gradients[at]
 
     def result(self, parts: Sequence[Tensor], loss: Tensor | None, terms: Sequence[TermResult]) -> Result:
         """The sum of the parts; a zero that backward accepts where nothing takes part in this step."""
-        zero = torch.zeros((), device=self.passes.x[0].device, requires_grad=True)
-        total = sum(parts[1:], parts[0]) if parts else zero
+        total = added(parts) if parts else torch.zeros((), device=self.passes.x[0].device, requires_grad=True)
         return Result(total, None if loss is None else loss.detach(), tuple(terms))
 
-    def _first(self, source: Source, first: Pass) -> tuple[Tensor, ...]:
-        if source not in self._first_sums:
-            self._first_sums[source] = self._sums(source, first)
-        return self._first_sums[source]
-
-    def _sums(self, source: Source, visited: Pass) -> tuple[Tensor, ...]:
+    def _means(self, source: Source, visited: Pass) -> tuple[Tensor, ...]:
         loss, name = source
-        return sums(loss, visited.value(name), self.target, self.passes.samples)
+        return means(loss, visited.value(name), self.target, self.passes.samples)
 
 
-def _gradient(total: Tensor, wanted: Tensor, key: Key, create_graph: bool) -> Tensor:
-    J = None
-    if total.requires_grad and wanted.requires_grad:
-        (J,) = torch.autograd.grad(total, wanted, retain_graph=True, create_graph=create_graph, allow_unused=True)
+def _found(J: Tensor | None, key: Key) -> Tensor:
     if J is None:
         where = f"the output of '{key}'" if isinstance(key, str) else f"input {key}"
         raise ValueError(
@@ -105,3 +104,13 @@ def _gradient(total: Tensor, wanted: Tensor, key: Key, create_graph: bool) -> Te
             "submodule inside an accelerated one (accelerate that submodule by itself)?"
         )
     return J
+
+
+def added(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of one or more tensors."""
+    return sum(parts[1:], parts[0])
+
+
+def times(factor: float, t: Tensor) -> Tensor:
+    """factor · t, which is t for a factor of 1."""
+    return t if factor == 1 else factor * t
