@@ -316,6 +316,19 @@ def test_two_passes_share_masks_and_state(estimator: Any, order: int, accelerate
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)
 
 
+def noisy(output: Any, target: Any) -> Tensor:
+    return (output[0] * torch.randn_like(output[0])).sum(1)
+
+
+def test_a_random_loss_draws_the_same_numbers_in_every_pass() -> None:
+    terms = lambda: [Term(0.3, penalties.l2, loss=noisy), Term(0.1, penalties.l1, loss=lambda o, t: noisy(o, t))]  # noqa: E731
+    model = build()
+    (_, expected), (_, found) = (
+        run(DataGrad(None, terms(), estimator), model) for estimator in (Exact(), CentralDifference(1e-4))
+    )
+    assert error(found, expected) <= 1e-6
+
+
 @ascent
 @pytest.mark.parametrize("inputs", [None, "trunk.1"])
 def test_estimates_reach_what_the_input_was_computed_from(inputs: str | None) -> None:

@@ -516,6 +516,11 @@ def test_only_terms_can_be_lazy() -> None:
         presets.lazy(presets.trades())  # type: ignore[arg-type]
 
 
+def test_weights_are_those_of_a_module() -> None:
+    with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got function"):
+        presets.weight_l2(1.0)(lambda x: x, X, T)
+
+
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_input_is_refused_in_a_sentence(name: str) -> None:
     message, code = ERRORS[name]

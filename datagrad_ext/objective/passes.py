@@ -61,6 +61,11 @@ class Passes:
         """N."""
         return len(self.x[0])
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether the state before the first pass was kept."""
+        return self._start is not None
+
     def first(self, repeatable: bool) -> Pass:
         """The pass at x; `repeatable` keeps the state before it for `again`."""
         if repeatable:
@@ -100,6 +105,7 @@ class State:
 
     @classmethod
     def of(cls, model: Any, device: torch.device) -> State:
+        """Of the generators of the CPU and the device, and of the model if it is a module."""
         random = [torch.get_rng_state()]
         if device.type == "cuda":
             random.append(torch.cuda.get_rng_state(device))

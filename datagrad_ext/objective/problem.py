@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .losses import Loss, means, own_gradients
-from .passes import Key, Pass, Passes
+from .passes import Key, Pass, Passes, State
 from .result import Result, TermResult
 from .term import Term
 
@@ -52,15 +52,19 @@ class Problem:
         self.passes, self.target, self.terms = passes, target, terms
         self.main, self.main_weight = main, main_weight
         self._first: dict[Source, tuple[Tensor, ...]] = {}
+        self._random: dict[Source, State] = {}
         self._gradients: dict[tuple[Source, Key], tuple[Tensor, ...]] = {}
 
     def mean(self, source: Source, visited: Pass, k: int) -> Tensor:
-        """The mean over samples of the k-th loss of `source` after any pass."""
-        return self._means(source, visited)[k]
+        """The mean of the k-th loss of `source` after a repeated pass, drawing the random numbers of the first."""
+        with self._random[source].back():
+            return self._means(source, visited)[k]
 
     def first_means(self, source: Source, first: Pass) -> tuple[Tensor, ...]:
         """The mean over samples of each loss of `source` after the first pass."""
         if source not in self._first:
+            if self.passes.repeatable:
+                self._random[source] = State.of(None, self.passes.x[0].device)
             self._first[source] = self._means(source, first)
         return self._first[source]
 

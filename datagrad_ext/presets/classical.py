@@ -74,6 +74,8 @@ class _WeightPenalty(DataGrad):
         self.weight, self.norm = weight, norm
 
     def _evaluate(self, model: nn.Module, x: Any, target: Any) -> Result:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"a penalty on weights needs a torch.nn.Module, got {type(model).__name__}")
         result = super()._evaluate(model, x, target)
         weight, parts = at_step(self.weight, self.step), [self.norm(w) for w in model.parameters() if w.dim() > 1]
         if not parts:
