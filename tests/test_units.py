@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import data
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_code import data_gradient, loss_of, penalised, potential, weights
 
 import datagrad_ext
-from datagrad_ext import fusion
+from datagrad_ext import CentralDifference, DataGrad, FiniteDifference, Term, fusion, penalties
 from datagrad_ext.fusion.chains import collect_chains
 from datagrad_ext.layers import Layer
 from datagrad_ext.layers.convolution import Convolution
@@ -158,6 +160,10 @@ def _loss_and_two_penalties(model: nn.Module, x: Tensor) -> Tensor:
     return loss + data_gradient(loss, x).abs().sum() + data_gradient(potential(y), x).square().sum()
 
 
+def _objective(*terms: Term, estimator: Any = None) -> Callable[[nn.Module, Tensor], Tensor]:
+    return lambda model, x: DataGrad(F.cross_entropy, terms, estimator)(model, x, torch.arange(N)).total
+
+
 # total, activation, also x̄?, units of [first, …, head]. A linear head needs no tangent: one unit less.
 ROWS = [
     pytest.param(_loss, nn.ReLU, False, [2, 3, 3, 3], id="plain_step"),
@@ -172,6 +178,8 @@ ROWS = [
     pytest.param(penalised, nn.Softplus, False, [5, 6, 6, 6], id="loss_and_penalty_smooth"),
     pytest.param(_two_critics, nn.ReLU, False, [7, 7, 7, 5], id="two_data_gradients_linear_head"),
     pytest.param(_loss_and_two_penalties, nn.ReLU, False, [8, 9, 9, 9], id="loss_and_two_penalties"),
+    pytest.param(_objective(Term(0.1)), nn.ReLU, False, [5, 6, 6, 6], id="objective"),
+    pytest.param(_objective(Term(0.1), Term(0.1, penalties.l2)), nn.ReLU, False, [5, 6, 6, 6], id="objective_one_J"),
 ]
 
 
@@ -222,3 +230,18 @@ def test_autograd_itself_needs_more() -> None:
     with products(model) as found:
         _critic(model, x).backward()
     assert all(unit >= 5 for unit in found[1:-1]), found
+
+
+ESTIMATORS = [
+    pytest.param(0.1, FiniteDifference(0.5), [5, 7, 7, 7], id="forward"),
+    pytest.param(0.5, FiniteDifference(0.5), [4, 5, 5, 5], id="forward_without_the_clean_loss"),
+    pytest.param(0.1, CentralDifference(0.5), [7, 10, 10, 10], id="central"),
+]
+
+
+@pytest.mark.parametrize(("weight", "estimator", "expected"), ESTIMATORS)
+def test_units_of_difference_estimators(weight: float, estimator: Any, expected: list[int]) -> None:
+    model, x = datagrad_ext.accelerate(conv_net(nn.Tanh).double()), data(N, 2, 6, 6).requires_grad_()
+    with products(model) as found:
+        _objective(Term(weight), estimator=estimator)(model, x).backward(inputs=weights(model))
+    assert found == expected
