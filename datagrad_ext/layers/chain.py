@@ -16,6 +16,8 @@ from ..ops.chain import parse
 from .base import Layer, Pairs, Tensors
 
 _ops = torch.ops.datagrad
+_forward, _data_vjp = _ops.chain_forward.default, _ops.chain_data_vjp.default
+_data_jvp, _reverse = _ops.chain_data_jvp.default, _ops.chain_reverse.default
 
 
 class Chain(Layer):
@@ -44,7 +46,7 @@ class Chain(Layer):
         x = inputs[0]
         leading = None if x.dim() == 2 else x.shape[:-1]
         rows = x if leading is None else x.reshape(-1, x.shape[-1])
-        y, *saved = _ops.chain_forward.default(rows, params, self.links)
+        y, *saved = _forward(rows, params, self.links)
         return y if leading is None else _unflat(y, leading), (rows, leading, *saved)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
@@ -56,7 +58,7 @@ class Chain(Layer):
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         leading = saved[1]
         rows = _rows(g, leading)
-        x_bar, *buffers = _ops.chain_data_vjp.default(rows, params, saved[2:], self.links)
+        x_bar, *buffers = _data_vjp(rows, params, saved[2:], self.links)
         return (x_bar if leading is None else _unflat(x_bar, leading),), (rows, *buffers)
 
     def data_jvp(
@@ -72,7 +74,7 @@ class Chain(Layer):
         x, leading = saved[:2]
         rows, keep, wanted = _rows(tangents[0], leading), _keeps(x, params), wanted_params or (False,) * len(params)
         known = [total for total in sums if total is not None]
-        found = _ops.chain_data_jvp.default(
+        found = _data_jvp(
             rows, params, saved[2:], record, self.links, wanted, needed, keep, known
         )
         y_tangent: Any = found.pop(0) if needed else None
@@ -99,7 +101,7 @@ class Chain(Layer):
         tangents = [tensor for _, kept in pairs for tensor in kept]
         rows = None if zeta is None else _rows(zeta, leading)
         want_x = wanted_inputs[0] and (zeta is not None or self.curved)
-        found = _ops.chain_reverse.default(
+        found = _reverse(
             rows, records, tangents, x, params, saved[2:], self.links, wanted, want_x, keep, known
         )
         x_bar: Any = found.pop(0) if want_x else None
