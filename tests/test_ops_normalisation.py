@@ -228,6 +228,22 @@ def test_large_means_do_not_cancel(name: str, device: str) -> None:
     close(y, truth, 1e-4)
 
 
+@pytest.mark.parametrize("special", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", ["batch, images", "batch, channels_last", "group, images", "layer, rows"])
+def test_not_finite(name: str, special: float, dtype: torch.dtype, device: str) -> None:
+    """Statistics of the set with the special value are the reference's; the other sets do not notice."""
+    torch.manual_seed(0)
+    x, groups = INPUTS[name]()
+    x = x.to(device, dtype)
+    x[0, 1] = special
+    forward = (x, None, None, None, None, groups, 0.0, EPS)
+    for ours, reference in zip(
+        OPS.normalise_forward.default(*forward), normalisation.normalise_forward(*forward), strict=True
+    ):
+        tolerance = TOLERANCE[dtype]
+        torch.testing.assert_close(ours, reference, rtol=4 * tolerance, atol=tolerance, equal_nan=True)
+
+
 def test_sums_do_not_depend_on_threads() -> None:
     torch.manual_seed(0)
     threads = torch.get_num_threads()

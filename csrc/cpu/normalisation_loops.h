@@ -1,0 +1,227 @@
+// Sums and maps of a normalisation over pieces of memory on the CPU: a run of elements of one channel, rows of all channels, or a
+// run whose elements have a weight each. Formulas and the order of the sums in math/normalisation.h.
+#pragma once
+
+#include <common/dtype.h>
+#include <cpu/convert.h>
+#include <math/normalisation.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+namespace datagrad {
+namespace {
+
+constexpr int64_t kChunk = 1024;      // elements at a time: the operands of a chunk stay in the first-level cache
+constexpr int64_t kNarrowRows = 32;   // rows summed in the arithmetic type before double takes over
+
+// The operands: x, a cotangent or tangent (or x itself, for its own statistics), pairs (t, delta).
+template <class T>
+struct Operands {
+  const T* x = nullptr;
+  const T* single = nullptr;
+  bool own = false;
+  std::vector<std::pair<const T*, const T*>> pairs;
+
+  bool has_single() const { return own || single != nullptr; }
+  int64_t n_sums() const { return kSingleSums + kPairSums * static_cast<int64_t>(pairs.size()); }
+};
+
+template <class A>
+double sum(const A* a, int64_t n) {
+  constexpr int kLanes = 32;
+  A lane[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int k = 0; k < kLanes; ++k) lane[k] += a[i + k];
+  }
+  double total = 0;
+  for (int k = 0; k < kLanes && i > 0; ++k) total += static_cast<double>(lane[k]);
+  for (; i < n; ++i) total += static_cast<double>(a[i]);
+  return total;
+}
+
+template <class A>
+double dot(const A* a, const A* b, int64_t n) {
+  constexpr int kLanes = 32;
+  A lane[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int k = 0; k < kLanes; ++k) lane[k] += a[i + k] * b[i + k];
+  }
+  double total = 0;
+  for (int k = 0; k < kLanes && i > 0; ++k) total += static_cast<double>(lane[k]);
+  for (; i < n; ++i) total += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  return total;
+}
+
+// target = source * weight, or the source itself without a weight.
+template <class A>
+const A* weighted(const A* source, const A* weight, A* target, int64_t n) {
+  if (weight == nullptr) return source;
+  for (int64_t k = 0; k < n; ++k) target[k] = source[k] * weight[k];
+  return target;
+}
+
+// Adds the sums over elements begin ... begin + n - 1, all centred by one mean; `weight`, if any, has one number for each.
+template <class T>
+void add_run_sums(const Operands<T>& in, int64_t begin, int64_t n, Acc<T> mean, const Acc<T>* weight, double* sums) {
+  using A = Acc<T>;
+  for (int64_t i = 0; i < n; i += kChunk) {
+    const int64_t at = begin + i, count = std::min(kChunk, n - i);
+    const A* w = weight == nullptr ? nullptr : weight + i;
+    A centred[kChunk], first[kChunk], second[kChunk], product[kChunk];
+    const A* x = widened(in.x + at, first, count);
+    for (int64_t k = 0; k < count; ++k) centred[k] = x[k] - mean;
+    if (in.has_single()) {
+      const A* u = in.own ? centred : weighted(widened(in.single + at, first, count), w, product, count);
+      sums[0] += sum(u, count);
+      sums[1] += dot(u, centred, count);
+    }
+    double* s = sums + kSingleSums;
+    for (const auto& [tangent, cotangent] : in.pairs) {
+      const A* t = widened(tangent + at, first, count);
+      const A* h = weighted(widened(cotangent + at, second, count), w, product, count);
+      s[0] += sum(h, count);
+      s[1] += dot(h, centred, count);
+      s[2] += sum(t, count);
+      s[3] += dot(t, centred, count);
+      s[4] += dot(h, t, count);
+      s += kPairSums;
+    }
+  }
+}
+
+// Sums per channel over rows of all channels: in the arithmetic type for a few rows, then added to sums[k * stride + channel].
+template <class T>
+class RowSums {
+  using A = Acc<T>;
+
+ public:
+  RowSums(const Operands<T>& in, int64_t channels, const A* mean)
+      : in_(in), channels_(channels), mean_(mean), narrow_(in.n_sums() * channels) {}
+
+  void add(int64_t first_row, int64_t rows, double* sums, int64_t stride) {
+    for (int64_t row = 0; row < rows; row += kNarrowRows) {
+      const int64_t count = std::min(kNarrowRows, rows - row);
+      std::fill(narrow_.begin(), narrow_.end(), A(0));
+      for (int64_t r = 0; r < count; ++r) add_row((first_row + row + r) * channels_);
+      for (int64_t s = 0; s < in_.n_sums(); ++s) {
+        const A* narrow = narrow_.data() + s * channels_;
+        for (int64_t k = 0; k < channels_; ++k) sums[s * stride + k] += static_cast<double>(narrow[k]);
+      }
+    }
+  }
+
+ private:
+  void add_row(int64_t begin) {
+    for (int64_t c = 0; c < channels_; c += kChunk) {
+      const int64_t at = begin + c, count = std::min(kChunk, channels_ - c);
+      A centred[kChunk], first[kChunk], second[kChunk];
+      const A *x = widened(in_.x + at, first, count), *mean = mean_ + c;
+      for (int64_t k = 0; k < count; ++k) centred[k] = x[k] - mean[k];
+      if (in_.has_single()) {
+        const A* u = in_.own ? centred : widened(in_.single + at, first, count);
+        A *s0 = narrow(0, c), *s1 = narrow(1, c);
+        for (int64_t k = 0; k < count; ++k) s0[k] += u[k];
+        for (int64_t k = 0; k < count; ++k) s1[k] += u[k] * centred[k];
+      }
+      int64_t s = kSingleSums;
+      for (const auto& [tangent, cotangent] : in_.pairs) {
+        const A *t = widened(tangent + at, first, count), *d = widened(cotangent + at, second, count);
+        A *sd = narrow(s, c), *sdx = narrow(s + 1, c), *st = narrow(s + 2, c), *stx = narrow(s + 3, c);
+        A* sdt = narrow(s + 4, c);
+        for (int64_t k = 0; k < count; ++k) sd[k] += d[k];
+        for (int64_t k = 0; k < count; ++k) sdx[k] += d[k] * centred[k];
+        for (int64_t k = 0; k < count; ++k) st[k] += t[k];
+        for (int64_t k = 0; k < count; ++k) stx[k] += t[k] * centred[k];
+        for (int64_t k = 0; k < count; ++k) sdt[k] += d[k] * t[k];
+        s += kPairSums;
+      }
+    }
+  }
+
+  A* narrow(int64_t sum, int64_t channel) { return narrow_.data() + sum * channels_ + channel; }
+
+  const Operands<T>& in_;
+  int64_t channels_;
+  const A* mean_;
+  std::vector<A> narrow_;
+};
+
+// A coefficient of an element of a piece: one for all, a number of each (a pointer), one times the element's weight, the same
+// plus its bias.
+template <class A>
+struct One {
+  A value;
+  A operator[](int64_t) const { return value; }
+  One operator+(int64_t) const { return *this; }
+};
+
+template <class A>
+struct Weighted {
+  A value;
+  const A* weight;
+  A operator[](int64_t k) const { return value * weight[k]; }
+  Weighted operator+(int64_t i) const { return {value, weight + i}; }
+};
+
+template <class A>
+struct Biased {
+  A value;
+  const A *weight, *bias;
+  A operator[](int64_t k) const { return value * weight[k] + bias[k]; }
+  Biased operator+(int64_t i) const { return {value, weight + i, bias + i}; }
+};
+
+// out = alpha u + kappa (x - mean) + lambda + sum of beta delta + gamma t, each coefficient of its own kind.
+template <class Alpha, class Kappa, class Lambda, class Plain>
+struct Map {
+  Plain mean;
+  Alpha alpha;
+  Kappa kappa;
+  Lambda lambda;
+  std::vector<std::pair<Alpha, Plain>> pairs;  // beta, gamma
+};
+
+template <class A>
+using RunMap = Map<One<A>, One<A>, One<A>, One<A>>;
+template <class A>
+using RowMap = Map<const A*, const A*, const A*, const A*>;
+template <class A>
+using InnerMap = Map<Weighted<A>, One<A>, One<A>, One<A>>;
+template <class A>
+using OuterMap = Map<Weighted<A>, Weighted<A>, Biased<A>, One<A>>;
+
+template <class T, class M>
+void map_run(const Operands<T>& in, int64_t begin, int64_t n, const M& m, T* out) {
+  using A = Acc<T>;
+  for (int64_t i = 0; i < n; i += kChunk) {
+    const int64_t at = begin + i, count = std::min(kChunk, n - i);
+    A buffer[kChunk], first[kChunk], second[kChunk];
+    A* target = wide_target(out + at, buffer);
+    const A* x = widened(in.x + at, first, count);
+    const auto mean = m.mean + i;
+    const auto alpha = m.alpha + i;
+    const auto kappa = m.kappa + i;
+    const auto lambda = m.lambda + i;
+    if (in.single != nullptr) {
+      const A* u = widened(in.single + at, second, count);
+      for (int64_t k = 0; k < count; ++k) target[k] = alpha[k] * u[k] + (kappa[k] * (x[k] - mean[k]) + lambda[k]);
+    } else {
+      for (int64_t k = 0; k < count; ++k) target[k] = kappa[k] * (x[k] - mean[k]) + lambda[k];
+    }
+    for (size_t p = 0; p < in.pairs.size(); ++p) {
+      const A* t = widened(in.pairs[p].first + at, first, count);
+      const A* d = widened(in.pairs[p].second + at, second, count);
+      const auto beta = m.pairs[p].first + i;
+      const auto gamma = m.pairs[p].second + i;
+      for (int64_t k = 0; k < count; ++k) target[k] += beta[k] * d[k] + gamma[k] * t[k];
+    }
+    store(target, out + at, count);
+  }
+}
+
+}  // namespace
+}  // namespace datagrad
