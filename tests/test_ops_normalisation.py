@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -373,3 +376,13 @@ def test_kernels_are_native(name: str, device: str) -> None:
     if not is_native(name, device) and os.environ.get("DATAGRAD_REQUIRE_NATIVE") != "1":
         pytest.skip(f"{name} has no compiled kernel for {device} here")
     assert is_native(name, device), f"{name} has no compiled kernel for {device}; rebuild the package"
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_thread_functions_of_the_cuda_kernels(tmp_path: Path) -> None:
+    """The kernels of CUDA, run on the host."""
+    root, program = Path(__file__).parent.parent, tmp_path / "emulate_normalisation"
+    source = root / "tests" / "emulate_normalisation.cpp"
+    subprocess.run(["c++", "-std=c++17", "-O1", f"-I{root / 'csrc'}", source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

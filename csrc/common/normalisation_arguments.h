@@ -10,19 +10,6 @@
 
 namespace datagrad {
 
-// x (N, C, size) in memory order, or (N, size, C) if `channels_fastest`, and its sets of common statistics: `groups` of
-// channels of a sample, or, for groups == 0, a channel of all samples.
-struct Sets {
-  int64_t n = 0, c = 0, size = 1, groups = 0;
-  bool channels_fastest = false;
-
-  int64_t count() const { return groups == 0 ? c : n * groups; }
-  // Elements of a set, at least one.
-  int64_t elements() const { return std::max<int64_t>(1, groups == 0 ? n * size : c / groups * size); }
-  int64_t channels() const { return groups == 0 ? 1 : c / groups; }
-  int64_t numel() const { return n * c * size; }
-};
-
 struct Normalised {
   const char* op;
   Tensor x;

@@ -47,11 +47,6 @@ struct Job {
   }
 
   double count() const { return static_cast<double>(sets.elements()); }
-  int64_t set_of(int64_t sample, int64_t channel) const {
-    return sets.groups == 0 ? channel : sample * sets.groups + channel / sets.channels();
-  }
-  // Whether every set is a run of elements of different channels.
-  bool has_rows() const { return sets.groups > 0 && sets.size == 1; }
 };
 
 // Adds the sums of each channel of the tile to sums[k * stride + channel]; mean has one number a channel.
@@ -304,11 +299,11 @@ void map_channels(const Job<T>& job, int64_t sample, int64_t first, int64_t last
     for (int64_t k = 0; k < job.in.n_sums(); ++k) {
       std::fill_n(scratch.sums.begin() + k * c + first, last - first, 0.0);
     }
-    for (int64_t i = first; i < last; ++i) scratch.mean[i] = job.mean[job.set_of(sample, i)];
+    for (int64_t i = first; i < last; ++i) scratch.mean[i] = job.mean[job.sets.of(sample, i)];
     tile_sums(sets, job.in, tile, scratch.mean.data(), scratch.sums.data(), c);
   }
   for (int64_t i = first; i < last; i += of_set) {
-    const int64_t set = job.set_of(sample, i);
+    const int64_t set = job.sets.of(sample, i);
     const double r = job.rstd[set];
     scratch.map.set(job, scratch.sums.data(), c, i, i + of_set, r);
     fill_channels(job, scratch.map, job.mean[set], i, i + of_set, scratch.channels);
@@ -378,7 +373,7 @@ void map_rows(const Job<T>& job, int64_t begin, int64_t end, double* grads) {
   inner.pairs.resize(map.pairs.size());
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t first = 0; first < c; first += n) {
-      const int64_t at = row * c + first, set = job.set_of(row, first);
+      const int64_t at = row * c + first, set = job.sets.of(row, first);
       const A mean = job.mean[set], r = job.rstd[set];
       const A *weight = job.weight.data() + first, *bias = job.bias.data() + first;
       double* sums = map.clear();
@@ -408,7 +403,7 @@ void map_rows(const Job<T>& job, int64_t begin, int64_t end, double* grads) {
 // Samples begin ... end - 1, whose sets are their own.
 template <class T>
 void map_samples(const Job<T>& job, int64_t begin, int64_t end, double* grads) {
-  if (job.has_rows()) return map_rows(job, begin, end, grads);
+  if (job.sets.has_rows()) return map_rows(job, begin, end, grads);
   const int64_t step = job.sets.channels_fastest ? job.sets.c : job.sets.channels();
   Scratch<T> scratch(job);
   for (int64_t sample = begin; sample < end; ++sample) {
@@ -464,7 +459,7 @@ void sample_statistics(const Job<T>& job, int64_t sample, std::vector<Acc<T>>& p
       double s0 = 0, s1 = 0;
       for (int64_t i = first; i < first + n; ++i) s0 += sums[i], s1 += sums[c + i];
       if (second) {
-        out.store(job.set_of(sample, first), Moments(pivot[first], s0, s1, job.count()));
+        out.store(job.sets.of(sample, first), Moments(pivot[first], s0, s1, job.count()));
       } else {
         std::fill_n(pivot.begin() + first, n, static_cast<Acc<T>>(pivot_of(s0 / job.count())));
       }
@@ -481,7 +476,7 @@ void row_statistics(const Job<T>& job, int64_t row, StatisticsOut<T>& out) {
     add_run_sums<T>(job.in, at, n, Acc<T>(0), nullptr, head);
     const auto pivot = static_cast<Acc<T>>(pivot_of(head[0] / job.count()));
     add_run_sums<T>(job.in, at, n, pivot, nullptr, sums);
-    out.store(job.set_of(row, first), Moments(pivot, sums[0], sums[1], job.count()));
+    out.store(job.sets.of(row, first), Moments(pivot, sums[0], sums[1], job.count()));
   }
 }
 
@@ -490,7 +485,7 @@ void samples_statistics(const Job<T>& job, int64_t begin, int64_t end, Statistic
   std::vector<Acc<T>> pivot(job.sets.c);
   std::vector<double> sums(kSingleSums * job.sets.c);
   for (int64_t sample = begin; sample < end; ++sample) {
-    if (job.has_rows()) {
+    if (job.sets.has_rows()) {
       row_statistics(job, sample, out);
     } else {
       sample_statistics(job, sample, pivot, sums, out);

@@ -16,6 +16,27 @@
 
 namespace datagrad {
 
+// x (N, C, size) in memory order, or (N, size, C) if `channels_fastest`, and its sets of common statistics: `groups` of
+// channels of a sample, or, for groups == 0, a channel of all samples.
+struct Sets {
+  int64_t n = 0, c = 0, size = 1, groups = 0;
+  bool channels_fastest = false;
+
+  DATAGRAD_HD int64_t count() const { return groups == 0 ? c : n * groups; }
+  DATAGRAD_HD int64_t channels() const { return groups == 0 ? 1 : c / groups; }
+  DATAGRAD_HD int64_t numel() const { return n * c * size; }
+  DATAGRAD_HD int64_t of(int64_t sample, int64_t channel) const {
+    return groups == 0 ? channel : sample * groups + channel / channels();
+  }
+  // Elements of a set, at least one.
+  DATAGRAD_HD int64_t elements() const {
+    const int64_t all = groups == 0 ? n * size : c / groups * size;
+    return all > 1 ? all : 1;
+  }
+  // Whether every set is a run of elements of different channels.
+  DATAGRAD_HD bool has_rows() const { return groups > 0 && size == 1; }
+};
+
 // Sums of one cotangent or tangent u, and of a pair (t, delta); as arrays they have these numbers in this order.
 constexpr int kSingleSums = 2;  // sum of u, sum of u x_c
 constexpr int kPairSums = 5;    // sums of h, h x_c, t, t x_c, h t
