@@ -54,7 +54,8 @@ template <class T>
 void tile_sums(const Sets& sets, const Operands<T>& in, const Tile& tile, const Acc<T>* mean, double* sums,
                int64_t stride) {
   if (sets.channels_fastest) {
-    RowSums<T>(in, sets.c, mean).add(tile.begin, tile.end - tile.begin, sums, stride);
+    const int64_t rows = tile.end - tile.begin;
+    RowSums<T>(in, sets.c, mean, rows).add(tile.begin, rows, sums, stride);
     return;
   }
   std::vector<double> of_run(in.n_sums());
@@ -74,6 +75,18 @@ struct ChannelMap {
   std::vector<A> numbers;
 
   ChannelMap(int64_t channels, size_t pairs) : channels(channels), numbers((4 + 2 * pairs) * channels) {}
+
+  // Every row several times, one after the other.
+  ChannelMap repeated(int64_t times) const {
+    ChannelMap wide(channels * times, 0);
+    wide.numbers.resize(numbers.size() * times);
+    for (size_t i = 0; i < numbers.size(); i += channels) {
+      for (int64_t k = 0; k < times; ++k) {
+        std::copy_n(numbers.begin() + i, channels, wide.numbers.begin() + (i * times + k * channels));
+      }
+    }
+    return wide;
+  }
 
   A* row(int64_t i) { return numbers.data() + i * channels; }
   const A* row(int64_t i) const { return numbers.data() + i * channels; }
@@ -95,8 +108,12 @@ void tile_map(const Job<T>& job, const Tile& tile, const ChannelMap<Acc<T>>& cha
   const Sets& sets = job.sets;
   const size_t pairs = job.in.pairs.size();
   if (sets.channels_fastest) {
-    const auto map = channels.template at<RowMap<A>>(pairs, [](const A* row) { return row; });
-    for (int64_t row = tile.begin; row < tile.end; ++row) map_run<T>(job.in, row * sets.c, sets.c, map, job.out);
+    const int64_t end = tile.end * sets.c;
+    const auto wide = channels.repeated(repeats(sets.c, tile.end - tile.begin));
+    const auto map = wide.template at<RowMap<A>>(pairs, [](const A* row) { return row; });
+    for (int64_t i = tile.begin * sets.c; i < end; i += wide.channels) {
+      map_run<T>(job.in, i, std::min(wide.channels, end - i), map, job.out);
+    }
     return;
   }
   for (int64_t c = tile.first; c < tile.last; ++c) {

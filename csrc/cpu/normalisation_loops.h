@@ -93,33 +93,45 @@ void add_run_sums(const Operands<T>& in, int64_t begin, int64_t n, Acc<T> mean, 
   }
 }
 
+// How often short rows of channels are repeated, so that the loops over them are long.
+inline int64_t repeats(int64_t channels, int64_t rows) {
+  return std::clamp<int64_t>(kChunk / 4 / std::max<int64_t>(1, channels), 1, std::max<int64_t>(1, rows));
+}
+
 // Sums per channel over rows of all channels: in the arithmetic type for a few rows, then added to sums[k * stride + channel].
+// Several short rows are one wide row, whose parts are added up at last.
 template <class T>
 class RowSums {
   using A = Acc<T>;
 
  public:
-  RowSums(const Operands<T>& in, int64_t channels, const A* mean)
-      : in_(in), channels_(channels), mean_(mean), narrow_(in.n_sums() * channels) {}
+  RowSums(const Operands<T>& in, int64_t channels, const A* mean, int64_t rows)
+      : in_(in), channels_(channels), width_(channels * repeats(channels, rows)), mean_(width_),
+        narrow_(in.n_sums() * width_) {
+    for (int64_t k = 0; k < width_; k += channels) std::copy_n(mean, channels, mean_.begin() + k);
+  }
 
   void add(int64_t first_row, int64_t rows, double* sums, int64_t stride) {
-    for (int64_t row = 0; row < rows; row += kNarrowRows) {
-      const int64_t count = std::min(kNarrowRows, rows - row);
+    const int64_t begin = first_row * channels_, end = begin + rows * channels_;
+    for (int64_t block = begin; block < end; block += kNarrowRows * width_) {
+      const int64_t stop = std::min(end, block + kNarrowRows * width_);
       std::fill(narrow_.begin(), narrow_.end(), A(0));
-      for (int64_t r = 0; r < count; ++r) add_row((first_row + row + r) * channels_);
+      for (int64_t i = block; i < stop; i += width_) add_row(i, std::min(width_, stop - i));
       for (int64_t s = 0; s < in_.n_sums(); ++s) {
-        const A* narrow = narrow_.data() + s * channels_;
-        for (int64_t k = 0; k < channels_; ++k) sums[s * stride + k] += static_cast<double>(narrow[k]);
+        for (int64_t part = 0; part < width_; part += channels_) {
+          const A* narrow = this->narrow(s, part);
+          for (int64_t k = 0; k < channels_; ++k) sums[s * stride + k] += static_cast<double>(narrow[k]);
+        }
       }
     }
   }
 
  private:
-  void add_row(int64_t begin) {
-    for (int64_t c = 0; c < channels_; c += kChunk) {
-      const int64_t at = begin + c, count = std::min(kChunk, channels_ - c);
+  void add_row(int64_t begin, int64_t n) {
+    for (int64_t c = 0; c < n; c += kChunk) {
+      const int64_t at = begin + c, count = std::min(kChunk, n - c);
       A centred[kChunk], first[kChunk], second[kChunk];
-      const A *x = widened(in_.x + at, first, count), *mean = mean_ + c;
+      const A *x = widened(in_.x + at, first, count), *mean = mean_.data() + c;
       for (int64_t k = 0; k < count; ++k) centred[k] = x[k] - mean[k];
       if (in_.has_single()) {
         const A* u = in_.own ? centred : widened(in_.single + at, first, count);
@@ -142,12 +154,11 @@ class RowSums {
     }
   }
 
-  A* narrow(int64_t sum, int64_t channel) { return narrow_.data() + sum * channels_ + channel; }
+  A* narrow(int64_t sum, int64_t k) { return narrow_.data() + sum * width_ + k; }
 
   const Operands<T>& in_;
-  int64_t channels_;
-  const A* mean_;
-  std::vector<A> narrow_;
+  int64_t channels_, width_;
+  std::vector<A> mean_, narrow_;
 };
 
 // A coefficient of an element of a piece: one for all, a number of each (a pointer), one times the element's weight, the same
