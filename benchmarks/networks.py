@@ -45,7 +45,7 @@ def normalised(channels: tuple[int, ...], size: int, outputs: int) -> nn.Sequent
 
 
 class Residual(nn.Module):
-    """Basic block: two 3x3 convolutions with batch norm, and the input added (by a 1x1 convolution where it shrinks)."""
+    """Basic block: two 3x3 convolutions with batch norm, plus the input (by a 1x1 convolution where it shrinks)."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Residual(nn.Module):
 
 
 def resnet(widths: tuple[int, ...], blocks: int, outputs: int) -> nn.Sequential:
-    """A 3x3 convolution, `blocks` residual blocks a width, each width at half the size of the one before, linear head."""
+    """A 3x3 convolution, `blocks` residual blocks a width, the size halved from width to width, linear head."""
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     inputs = widths[0]
     for width in widths:

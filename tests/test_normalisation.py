@@ -236,6 +236,42 @@ def test_channels_last_stays(name: str, device: str) -> None:
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (y, J, x.grad))
 
 
+_C = (4,)
+# name, shapes of the parameters behind x, how to call
+FUNCTIONS: list = [
+    ("layer_norm", ((4, 3), (4, 3)), lambda f, x, w, b: f.layer_norm(x, (4, 3), w, b, 0.1)),
+    ("group_norm", (_C, _C), lambda f, x, w, b: f.group_norm(x, 2, w, b)),
+    ("instance_norm", (_C, _C), lambda f, x, w, b: f.instance_norm(x, weight=w, bias=b)),
+    ("batch_norm", (_C,), lambda f, x, w: f.batch_norm(x, None, None, w, training=True)),
+]
+
+
+@pytest.mark.parametrize(("name", "shapes", "call"), FUNCTIONS)
+def test_functions_with_parameters(name: str, shapes: tuple, call: Callable, device: str) -> None:
+    def results(library: object) -> dict[str, Tensor | None]:
+        leaves = [leaf(data(*shape, seed=k).to(device)) for k, shape in enumerate(((5, 4, 3), *shapes))]
+        J = data_gradient(call(library, *leaves).sigmoid().square().sum(), leaves[0])
+        J.square().sum().backward()
+        return {"J": J} | {f"grad {k}": t.grad for k, t in enumerate(leaves)}
+
+    assert_equal(results(datagrad_ext.functional), results(F))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["batch_norm", "instance_norm"])
+def test_functions_with_running_statistics(name: str, training: bool, device: str) -> None:
+    def results(library: object) -> dict[str, Tensor | None]:
+        x, weight = leaf(data(5, 4, 3).to(device)), leaf(data(4, seed=2).to(device))
+        mean, var = data(4, seed=3).to(device), data(4, seed=4).abs().to(device)
+        for _ in range(2):
+            y = getattr(library, name)(x, mean, var, weight, None, training, 0.3)
+            J = data_gradient(y.sigmoid().square().sum(), x)
+        J.square().sum().backward()
+        return {"y": y, "J": J, "mean": mean, "var": var, "grad x": x.grad, "grad w": weight.grad}
+
+    assert_equal(results(datagrad_ext.functional), results(F))
+
+
 def test_sync_batch_norm_alone_is_batch_norm(device: str) -> None:
     module = nn.SyncBatchNorm(4, momentum=0.4)
     check(
