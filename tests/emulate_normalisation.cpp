@@ -118,9 +118,11 @@ struct Plain {
   }
 };
 
-void check(const Sets& sets, int n_pairs, bool has_single, bool outer) {
+void check(const Sets& sets, int n_pairs, bool has_single, bool outer, bool rectified = false) {
   const Numbers x = numbers(sets.numel(), 1), w = numbers(sets.c, 2), bias = numbers(sets.c, 3);
-  const Numbers single = numbers(sets.numel(), 4);
+  Numbers single = numbers(sets.numel(), 4);
+  std::vector<uint8_t> bits;
+  for (const double b : numbers(sets.numel() / 8 + 1, 30)) bits.push_back(static_cast<uint8_t>(b * 97 + 80));
   std::vector<Numbers> t, d;
   for (int p = 0; p < n_pairs; ++p) {
     t.push_back(numbers(sets.numel(), 5 + p));
@@ -145,7 +147,7 @@ void check(const Sets& sets, int n_pairs, bool has_single, bool outer) {
   } else {
     Numbers pivot(sets.count());
     for (int64_t set = 0; set < sets.count(); ++set) pivot[set] = pivot_of_set(x.data(), sets, cells, set);
-    const NormSums<double> own{x.data(), nullptr, nullptr, nullptr, true};
+    const NormSums<double> own{x.data(), nullptr, nullptr, nullptr, true, {}};
     const SumCells<double, true, false> op{own, pivot.data(), sets};
     const auto sums = sum_cells<kSingleSums>(op, cells, partials);
     const SetStatistics<double> statistics{sets,        sums,        pivot.data(), kEps,
@@ -160,6 +162,7 @@ void check(const Sets& sets, int n_pairs, bool has_single, bool outer) {
   expect_close(out, expected, "value", sets, n_pairs);
 
   map.outer = outer, map.single = has_single ? single.data() : nullptr, map.pairs = n_pairs, map.out = out.data();
+  if (rectified) map.gate = {bits.data(), {0.3}};
   for (int p = 0; p < n_pairs; ++p) map.tangents[p] = t[p].data(), map.cotangents[p] = d[p].data();
   std::vector<KeptPair<double>> kept(n_pairs * sets.count());
   Numbers weight_grad(sets.c, NAN), bias_grad(sets.c, NAN);
@@ -173,7 +176,7 @@ void check(const Sets& sets, int n_pairs, bool has_single, bool outer) {
   } else {
     SetCoefficients<double> of{map, {}, {}, total.data(), kept.data()};
     if (has_single) {
-      const NormSums<double> in{x.data(), single.data(), nullptr, nullptr, false};
+      const NormSums<double> in{x.data(), single.data(), nullptr, nullptr, false, map.gate};
       of.single = sum_cells<kSingleSums>(SumCells<double, true, false>{in, mean.data(), sets}, cells, memory[n_pairs]);
     }
     for (int p = 0; p < n_pairs; ++p) {
@@ -185,6 +188,11 @@ void check(const Sets& sets, int n_pairs, bool has_single, bool outer) {
     run_map(map, kept.data());
   }
 
+  for (size_t i = 0; i < x.size() && rectified; ++i) {  // from here on cotangents are as the norm gets them
+    const double slope = (bits[i / 8] >> (i % 8)) & 1 ? 1 : 0.3;
+    single[i] *= slope;
+    for (Numbers& delta : d) delta[i] *= slope;
+  }
   expected.assign(x.size(), 0.0);
   Numbers expected_weight(sets.c, 0.0), expected_bias(sets.c, 0.0);
   if (has_single) {
@@ -226,6 +234,7 @@ int main() {
             check(sets, 0, true, true);
             check(sets, 1, true, false);
             check(sets, 2, false, false);
+            check(sets, 1, true, false, true);
           }
         }
       }

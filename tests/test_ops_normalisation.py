@@ -17,10 +17,10 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import datagrad_ext  # noqa: F401  (loads the kernels)
-from datagrad_ext.ops import is_native, normalisation
+from datagrad_ext.ops import activation, is_native, normalisation
 
 OPS = torch.ops.datagrad
-NAMES = ("normalise_forward", "normalise_vjp", "normalise_jvp", "normalise_reverse")
+NAMES = ("normalise_forward", "normalise_relu_forward", "normalise_vjp", "normalise_jvp", "normalise_reverse")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 EPS = 0.01
@@ -141,7 +141,7 @@ def test_against_autograd(example: tuple[Tensor, Tensor, Tensor, int], dtype: to
     truth = value(*leaves, groups)
     y, mean, rstd = OPS.normalise_forward.default(x, weight, bias, None, None, groups, 0.0, EPS)
     close(y, truth, rounding)
-    point = (x, mean, rstd, weight, groups)
+    point = (x, mean, rstd, weight, groups, None, 0.0)
     zeta, t, delta, u = like(x)
     pulled = [torch.autograd.grad(truth, leaves[0], g.double(), create_graph=True)[0] for g in (delta, zeta)]
     close(OPS.normalise_vjp.default(delta, *point), pulled[0], rounding)
@@ -166,7 +166,7 @@ def test_against_reference(
     forward = (x, weight, bias, None, None, groups, 0.0, EPS)
     y, mean, rstd = OPS.normalise_forward.default(*forward)
     agree((y, mean, rstd), normalisation.normalise_forward(*forward), dtype, 1)
-    point = (x, mean, rstd, weight, groups)
+    point = (x, mean, rstd, weight, groups, None, 0.0)
     for g in like(x):
         agree(OPS.normalise_vjp.default(g, *point), normalisation.normalise_vjp(g, *point), dtype, 1)
         agree(OPS.normalise_jvp.default(g, *point), normalisation.normalise_jvp(g, *point), dtype, 1)
@@ -196,6 +196,8 @@ def test_reverse_against_reference(
         rstd,
         weight,
         groups,
+        None,
+        0.0,
         *wanted,
     )
     agree(
@@ -204,6 +206,35 @@ def test_reverse_against_reference(
         dtype,
         x.numel(),
     )
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_with_a_rectifier(
+    example: tuple[Tensor, Tensor, Tensor, int], dtype: torch.dtype, slope: float
+) -> None:
+    """The passes that gate are those that do not, with the gate as an op of its own; and the references."""
+    x, groups = example[0].to(dtype), example[3]
+    weight, bias = parameters(dtype, *example[1:3])
+    forward = (x, weight, bias, None, None, groups, 0.0, EPS)
+    y, mean, rstd, bits = OPS.normalise_relu_forward.default(*forward, slope)
+    z, *_ = OPS.normalise_forward.default(*forward)
+    last = activation.is_channels_last(x)
+    agree((y, bits), OPS.relu_forward.default(z, None, 0, slope), dtype, 1)
+    agree((y, mean, rstd), normalisation.normalise_relu_forward(*forward, slope)[:3], dtype, 1)
+
+    def gate(g: Tensor) -> Tensor:
+        return OPS.relu_gate.default(g, bits, slope, last)
+
+    zeta, t, delta, u = like(x)
+    plain, gated = (x, mean, rstd, weight, groups, None, 0.0), (x, mean, rstd, weight, groups, bits, slope)
+    pulled = OPS.normalise_vjp.default(gate(zeta), *plain)
+    pushed = gate(OPS.normalise_jvp.default(t, *plain))
+    reverse = OPS.normalise_reverse.default(gate(zeta), [t, u], [gate(delta), gate(t)], *plain, True, True)
+    for ops in (OPS, normalisation):
+        agree(ops.normalise_vjp(zeta, *gated), pulled, dtype, 1)
+        agree(ops.normalise_jvp(t, *gated), pushed, dtype, 1)
+        found = ops.normalise_reverse(zeta, [t, u], [delta, t], *gated, True, True)
+        agree(found, reverse, dtype, x.numel())
 
 
 @pytest.mark.parametrize("name", ["batch, images", "batch, channels_last", "batch, rows", "instance, images"])
@@ -260,14 +291,16 @@ def test_sums_do_not_depend_on_threads() -> None:
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
                 y, mean, rstd = OPS.normalise_forward.default(x, None, None, None, None, groups, 0.0, EPS)
-                more = OPS.normalise_reverse.default(y, [x], [y], x, mean, rstd, None, groups, True, True)
+                more = OPS.normalise_reverse.default(
+                    y, [x], [y], x, mean, rstd, None, groups, None, 0.0, True, True
+                )
                 results.append((y, mean, rstd, *more))
         finally:
             torch.set_num_threads(threads)
         assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
-X, STAT = torch.ones(2, 3, 4), torch.ones(3)
+X, STAT, BITS = torch.ones(2, 3, 4), torch.ones(3), torch.zeros(3, dtype=torch.uint8)
 FAILURES: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "integer x": (
         "normalise_forward",
@@ -306,28 +339,42 @@ FAILURES: dict[str, tuple[str, tuple[Any, ...], str]] = {
     ),
     "g shape": (
         "normalise_vjp",
-        (X[0], X, STAT, STAT, None, 0),
+        (X[0], X, STAT, STAT, None, 0, None, 0.0),
         r"g must have shape \[2, 3, 4\], got \[3, 4\]",
     ),
     "t dtype": (
         "normalise_jvp",
-        (X.half(), X, STAT, STAT, None, 0),
+        (X.half(), X, STAT, STAT, None, 0, None, 0.0),
         "t must have x's dtype float32, got float16",
     ),
-    "mean shape": ("normalise_vjp", (X, X, STAT, STAT, None, 3), r"mean must have shape \[2, 3\], got \[3\]"),
+    "mean shape": (
+        "normalise_vjp",
+        (X, X, STAT, STAT, None, 3, None, 0.0),
+        r"mean must have shape \[2, 3\], got \[3\]",
+    ),
     "rstd dtype": (
         "normalise_jvp",
-        (X, X, STAT, STAT.half(), None, 0),
+        (X, X, STAT, STAT.half(), None, 0, None, 0.0),
         "rstd must be float32 on x's device .*, got float16",
+    ),
+    "bits shape": (
+        "normalise_vjp",
+        (X, X, STAT, STAT, None, 0, BITS[:2], 0.0),
+        r"bits must have shape \[3\], got \[2\]",
+    ),
+    "bits dtype": (
+        "normalise_jvp",
+        (X, X, STAT, STAT, None, 0, BITS.int(), 0.0),
+        "bits must have dtype uint8, got int32",
     ),
     "pairs": (
         "normalise_reverse",
-        (X, [X], [], X, STAT, STAT, None, 0, True, True),
+        (X, [X], [], X, STAT, STAT, None, 0, None, 0.0, True, True),
         "needs one cotangent per tangent, got 1 tangents and 0 cotangents",
     ),
     "zeta shape": (
         "normalise_reverse",
-        (X[0], [], [], X, STAT, STAT, None, 0, True, True),
+        (X[0], [], [], X, STAT, STAT, None, 0, None, 0.0, True, True),
         r"zeta must have shape \[2, 3, 4\], got \[3, 4\]",
     ),
 }
@@ -354,7 +401,7 @@ def test_fake_tensors_have_the_real_layout(name: str) -> None:
 
     def results(x: Tensor, w: Tensor) -> list[Tensor]:
         y, mean, rstd = OPS.normalise_forward.default(x, w, w, None, None, groups, 0.0, EPS)
-        point = (x, mean, rstd, w, groups)
+        point = (x, mean, rstd, w, groups, None, 0.0)
         return [
             y,
             mean,

@@ -108,10 +108,28 @@ struct Linearised {
         weight(in.channels("weight", weight_)) {}
 };
 
-// What a result is made of besides x: a cotangent (or, with the weight outside, a tangent), and pairs (t, delta).
+// The mask of a rectifier behind the norm.
+struct Rectified {
+  std::optional<Tensor> bits;
+  double slope = 0;
+
+  Rectified() = default;
+  Rectified(const Normalised& in, const std::optional<Tensor>& b, double s) : slope(s) {
+    if (!b.has_value()) return;
+    check_dtype(in.op, "bits", *b, ScalarType::Byte);
+    check_device(in.op, "bits", *b, "x", in.x);
+    const int64_t bytes = (in.x.numel() + 7) / 8;
+    check_shape(in.op, "bits", *b, IntHeaderOnlyArrayRef(&bytes, 1));
+    bits = in_layout(*b, Layout::contiguous);
+  }
+};
+
+// What a result is made of besides x: a cotangent (or, with the weight outside, a tangent), and pairs (t, delta). Cotangents
+// are gated as they are read.
 struct Terms {
   std::optional<Tensor> single;
   std::vector<Tensor> tangents, cotangents;
+  Rectified rectified;
 };
 
 // The family's kernels, for CPU or CUDA, written into tensors that are there already. `outer`: the weight is applied last.

@@ -355,13 +355,13 @@ class RowGrads {
     const A* x = widened(job_.in.x + begin, a, n);
     for (int64_t k = 0; k < n; ++k) centred[k] = x[k] - mean;
     if (job_.in.single != nullptr) {
-      const A* zeta = widened(job_.in.single + begin, a, n);
+      const A* zeta = job_.in.cotangent(job_.in.single, begin, n, a);
       for (int64_t k = 0; k < n; ++k) weight[k] += r * zeta[k] * centred[k];
       for (int64_t k = 0; k < n; ++k) bias[k] += zeta[k];
     }
     for (size_t p = 0; p < map.pairs.size(); ++p) {
       const A* t = widened(job_.in.pairs[p].first + begin, a, n);
-      const A* delta = widened(job_.in.pairs[p].second + begin, b, n);
+      const A* delta = job_.in.cotangent(job_.in.pairs[p].second, begin, n, b);
       const A mean_t = static_cast<A>(map.pairs[p].mean_t), slope_t = static_cast<A>(map.pairs[p].slope_t);
       for (int64_t k = 0; k < n; ++k) weight[k] += r * delta[k] * (t[k] - mean_t - slope_t * centred[k]);
     }
@@ -582,6 +582,10 @@ void normalise_map_into(const Linearised& at, const Terms& terms, bool outer, co
     if (terms.single) job.in.single = data<T>(*terms.single);
     for (size_t i = 0; i < terms.tangents.size(); ++i) {
       job.in.pairs.emplace_back(data<T>(terms.tangents[i]), data<T>(terms.cotangents[i]));
+    }
+    if (terms.rectified.bits) {
+      job.in.bits = data<uint8_t>(*terms.rectified.bits);
+      job.in.rectifier = {static_cast<A>(terms.rectified.slope)};
     }
     if (out != nullptr) job.out = mutable_data<T>(*out);
     if (weight_grad != nullptr) {

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <common/dtype.h>
+#include <cpu/bits.h>
 #include <cpu/convert.h>
+#include <math/activation.h>
 #include <math/normalisation.h>
 
 #include <algorithm>
@@ -16,15 +18,31 @@ namespace {
 constexpr int64_t kChunk = 1024;      // elements at a time: the operands of a chunk stay in the first-level cache
 constexpr int64_t kNarrowRows = 32;   // rows summed in the arithmetic type before double takes over
 
-// The operands: x, a cotangent or tangent (or x itself, for its own statistics), pairs (t, delta).
+// The operands: x, a cotangent or tangent (or x itself, for its own statistics), pairs (t, delta), and the mask that gates
+// cotangents.
 template <class T>
 struct Operands {
   const T* x = nullptr;
   const T* single = nullptr;
+  const uint8_t* bits = nullptr;
+  Rectifier<Acc<T>> rectifier{0};
   bool own = false;
   std::vector<std::pair<const T*, const T*>> pairs;
 
   bool has_single() const { return own || single != nullptr; }
+  // Elements at ... at + n - 1 of a cotangent as the norm gets it; in `buffer` if they are not as they are in memory.
+  const Acc<T>* cotangent(const T* source, int64_t at, int64_t n, Acc<T>* buffer) const {
+    const Acc<T>* wide = widened(source + at, buffer, n);
+    if (bits == nullptr) return wide;
+    uint8_t octets[kChunk + 16];
+    const int64_t offset = at % 8;
+    unpack(bits + at / 8, offset + n, octets);
+    const uint8_t* mask = octets + offset;
+    const auto gate = rectifier;
+    for (int64_t k = 0; k < n; ++k) buffer[k] = gate.gate(mask[k] != 0, wide[k]);
+    return buffer;
+  }
+
   int64_t n_sums() const { return kSingleSums + kPairSums * static_cast<int64_t>(pairs.size()); }
 };
 
@@ -75,14 +93,14 @@ void add_run_sums(const Operands<T>& in, int64_t begin, int64_t n, Acc<T> mean, 
     const A* x = widened(in.x + at, first, count);
     for (int64_t k = 0; k < count; ++k) centred[k] = x[k] - mean;
     if (in.has_single()) {
-      const A* u = in.own ? centred : weighted(widened(in.single + at, first, count), w, product, count);
+      const A* u = in.own ? centred : weighted(in.cotangent(in.single, at, count, first), w, product, count);
       sums[0] += sum(u, count);
       sums[1] += dot(u, centred, count);
     }
     double* s = sums + kSingleSums;
     for (const auto& [tangent, cotangent] : in.pairs) {
       const A* t = widened(tangent + at, first, count);
-      const A* h = weighted(widened(cotangent + at, second, count), w, product, count);
+      const A* h = weighted(in.cotangent(cotangent, at, count, second), w, product, count);
       s[0] += sum(h, count);
       s[1] += dot(h, centred, count);
       s[2] += sum(t, count);
@@ -134,14 +152,14 @@ class RowSums {
       const A *x = widened(in_.x + at, first, count), *mean = mean_.data() + c;
       for (int64_t k = 0; k < count; ++k) centred[k] = x[k] - mean[k];
       if (in_.has_single()) {
-        const A* u = in_.own ? centred : widened(in_.single + at, first, count);
+        const A* u = in_.own ? centred : in_.cotangent(in_.single, at, count, first);
         A *s0 = narrow(0, c), *s1 = narrow(1, c);
         for (int64_t k = 0; k < count; ++k) s0[k] += u[k];
         for (int64_t k = 0; k < count; ++k) s1[k] += u[k] * centred[k];
       }
       int64_t s = kSingleSums;
       for (const auto& [tangent, cotangent] : in_.pairs) {
-        const A *t = widened(tangent + at, first, count), *d = widened(cotangent + at, second, count);
+        const A *t = widened(tangent + at, first, count), *d = in_.cotangent(cotangent, at, count, second);
         A *sd = narrow(s, c), *sdx = narrow(s + 1, c), *st = narrow(s + 2, c), *stx = narrow(s + 3, c);
         A* sdt = narrow(s + 4, c);
         for (int64_t k = 0; k < count; ++k) sd[k] += d[k];
@@ -218,14 +236,14 @@ void map_run(const Operands<T>& in, int64_t begin, int64_t n, const M& m, T* out
     const auto kappa = m.kappa + i;
     const auto lambda = m.lambda + i;
     if (in.single != nullptr) {
-      const A* u = widened(in.single + at, second, count);
+      const A* u = in.cotangent(in.single, at, count, second);
       for (int64_t k = 0; k < count; ++k) target[k] = alpha[k] * u[k] + (kappa[k] * (x[k] - mean[k]) + lambda[k]);
     } else {
       for (int64_t k = 0; k < count; ++k) target[k] = kappa[k] * (x[k] - mean[k]) + lambda[k];
     }
     for (size_t p = 0; p < in.pairs.size(); ++p) {
       const A* t = widened(in.pairs[p].first + at, first, count);
-      const A* d = widened(in.pairs[p].second + at, second, count);
+      const A* d = in.cotangent(in.pairs[p].second, at, count, second);
       const auto beta = m.pairs[p].first + i;
       const auto gamma = m.pairs[p].second + i;
       for (int64_t k = 0; k < count; ++k) target[k] += beta[k] * d[k] + gamma[k] * t[k];

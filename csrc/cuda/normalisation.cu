@@ -151,7 +151,7 @@ std::vector<Partials<Acc<T>>> sum_operands(const Launch& launch, const Tensor& x
   const NormMap<T>& map = of.map;
   const Cells cells(map.sets);
   std::vector<Partials<A>> made;
-  NormSums<T> in{map.x, map.single, nullptr, nullptr, false};
+  NormSums<T> in{map.x, map.single, nullptr, nullptr, false, map.gate};
   int first_pair = 0;
   if (map.single != nullptr && map.pairs > 0) {
     in.tangent = map.tangents[0], in.cotangent = map.cotangents[0];
@@ -262,7 +262,7 @@ void normalise_forward_into(const Normalised& in, const std::optional<Tensor>& w
       const Tensor pivot = scratch<A>(in.x, sets.count()), total = scratch<A>(in.x, 3 * sets.count());
       for_each(launch, PivotOfSet<T>{map.x, sets, cells, mutable_data<A>(pivot)}, sets.count());
       using Op = SumCells<T, true, false>;
-      const NormSums<T> own{map.x, nullptr, nullptr, nullptr, true};
+      const NormSums<T> own{map.x, nullptr, nullptr, nullptr, true, {}};
       const auto made = sum_cells<A, Op::kSums>(launch, in.x, Op{own, data<A>(pivot), sets}, cells);
       for_each(launch,
                SetStatistics<T>{sets, made.sums, data<A>(pivot), eps, mean_data, rstd_data, var_data,
@@ -292,6 +292,9 @@ void normalise_map_into(const Linearised& at, const Terms& terms, bool outer, co
     for (int p = 0; p < map.pairs; ++p) {
       map.tangents[p] = data<T>(terms.tangents[p]);
       map.cotangents[p] = data<T>(terms.cotangents[p]);
+    }
+    if (terms.rectified.bits) {
+      map.gate = {data<uint8_t>(*terms.rectified.bits), {static_cast<A>(terms.rectified.slope)}};
     }
     map.out = out == nullptr ? nullptr : mutable_data<T>(*out);
     Grads<T> grads;

@@ -7,6 +7,7 @@
 // (Sets::has_rows), a team of threads has a set instead.
 #pragma once
 
+#include <math/activation.h>
 #include <math/groups.h>
 #include <math/normalisation.h>
 
@@ -14,20 +15,34 @@ namespace datagrad {
 
 constexpr int kMaxNormPairs = 32;  // they travel as kernel arguments
 
+// The mask of the rectifier behind the norm, if any, through which its cotangents come.
+template <class A>
+struct NormGate {
+  const uint8_t* bits = nullptr;
+  Rectifier<A> rectifier{0};
+
+  template <class T>
+  DATAGRAD_HD A operator()(const T* cotangent, int64_t i) const {
+    const A g = static_cast<A>(cotangent[i]);
+    return bits == nullptr ? g : rectifier.gate((bits[i / 8] >> (i % 8)) & 1, g);
+  }
+};
+
 // One operand in each role: u, or a pair (t, delta). `own`: u is x itself, less its pivot.
 template <class T>
 struct NormSums {
   const T *x = nullptr, *single = nullptr, *tangent = nullptr, *cotangent = nullptr;
   bool own = false;
+  NormGate<Acc<T>> gate = {};
 
   DATAGRAD_HD void add_single(int64_t i, Acc<T> centred, Acc<T> weight, Acc<T>* sums) const {
-    const Acc<T> u = own ? centred : weight * static_cast<Acc<T>>(single[i]);
+    const Acc<T> u = own ? centred : weight * gate(single, i);
     sums[0] += u;
     sums[1] += u * centred;
   }
 
   DATAGRAD_HD void add_pair(int64_t i, Acc<T> centred, Acc<T> weight, Acc<T>* sums) const {
-    const Acc<T> t = static_cast<Acc<T>>(tangent[i]), h = weight * static_cast<Acc<T>>(cotangent[i]);
+    const Acc<T> t = static_cast<Acc<T>>(tangent[i]), h = weight * gate(cotangent, i);
     sums[0] += h;
     sums[1] += h * centred;
     sums[2] += t;
@@ -144,6 +159,7 @@ struct NormMap {
   const T *tangents[kMaxNormPairs] = {}, *cotangents[kMaxNormPairs] = {};
   int pairs = 0;
   bool outer = false;
+  NormGate<A> gate = {};
   const A *weight = nullptr, *bias = nullptr;  // of each channel; null for none
   const A *mean = nullptr, *rstd = nullptr;    // of each set
   T* out = nullptr;
@@ -156,11 +172,11 @@ struct NormMap {
     return {0, outer ? r : 0, 0};
   }
 
-  DATAGRAD_HD NormSums<T> pair(int p) const { return {x, nullptr, tangents[p], cotangents[p], false}; }
+  DATAGRAD_HD NormSums<T> pair(int p) const { return {x, nullptr, tangents[p], cotangents[p], false, gate}; }
 
   DATAGRAD_HD void store(int64_t i, int64_t channel, A mean_of_set, A alpha, A kappa, A lambda,
                          const KeptPair<A>* kept) const {
-    const A w = weight_of(channel), u = single == nullptr ? A(0) : static_cast<A>(single[i]);
+    const A w = weight_of(channel), u = single == nullptr ? A(0) : gate(single, i);
     const A plain = kappa * (static_cast<A>(x[i]) - mean_of_set) + lambda;
     if (outer) {
       const A value = w * (alpha * u + plain);
@@ -169,7 +185,7 @@ struct NormMap {
     }
     A inner = alpha * u, rest = plain;
     for (int p = 0; p < pairs; ++p) {
-      inner += kept[p].beta * static_cast<A>(cotangents[p][i]);
+      inner += kept[p].beta * gate(cotangents[p], i);
       rest += kept[p].gamma * static_cast<A>(tangents[p][i]);
     }
     out[i] = static_cast<T>(w * inner + rest);
@@ -370,7 +386,7 @@ struct MapRows {
                               A* var) const {
     const int64_t n = has_set ? map.sets.channels() : 0;
     const double count = static_cast<double>(map.sets.elements());
-    const NormSums<T> own{map.x, nullptr, nullptr, nullptr, true};
+    const NormSums<T> own{map.x, nullptr, nullptr, nullptr, true, {}};
     const auto add = [&](int64_t i, A centred, A, A* sums) { own.add_single(i, centred, A(1), sums); };
     double sums[kSingleSums];
     reduce<kSingleSums>(team, set, n, A(0), add, sums);
@@ -394,7 +410,7 @@ struct MapRows {
     const double r = has_set ? static_cast<double>(map.rstd[set]) : 0, count = static_cast<double>(map.sets.elements());
     double sums[kPairSums] = {};
     if (map.single != nullptr) {
-      const NormSums<T> in{map.x, map.single, nullptr, nullptr, false};
+      const NormSums<T> in{map.x, map.single, nullptr, nullptr, false, map.gate};
       reduce<kSingleSums>(
           team, set, n, mean, [&](int64_t i, A centred, A w, A* s) { in.add_single(i, centred, w, s); }, sums);
     }
@@ -436,14 +452,14 @@ struct SumRowGrads {
     const A centred = static_cast<A>(map.x[i]) - map.mean[set];
     A weight = A(0);
     if (map.single != nullptr) {
-      const A zeta = static_cast<A>(map.single[i]);
+      const A zeta = map.gate(map.single, i);
       weight = zeta * centred;
       sums[1] += zeta;
     }
     for (int p = 0; p < map.pairs; ++p) {
       const KeptPair<A>& pair = kept[set * map.pairs + p];
       const A t = static_cast<A>(map.tangents[p][i]) - pair.mean_t - pair.slope_t * centred;
-      weight += static_cast<A>(map.cotangents[p][i]) * t;
+      weight += map.gate(map.cotangents[p], i) * t;
     }
     sums[0] += map.rstd[set] * weight;
   }

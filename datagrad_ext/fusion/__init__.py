@@ -6,8 +6,9 @@ from ..program import Program
 from .biases import move_biases
 from .chains import collect_chains
 from .layout import run_in_channels_last
+from .norms import rectify_norms
 
-PASSES = (move_biases, run_in_channels_last, collect_chains)
+PASSES = (move_biases, rectify_norms, run_in_channels_last, collect_chains)
 
 
 def fuse(program: Program) -> Program:
@@ -17,4 +18,4 @@ def fuse(program: Program) -> Program:
     return program
 
 
-__all__ = ["PASSES", "fuse"]
+__all__ = ["PASSES", "collect_chains", "fuse", "move_biases", "rectify_norms", "run_in_channels_last"]

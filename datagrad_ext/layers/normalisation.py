@@ -9,6 +9,7 @@ and r are saved. Running statistics are updated in sweep 1, once a forward; `run
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .activation import Rectifier
 from .base import Layer, Pairs, Tensors, add
 
 _ops = torch.ops.datagrad
@@ -42,13 +44,24 @@ class Affine(Layer):
 
 
 class Normalisation(Affine):
-    """Statistics of the input; host values are those of `_running`."""
+    """Statistics of the input; host values are those of `_running`. A rectifier behind it may be part of it."""
 
     curved = paired = True
     ops = ("normalise_forward", "normalise_vjp", "normalise_jvp", "normalise_reverse")
+    rectifier: Rectifier | None = None
+
+    def with_rectifier(self, rectifier: Rectifier) -> Normalisation:
+        """The same normalisation with ReLU or LeakyReLU behind it: its mask gates what the passes read and write."""
+        layer = copy.copy(self)
+        layer.rectifier, layer.ops = rectifier, ("normalise_relu_forward", *self.ops[1:])
+        return layer
 
     @property
     def name(self) -> str:
+        return self._kind if self.rectifier is None else f"{self._kind} + {self.rectifier.name}"
+
+    @property
+    def _kind(self) -> str:
         return type(self).__name__
 
     def _seen(self, x: Tensor) -> tuple[int, tuple[int, ...] | None]:
@@ -69,10 +82,14 @@ class Normalisation(Affine):
         groups, shape = self._seen(x)
         weight, bias = self._split(params)
         seen = _shaped(x, shape)
-        y, mu, r = _ops.normalise_forward.default(
-            seen, _flat(weight), _flat(bias), mean, var, groups, momentum, self._eps
-        )
-        return _shaped(y, x.shape if shape else None), (seen, mu, r, groups, x.shape if shape else None)
+        arguments = (seen, _flat(weight), _flat(bias), mean, var, groups, momentum, self._eps)
+        bits = None
+        if self.rectifier is None:
+            y, mu, r = _ops.normalise_forward.default(*arguments)
+        else:
+            y, mu, r, bits = _ops.normalise_relu_forward.default(*arguments, self.rectifier.slope)
+        own = x.shape if shape else None
+        return _shaped(y, own), (seen, mu, r, groups, own, bits)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         return (self._map(_ops.normalise_vjp.default, g, saved, params),)
@@ -99,30 +116,36 @@ class Normalisation(Affine):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
-        x, mu, r, groups, shape = saved
+        x, mu, r, groups, shape, bits = saved
         inner = x.shape if shape else None
         want_x, want_params = True in wanted_inputs, True in wanted_params
         x_bar, w_bar, b_bar = _ops.normalise_reverse.default(
             None if zeta is None else _shaped(zeta, inner),
             [_shaped(t, inner) for _, (t,) in pairs],
             [_shaped(delta, inner) for delta, _ in pairs],
-            *(x, mu, r, _flat(self._split(params)[0]), groups, want_x, want_params),
+            *(x, mu, r, _flat(self._split(params)[0]), groups, bits, self._slope, want_x, want_params),
         )
         if want_params:
             sums = self._collect(params, sums, w_bar, b_bar)
         return (_shaped(x_bar, shape) if want_x else None,), sums
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
-        seen, _, _, groups, shape = saved
+        seen, _, _, groups, shape, _ = saved
         x = _shaped(inputs[0], seen.shape if shape else None)
         weight, bias = map(_flat, self._split(params))
-        return _shaped(self._value(x, weight, bias, groups), shape)
+        y = _shaped(self._value(x, weight, bias, groups), shape)
+        return y if self.rectifier is None else self.rectifier.reference((), (y,), ())
 
     def _map(self, op: Any, u: Tensor, saved: Any, params: Tensors) -> Tensor:
         """A map of a cotangent or tangent, as x is seen."""
-        x, mu, r, groups, shape = saved
-        weight = _flat(self._split(params)[0])
-        return _shaped(op(_shaped(u, x.shape if shape else None), x, mu, r, weight, groups), shape)
+        x, mu, r, groups, shape, bits = saved
+        seen, weight = _shaped(u, x.shape if shape else None), _flat(self._split(params)[0])
+        return _shaped(op(seen, x, mu, r, weight, groups, bits, self._slope), shape)
+
+    @property
+    def _slope(self) -> float:
+        """The slope of the rectifier on the negative side."""
+        return 0.0 if self.rectifier is None else self.rectifier.slope
 
 
 class BatchNorm(Normalisation):
@@ -176,7 +199,7 @@ class GroupNorm(Normalisation):
         self._groups = groups
 
     @property
-    def name(self) -> str:
+    def _kind(self) -> str:
         return f"GroupNorm({self._groups})"
 
     def _seen(self, x: Tensor) -> tuple[int, None]:

@@ -243,7 +243,7 @@ def relu_forward(x: Tensor, bias: Tensor | None, channel_dim: int, slope: float)
 def relu_gate(g: Tensor, bits: Tensor, slope: float, channels_last: bool) -> Tensor:
     """g where the bit is set, else slope·g: vjp and jvp alike."""
     _relu_arguments("relu_gate", g, bits, channels_last)
-    return in_layout(_wide_gate(g, bits, slope, channels_last).to(g.dtype), channels_last)
+    return in_layout(wide_gate(g, bits, slope, channels_last).to(g.dtype), channels_last)
 
 
 @op(
@@ -254,11 +254,12 @@ def relu_reverse(g: Tensor, bits: Tensor, slope: float, channels_last: bool, cha
     """relu_gate and its sum over all dimensions but channel_dim, (C,)."""
     _relu_arguments("relu_reverse", g, bits, channels_last)
     dim = _channel_dim("relu_reverse", g, channel_dim)
-    gx = _wide_gate(g, bits, slope, channels_last)
+    gx = wide_gate(g, bits, slope, channels_last)
     return in_layout(gx.to(g.dtype), channels_last), _sum_to_channels(gx, dim).to(g.dtype)
 
 
-def _wide_gate(g: Tensor, bits: Tensor, slope: float, channels_last: bool) -> Tensor:
+def wide_gate(g: Tensor, bits: Tensor, slope: float, channels_last: bool) -> Tensor:
+    """relu_gate before it is rounded."""
     return _gate(g.to(accumulation_dtype(g.dtype)), _unpack(bits, g, channels_last), slope)
 
 

@@ -14,6 +14,9 @@ of C/G neighbouring channels in one sample (group norm; C is instance norm; laye
 `mean` and `rstd` have shape (C,) or (N, G); they, and gradients of parameters, are float32 for the 16-bit formats, else
 of x's dtype. Parameters are of x's dtype, or float32 beside a 16-bit x.
 
+A rectifier behind the norm (`bits`, `slope` as in `ops.activation`) is part of the same passes: cotangents are gated as
+they are read, values and images of tangents as they are written. bits None: no rectifier.
+
 Memory: as for activations, x is walked in its own layout (contiguous or channels_last), which results have too.
 """
 
@@ -25,6 +28,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import activation
 from ._library import (
     accumulation_dtype,
     in_layout,
@@ -52,6 +56,12 @@ class _Sets:
     def spread(self, t: Tensor) -> Tensor:
         """A tensor of x's shape, in the accumulation dtype."""
         return t.to(self.dtype).reshape(self.shape)
+
+    def gated(self, g: Tensor, bits: Tensor | None, slope: float) -> Tensor:
+        """A cotangent in front of the rectifier, spread."""
+        if bits is None:
+            return self.spread(g)
+        return activation.wide_gate(g, bits, slope, is_channels_last(self.x)).reshape(self.shape)
 
     def channels(self, parameter: Tensor | None) -> Tensor | float:
         """A parameter along the channels; 1 for none."""
@@ -135,25 +145,73 @@ def _move(running: Tensor, new: Tensor, momentum: float) -> None:
     running.data.copy_((1 - momentum) * running + momentum * new.mean(0).reshape(-1))
 
 
-@op("normalise_vjp(Tensor g, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int groups) -> Tensor")
-def normalise_vjp(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, groups: int) -> Tensor:
+@op(
+    "normalise_relu_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var,"
+    " int groups, float momentum, float eps, float slope) -> (Tensor y, Tensor mean, Tensor rstd, Tensor bits)"
+)
+def normalise_relu_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    groups: int,
+    momentum: float,
+    eps: float,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """normalise_forward with ReLU (slope 0) or LeakyReLU behind it, and the mask as bits."""
+    z, mean, rstd = normalise_forward(x, weight, bias, running_mean, running_var, groups, momentum, eps)
+    y, bits = activation.relu_forward(z, None, 0, slope)
+    return y, mean, rstd, bits
+
+
+@op(
+    "normalise_vjp(Tensor g, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int groups, Tensor? bits, float slope)"
+    " -> Tensor"
+)
+def normalise_vjp(
+    g: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    groups: int,
+    bits: Tensor | None,
+    slope: float,
+) -> Tensor:
     """r P(w g)."""
     sets, x_hat, r, w = _point("normalise_vjp", x, mean, rstd, weight, groups)
     _require_like_x("normalise_vjp", "g", g, x)
-    return sets.back(r * sets.projected(w * sets.spread(g), x_hat))
+    _require_bits("normalise_vjp", bits, x)
+    return sets.back(r * sets.projected(w * sets.gated(g, bits, slope), x_hat))
 
 
-@op("normalise_jvp(Tensor t, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int groups) -> Tensor")
-def normalise_jvp(t: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, groups: int) -> Tensor:
+@op(
+    "normalise_jvp(Tensor t, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, int groups, Tensor? bits, float slope)"
+    " -> Tensor"
+)
+def normalise_jvp(
+    t: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    groups: int,
+    bits: Tensor | None,
+    slope: float,
+) -> Tensor:
     """w r P t."""
     sets, x_hat, r, w = _point("normalise_jvp", x, mean, rstd, weight, groups)
     _require_like_x("normalise_jvp", "t", t, x)
-    return sets.back(w * r * sets.projected(sets.spread(t), x_hat))
+    _require_bits("normalise_jvp", bits, x)
+    pushed = sets.back(w * r * sets.projected(sets.spread(t), x_hat))
+    return pushed if bits is None else activation.relu_gate(pushed, bits, slope, is_channels_last(x))
 
 
 @op(
     "normalise_reverse(Tensor? zeta, Tensor[] tangents, Tensor[] cotangents, Tensor x, Tensor mean, Tensor rstd,"
-    " Tensor? weight, int groups, bool input_grad, bool param_grads)"
+    " Tensor? weight, int groups, Tensor? bits, float slope, bool input_grad, bool param_grads)"
     " -> (Tensor gx, Tensor weight_grad, Tensor bias_grad)"
 )
 def normalise_reverse(
@@ -165,6 +223,8 @@ def normalise_reverse(
     rstd: Tensor,
     weight: Tensor | None,
     groups: int,
+    bits: Tensor | None,
+    slope: float,
     input_grad: bool,
     param_grads: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,16 +235,17 @@ def normalise_reverse(
         len(tangents) == len(cotangents),
         f"{name}: needs one cotangent per tangent, got {len(tangents)} tangents and {len(cotangents)} cotangents",
     )
+    _require_bits(name, bits, x)
     gx, w_bar, b_bar = (torch.zeros_like(x_hat) for _ in range(3))
     if zeta is not None:
         _require_like_x(name, "zeta", zeta, x)
-        b_bar = sets.spread(zeta)
+        b_bar = sets.gated(zeta, bits, slope)
         gx = r * sets.projected(w * b_bar, x_hat)
         w_bar = b_bar * x_hat
     for t, delta in zip(tangents, cotangents, strict=True):
         _require_like_x(name, "tangent", t, x)
         _require_like_x(name, "cotangent", delta, x)
-        u, d = sets.spread(t), sets.spread(delta)
+        u, d = sets.spread(t), sets.gated(delta, bits, slope)
         projected = sets.projected(u, x_hat)
         gx = gx - r * r * _curved(sets, w * d, u, projected, x_hat)
         w_bar = w_bar + d * r * projected
@@ -239,6 +300,15 @@ def _require_per_channel(op_name: str, name: str, t: Tensor | None, x: Tensor) -
         require_alike(op_name, name, t, "x", x)
     require(t.device == x.device, f"{op_name}: {name} must be on x's device {x.device}, got {t.device}")
     require_shape(op_name, name, t, (x.shape[1],))
+
+
+def _require_bits(op_name: str, bits: Tensor | None, x: Tensor) -> None:
+    """`bits`, if any, must be the mask of a tensor like x."""
+    if bits is None:
+        return
+    require(bits.dtype == torch.uint8, f"{op_name}: bits must have dtype uint8, got {str(bits.dtype)[6:]}")
+    require(bits.device == x.device, f"{op_name}: bits must be on x's device {x.device}, got {bits.device}")
+    require_shape(op_name, "bits", bits, ((x.numel() + 7) // 8,))
 
 
 def _require_like_x(op_name: str, name: str, t: Tensor, x: Tensor) -> None:
