@@ -78,6 +78,28 @@ def test_running_statistics_move_once_a_forward(case: Case, step: Callable, devi
         assert_equal(dict(ours.named_buffers()), dict(plain.named_buffers()))
 
 
+class Recurrent(nn.Module):
+    """Returns a layer's tuple, which a program cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm1d(6), nn.Dropout(0.4)
+        self.gru = nn.GRU(6, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gru(self.dropout(self.norm(x)).unsqueeze(1))
+
+
+def test_running_statistics_where_the_program_gives_up() -> None:
+    """It is known after the first run that the program cannot return the result: that run must leave nothing behind."""
+
+    def code(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        return {"y": model(x)[0], "again": model(x)[0]}
+
+    torch.manual_seed(0)
+    check(Recurrent().double(), [data(4, 6)], code, datagrad_ext.accelerate)
+
+
 def test_running_statistics_of_the_forward_are_those_of_its_backward() -> None:
     """A training step between an evaluation and its backward changes nothing (in PyTorch it does, silently)."""
     model = datagrad_ext.accelerate(random_numbers(nn.Sequential(nn.BatchNorm1d(4), nn.Tanh())).double())
