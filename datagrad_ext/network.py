@@ -59,7 +59,7 @@ class Network:
         found = self.find(module, forward, adopt, call)
         if isinstance(found, Untraceable):
             return forward(module, *args, **kwargs)
-        before = None if found.program.rows else _State(module)  # whether a program can run is known after its first run
+        before = None if found.program.rows else _State(module)  # only the first run tells whether the program can
         try:
             return self._run(found, call.tensors)
         except UnsupportedOutput as error:

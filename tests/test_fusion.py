@@ -21,6 +21,14 @@ def _norm_net(norm: Callable[[int], nn.Module]) -> Callable[[], nn.Module]:
     return lambda: random_numbers(norm_conv_net(norm))
 
 
+def conv_3d() -> nn.Module:
+    return random_numbers(
+        nn.Sequential(
+            nn.Conv3d(2, 4, 2, groups=2), nn.BatchNorm3d(4), nn.Softplus(), nn.Flatten(), nn.Linear(48, 5)
+        )
+    )
+
+
 # network, pass, what the table says of fused steps
 ROWS: list[tuple[Case, Callable, list[str]]] = [
     (
@@ -37,6 +45,27 @@ ROWS: list[tuple[Case, Callable, list[str]]] = [
         Case("layer_norm", _norm_net(lambda c: nn.LayerNorm((c, 4, 4))), _PHOTO),
         fusion.rectify_norms,
         ["LayerNorm + ReLU", "LayerNorm + LeakyReLU(0.2)"],
+    ),
+    (
+        Case("batch_norm_eval", _norm_net(nn.BatchNorm2d), _PHOTO, train=False),
+        fusion.fold_norms,
+        ["Conv2d + BatchNorm (running)"] * 2,
+    ),
+    (
+        Case(
+            "batch_norm_eval_no_affine",
+            _norm_net(lambda c: nn.BatchNorm2d(c, affine=False)),
+            _PHOTO,
+            train=False,
+        ),
+        fusion.fold_norms,
+        ["Conv2d + BatchNorm (running)"] * 2,
+    ),
+    (network("conv_resnet_batch_norm_eval"), fusion.fold_norms, ["Conv2d + BatchNorm (running)"] * 6),
+    (
+        Case("conv_3d_eval", conv_3d, ((2, 2, 3, 4, 3),), train=False),
+        fusion.fold_norms,
+        ["Conv3d + BatchNorm (running)"],
     ),
     (network("mlp_batch_norm"), fusion.rectify_norms, ["BatchNorm + ReLU"]),
     (network("mlp_norm_last"), fusion.rectify_norms, []),

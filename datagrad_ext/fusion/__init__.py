@@ -5,10 +5,11 @@ from __future__ import annotations
 from ..program import Program
 from .biases import move_biases
 from .chains import collect_chains
+from .folding import fold_norms
 from .layout import run_in_channels_last
 from .norms import rectify_norms
 
-PASSES = (move_biases, rectify_norms, run_in_channels_last, collect_chains)
+PASSES = (move_biases, fold_norms, rectify_norms, run_in_channels_last, collect_chains)
 
 
 def fuse(program: Program) -> Program:
@@ -18,4 +19,4 @@ def fuse(program: Program) -> Program:
     return program
 
 
-__all__ = ["PASSES", "collect_chains", "fuse", "move_biases", "rectify_norms", "run_in_channels_last"]
+__all__ = ["PASSES", "collect_chains", "fold_norms", "fuse", "move_biases", "rectify_norms", "run_in_channels_last"]

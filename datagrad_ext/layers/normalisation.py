@@ -28,13 +28,13 @@ class Affine(Layer):
     """What every normalisation shares: optional weight and bias, and x seen in another shape."""
 
     def __init__(self, weight: bool, bias: bool, eps: float) -> None:
-        self._has_weight, self._has_bias, self._eps = weight, bias, float(eps)
+        self._has_weight, self._has_bias, self.eps = weight, bias, float(eps)
 
-    def _split(self, params: Tensors) -> tuple[Any, Any]:
+    def split(self, params: Tensors) -> tuple[Any, Any]:
         """Weight and bias, None for none."""
         return params[0] if self._has_weight else None, params[-1] if self._has_bias else None
 
-    def _collect(self, params: Tensors, sums: Tensors, weight: Any, bias: Any) -> Tensors:
+    def collect(self, params: Tensors, sums: Tensors, weight: Any, bias: Any) -> Tensors:
         """`sums` plus gradients (vectors, or None), in the shape and dtype of the parameters."""
         found = [*([weight] if self._has_weight else []), *([bias] if self._has_bias else [])]
         return tuple(
@@ -74,15 +74,15 @@ class Normalisation(Affine):
 
     def _value(self, x: Tensor, weight: Any, bias: Any, groups: int) -> Tensor:
         """The value of x as it is seen, as differentiable PyTorch."""
-        return F.group_norm(x, groups, weight, bias, self._eps)
+        return F.group_norm(x, groups, weight, bias, self.eps)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x = inputs[0]
         mean, var, momentum = self._running(x, host)
         groups, shape = self._seen(x)
-        weight, bias = self._split(params)
+        weight, bias = self.split(params)
         seen = _shaped(x, shape)
-        arguments = (seen, _flat(weight), _flat(bias), mean, var, groups, momentum, self._eps)
+        arguments = (seen, _flat(weight), _flat(bias), mean, var, groups, momentum, self.eps)
         bits = None
         if self.rectifier is None:
             y, mu, r = _ops.normalise_forward.default(*arguments)
@@ -123,23 +123,23 @@ class Normalisation(Affine):
             None if zeta is None else _shaped(zeta, inner),
             [_shaped(t, inner) for _, (t,) in pairs],
             [_shaped(delta, inner) for delta, _ in pairs],
-            *(x, mu, r, _flat(self._split(params)[0]), groups, bits, self._slope, want_x, want_params),
+            *(x, mu, r, _flat(self.split(params)[0]), groups, bits, self._slope, want_x, want_params),
         )
         if want_params:
-            sums = self._collect(params, sums, w_bar, b_bar)
+            sums = self.collect(params, sums, w_bar, b_bar)
         return (_shaped(x_bar, shape) if want_x else None,), sums
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         seen, _, _, groups, shape, _ = saved
         x = _shaped(inputs[0], seen.shape if shape else None)
-        weight, bias = map(_flat, self._split(params))
+        weight, bias = map(_flat, self.split(params))
         y = _shaped(self._value(x, weight, bias, groups), shape)
         return y if self.rectifier is None else self.rectifier.reference((), (y,), ())
 
     def _map(self, op: Any, u: Tensor, saved: Any, params: Tensors) -> Tensor:
         """A map of a cotangent or tangent, as x is seen."""
         x, mu, r, groups, shape, bits = saved
-        seen, weight = _shaped(u, x.shape if shape else None), _flat(self._split(params)[0])
+        seen, weight = _shaped(u, x.shape if shape else None), _flat(self.split(params)[0])
         return _shaped(op(seen, x, mu, r, weight, groups, bits, self._slope), shape)
 
     @property
@@ -155,15 +155,15 @@ class BatchNorm(Normalisation):
 
     def _seen(self, x: Tensor) -> tuple[int, None]:
         several_values(x)
-        if self._eps <= 0:
-            raise ValueError(f"batch_norm eps must be positive during training, but got {self._eps}")
+        if self.eps <= 0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps}")
         return 0, None
 
     def _running(self, x: Tensor, host: tuple) -> tuple[Any, Any, float]:
         return running(x, host)
 
     def _value(self, x: Tensor, weight: Any, bias: Any, groups: int) -> Tensor:
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, self._eps)
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
 
 
 class InstanceNorm(Normalisation):

@@ -15,6 +15,9 @@ _PARAMS = ("weight", "bias")
 # Classes tell statistics from none; their values are read at each call.
 _STATISTICS = ("eps", "momentum", "track_running_stats", "running_mean.__class__", "running_var.__class__")
 
+# How many dimensions the modules take that take one number of them.
+_RANKS = {nn.BatchNorm2d._check_input_dim: 4, nn.BatchNorm3d._check_input_dim: 5}
+
 
 def _given(owner: Any) -> tuple[bool, bool]:
     """Whether a module has a weight and a bias."""
@@ -35,8 +38,10 @@ def _batch_norm_of(module: Any, state: BatchNormState) -> Application:
     """Batch norm by statistics of the batch in training, and where there are no others."""
     constants = (*_given(module), module.eps)
     by_batch = module.training or (module.running_mean is None and module.running_var is None)
-    layer = BatchNorm(*constants) if by_batch else RunningNorm(*constants, "BatchNorm (running)")
-    return Application(layer, params=_PARAMS, host=(state,))
+    if by_batch:
+        return Application(BatchNorm(*constants), params=_PARAMS, host=(state,))
+    rank = _RANKS.get(type(module)._check_input_dim)
+    return Application(RunningNorm(*constants, "BatchNorm (running)", rank=rank), params=_PARAMS, host=(state,))
 
 
 @function_rule(F.batch_norm)

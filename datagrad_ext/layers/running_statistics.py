@@ -24,12 +24,19 @@ _backward = torch.ops.aten.native_batch_norm_backward.default
 
 
 class RunningNorm(Affine):
-    """Running statistics in place of the input's; host: (running mean, running variance, …), or what gives them."""
+    """Running statistics in place of the input's; host: (running mean, running variance, …), or what gives them.
+
+    `batched` is how many dimensions a batch has, None if x is never anything else; `rank` is how many x always has,
+    None for several.
+    """
 
     follows_layout = True
 
-    def __init__(self, weight: bool, bias: bool, eps: float, title: str, batched: int | None = None) -> None:
+    def __init__(
+        self, weight: bool, bias: bool, eps: float, title: str, batched: int | None = None, rank: int | None = None
+    ) -> None:
         super().__init__(weight, bias, eps)
+        self.rank = rank
         self.paired = weight
         self._title, self._batched = title, batched
 
@@ -45,7 +52,7 @@ class RunningNorm(Affine):
         x = inputs[0].reshape(shape) if shape else inputs[0]
         y = self._value(x, params, mean, var)
         mean, var = mean.clone(), var.clone()
-        scale = (var.to(torch.promote_types(var.dtype, torch.float32)) + self._eps).rsqrt()
+        scale = (var.to(torch.promote_types(var.dtype, torch.float32)) + self.eps).rsqrt()
         saved = (x, mean, var, scale.view(-1, *[1] * (x.dim() - 2)), shape is not None)
         return y.squeeze(0) if shape else y, saved
 
@@ -63,7 +70,7 @@ class RunningNorm(Affine):
         r, t = saved[3], tangents[0]
         product = (g.to(r.dtype) * t).unsqueeze(0) if saved[4] else g.to(r.dtype) * t
         over = [d for d in range(product.dim()) if d != 1]
-        return self._collect(params, sums, product.sum(over) * r.view(-1), None)
+        return self.collect(params, sums, product.sum(over) * r.view(-1), None)
 
     def reverse(
         self,
@@ -86,11 +93,11 @@ class RunningNorm(Affine):
         return y.squeeze(0) if saved[4] else y
 
     def _value(self, x: Tensor, params: Tensors, mean: Tensor, var: Tensor) -> Tensor:
-        return F.batch_norm(x, mean, var, *self._split(params), False, 0.0, self._eps)
+        return F.batch_norm(x, mean, var, *self.split(params), False, 0.0, self.eps)
 
     def _scaled(self, saved: Any, params: Tensors, u: Tensor) -> Tensor:
         """w r u."""
-        scale, weight = saved[3], self._split(params)[0]
+        scale, weight = saved[3], self.split(params)[0]
         if weight is not None:
             scale = scale * weight.view(scale.shape)
         return (u * scale).to(u.dtype)
@@ -100,15 +107,15 @@ class RunningNorm(Affine):
     ) -> tuple[Tensors, Tensors]:
         """x̄ and parameter gradients of ζ."""
         x, mean, var, _, unbatched = saved
-        weight = self._split(params)[0]
+        weight = self.split(params)[0]
         if x.numel() == 0:  # aten divides by the number of values
             nothing = torch.zeros_like(mean)
-            return (self._scaled(saved, params, zeta),), self._collect(params, sums, nothing, nothing)
+            return (self._scaled(saved, params, zeta),), self.collect(params, sums, nothing, nothing)
         zeta = zeta.unsqueeze(0) if unbatched else zeta
-        x_bar, *bars = _backward(zeta, x, weight, mean, var, None, None, False, self._eps, wanted)
+        x_bar, *bars = _backward(zeta, x, weight, mean, var, None, None, False, self.eps, wanted)
         if x_bar is not None and unbatched:
             x_bar = x_bar.squeeze(0)
-        return (x_bar,), self._collect(params, sums, *bars)
+        return (x_bar,), self.collect(params, sums, *bars)
 
 
 class BatchNormState:
