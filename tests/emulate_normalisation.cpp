@@ -152,7 +152,7 @@ void check(const Sets& sets, int n_pairs, bool has_single, bool outer, bool rect
     const auto sums = sum_cells<kSingleSums>(op, cells, partials);
     const SetStatistics<double> statistics{sets,        sums,        pivot.data(), kEps,
                                            mean.data(), rstd.data(), nullptr,      total.data()};
-    for (int64_t set = 0; set < sets.count(); ++set) statistics(set);
+    for (int64_t set = 0; set < sets.count(); ++set) statistics(SerialTeam{}, set, true);
     run_map(value, nullptr);
   }
   Numbers expected(x.size());
@@ -183,7 +183,7 @@ void check(const Sets& sets, int n_pairs, bool has_single, bool outer, bool rect
       const SumCells<double, false, true> op{map.pair(p), mean.data(), sets};
       of.pair[p] = sum_cells<kPairSums>(op, cells, memory[p]);
     }
-    for (int64_t set = 0; set < sets.count(); ++set) of(set);
+    for (int64_t set = 0; set < sets.count(); ++set) of(SerialTeam{}, set, true);
     for (int64_t c = 0; c < sets.c; ++c) channel_grads(of, c, weight_grad.data(), bias_grad.data());
     run_map(map, kept.data());
   }

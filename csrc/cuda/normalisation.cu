@@ -195,7 +195,7 @@ void map_by_cells(const Launch& launch, const Tensor& x, const NormMap<T>& map, 
   const Tensor pairs = scratch<A>(x, 4 * map.pairs * map.sets.count());
   of.total = mutable_data<A>(total);
   of.pairs = reinterpret_cast<KeptPair<A>*>(mutable_data<A>(pairs));
-  for_each(launch, of, map.sets.count());
+  for_each_set(launch, of, map.sets);
   if (grads.weight != nullptr) for_each(launch, ChannelGrads<T>{of, grads.weight, grads.bias}, map.sets.c);
   if (map.out != nullptr) map_cells(launch, map, of.total, of.pairs);
 }
@@ -264,10 +264,9 @@ void normalise_forward_into(const Normalised& in, const std::optional<Tensor>& w
       using Op = SumCells<T, true, false>;
       const NormSums<T> own{map.x, nullptr, nullptr, nullptr, true, {}};
       const auto made = sum_cells<A, Op::kSums>(launch, in.x, Op{own, data<A>(pivot), sets}, cells);
-      for_each(launch,
-               SetStatistics<T>{sets, made.sums, data<A>(pivot), eps, mean_data, rstd_data, var_data,
-                                mutable_data<A>(total)},
-               sets.count());
+      const SetStatistics<T> statistics{sets,      made.sums, data<A>(pivot), eps,
+                                        mean_data, rstd_data, var_data,       mutable_data<A>(total)};
+      for_each_set(launch, statistics, sets);
       map_cells<T>(launch, map, data<A>(total), nullptr);
     }
     if (!tracked) return;

@@ -128,6 +128,29 @@ struct CellSums {
   }
 };
 
+// Sums, as a team's Reduction merges them.
+template <class A, int kSums>
+struct TeamSums {
+  A sum[kSums];
+
+  DATAGRAD_HD static void merge(TeamSums& a, const TeamSums& b) {
+    for (int k = 0; k < kSums; ++k) a.sum[k] += b.sum[k];
+  }
+};
+
+// The sums over n cells from `first` on, by a team; those of h (see kPairSums) with a weight for each cell.
+template <int kSums, class A, class Team, class Weight>
+DATAGRAD_HD void sum_set(const Team& team, const CellSums<A>& of, int64_t first, int64_t n, const Weight& weight,
+                         double* sums) {
+  TeamSums<double, kSums> share = {};
+  for (int64_t cell = first + team.lane(); cell < first + n; cell += team.lanes) {
+    const double w = weight(cell);
+    for (int k = 0; k < kSums; ++k) share.sum[k] += (k == 2 || k == 3 ? 1.0 : w) * of.sum(k, cell);
+  }
+  share = team.template reduce<TeamSums<double, kSums>>(share);
+  for (int k = 0; k < kSums; ++k) sums[k] = share.sum[k];
+}
+
 // Sums over the elements of cells: those of u, of a pair, or of both one after the other.
 template <class T, bool kSingle, bool kPair>
 struct SumCells {
@@ -208,28 +231,24 @@ struct SetCoefficients {
   A* total;
   KeptPair<A>* pairs;
 
-  // A sum over the cells of a set, with the weight of each channel if it is inside.
-  DATAGRAD_HD double set_sum(const CellSums<A>& of, int k, int64_t set, bool weighted) const {
+  // The coefficients of one set, by a team.
+  template <class Team>
+  DATAGRAD_HD void operator()(const Team& team, int64_t set, bool has_set) const {
     const Sets& sets = map.sets;
-    const int64_t n = sets.channels();
-    double sum = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t cell = set * n + i;  // sets, and the channels of a set, are neighbours
-      const double w = weighted && !map.outer ? static_cast<double>(map.weight_of(cell % sets.c)) : 1.0;
-      sum += w * of.sum(k, cell);
-    }
-    return sum;
-  }
-
-  DATAGRAD_HD void operator()(int64_t set) const {
-    const double r = static_cast<double>(map.rstd[set]), count = static_cast<double>(map.sets.elements());
+    const int64_t n = has_set ? sets.channels() : 0, first = set * n;  // a set's cells are neighbours
+    const double r = has_set ? static_cast<double>(map.rstd[set]) : 0, count = static_cast<double>(sets.elements());
+    const auto weight = [&](int64_t cell) {
+      return map.outer ? 1.0 : static_cast<double>(map.weight_of(cell % sets.c));
+    };
     double sums[kPairSums] = {};
-    for (int k = 0; k < kSingleSums && map.single != nullptr; ++k) sums[k] = set_sum(single, k, set, true);
+    if (map.single != nullptr) sum_set<kSingleSums>(team, single, first, n, weight, sums);
     Coefficients all = map.start(sums, r);
     for (int p = 0; p < map.pairs; ++p) {
-      for (int k = 0; k < kPairSums; ++k) sums[k] = set_sum(pair[p], k, set, k != 2 && k != 3);
-      pairs[set * map.pairs + p] = keep<A>(add_curvature(sums, r, count, all));
+      sum_set<kPairSums>(team, pair[p], first, n, weight, sums);
+      const PairOfSet found = add_curvature(sums, r, count, all);
+      if (has_set && team.lane() == 0) pairs[set * map.pairs + p] = keep<A>(found);
     }
+    if (!has_set || team.lane() != 0) return;
     total[set * 3] = static_cast<A>(all.alpha);
     total[set * 3 + 1] = static_cast<A>(all.kappa);
     total[set * 3 + 2] = static_cast<A>(all.lambda);
@@ -248,16 +267,13 @@ struct SetStatistics {
   A *mean, *rstd, *var;  // var may be null
   A* total;
 
-  DATAGRAD_HD void operator()(int64_t set) const {
-    const int64_t n = sets.channels();
-    double first = 0, second = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t cell = set * n + i;  // sets, and the channels of a set, are neighbours
-      first += sums.sum(0, cell);
-      second += sums.sum(1, cell);
-    }
-    const double count = static_cast<double>(sets.elements());
-    const Moments moments(static_cast<double>(pivot[set]), first, second, count);
+  template <class Team>
+  DATAGRAD_HD void operator()(const Team& team, int64_t set, bool has_set) const {
+    const int64_t n = has_set ? sets.channels() : 0;
+    double found[kSingleSums];
+    sum_set<kSingleSums>(team, sums, set * n, n, [](int64_t) { return 1.0; }, found);
+    if (!has_set || team.lane() != 0) return;
+    const Moments moments(static_cast<double>(pivot[set]), found[0], found[1], static_cast<double>(sets.elements()));
     mean[set] = static_cast<A>(moments.mean);
     rstd[set] = static_cast<A>(1.0 / ::sqrt(moments.var + eps));
     if (var != nullptr) var[set] = static_cast<A>(moments.var);
@@ -349,16 +365,6 @@ struct MapCells {
   }
 };
 
-// The sums over a set that is a run, as a team's Reduction merges them.
-template <class A, int kSums>
-struct RowSum {
-  A sum[kSums];
-
-  DATAGRAD_HD static void merge(RowSum& a, const RowSum& b) {
-    for (int k = 0; k < kSums; ++k) a.sum[k] += b.sum[k];
-  }
-};
-
 // One set that is a run of n elements of different channels, by a team of threads.
 template <class T>
 struct MapRows {
@@ -370,13 +376,13 @@ struct MapRows {
   // Adds up op(element, centred, weight, sums) over the team's elements; all threads of the team get the whole.
   template <int kSums, class Team, class Op>
   DATAGRAD_HD void reduce(const Team& team, int64_t set, int64_t n, A mean, const Op& op, double* sums) const {
-    RowSum<A, kSums> share = {};
+    TeamSums<A, kSums> share = {};
     const int64_t first = set * map.sets.channels(), channel = set % at_least_one(map.sets.groups) * map.sets.channels();
     for (int64_t i = team.lane(); i < n; i += team.lanes) {
       const A weight = map.outer ? A(1) : map.weight_of(channel + i);
       op(first + i, static_cast<A>(map.x[first + i]) - mean, weight, share.sum);
     }
-    share = team.template reduce<RowSum<A, kSums>>(share);
+    share = team.template reduce<TeamSums<A, kSums>>(share);
     for (int k = 0; k < kSums; ++k) sums[k] = static_cast<double>(share.sum[k]);
   }
 
