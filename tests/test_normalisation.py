@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from cases import CE, Case, Objective, data, ids, network, random_numbers
 from oracle import assert_equal, assert_similar, check, leaf, observe
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_code import data_gradient, loss_of, potential
 
 import datagrad_ext
@@ -136,6 +138,33 @@ def test_evaluation_follows_the_running_statistics(device: str) -> None:
         objective = Objective(CE, ((CE, "l2_squared"),))
         inputs = [data(3, 3, 8, 8).to(device)]
         assert_equal(observe(ours, inputs, objective), observe(plain, inputs, objective))
+
+
+class Counted(TorchDispatchMode):
+    """Counts the ops of the family."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func).startswith("datagrad.normalise"):
+            self.count[str(func).split(".")[1]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("penalised", [True, False])
+def test_one_op_a_sweep(penalised: bool, device: str) -> None:
+    """Sums that other sweeps took, gates and gradients of parameters cost no op of their own."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5)).double()
+    model, x = datagrad_ext.accelerate(model.to(device)), leaf(data(4, 6).to(device))
+    with Counted() as mode:
+        loss = loss_of(model(x))
+        if penalised:
+            loss = loss + data_gradient(loss, x).square().sum()
+        loss.backward()
+    sweeps = {"normalise_relu_forward": 1, "normalise_reverse": 1}
+    assert mode.count == (sweeps | {"normalise_vjp": 1, "normalise_jvp": 1} if penalised else sweeps)
 
 
 # module, shape that PyTorch refuses

@@ -46,30 +46,37 @@ struct Operands {
   int64_t n_sums() const { return kSingleSums + kPairSums * static_cast<int64_t>(pairs.size()); }
 };
 
+constexpr int kLanes = 32;
+
+// The sum of running sums, in pairs: a chunk has few enough elements for the arithmetic type.
+template <class A>
+double add_lanes(A* lane) {
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int k = 0; k < width; ++k) lane[k] += lane[k + width];
+  }
+  return static_cast<double>(lane[0]);
+}
+
 template <class A>
 double sum(const A* a, int64_t n) {
-  constexpr int kLanes = 32;
   A lane[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     for (int k = 0; k < kLanes; ++k) lane[k] += a[i + k];
   }
-  double total = 0;
-  for (int k = 0; k < kLanes && i > 0; ++k) total += static_cast<double>(lane[k]);
+  double total = i > 0 ? add_lanes(lane) : 0;
   for (; i < n; ++i) total += static_cast<double>(a[i]);
   return total;
 }
 
 template <class A>
 double dot(const A* a, const A* b, int64_t n) {
-  constexpr int kLanes = 32;
   A lane[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     for (int k = 0; k < kLanes; ++k) lane[k] += a[i + k] * b[i + k];
   }
-  double total = 0;
-  for (int k = 0; k < kLanes && i > 0; ++k) total += static_cast<double>(lane[k]);
+  double total = i > 0 ? add_lanes(lane) : 0;
   for (; i < n; ++i) total += static_cast<double>(a[i]) * static_cast<double>(b[i]);
   return total;
 }
