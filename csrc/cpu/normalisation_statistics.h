@@ -36,7 +36,23 @@ void batch_statistics(const Job<T>& job, StatisticsOut<T>& out) {
   for (int64_t c = 0; c < sets.c; ++c) out.store(c, Moments(pivot[c], sums[c], sums[sets.c + c], job.count()));
 }
 
-// Statistics of the sets of one sample, by two passes over it.
+// The mean of the first elements of a set of one sample: near enough to the whole's to take sums about it.
+template <class T>
+Acc<T> head_mean(const Job<T>& job, int64_t sample, int64_t first) {
+  constexpr int64_t kHead = 64, kHeadRows = 4;
+  const Sets& sets = job.sets;
+  const bool rows = sets.channels_fastest;
+  const int64_t n = std::min(kHead, rows ? sets.channels() : sets.size), lines = rows ? std::min(sets.size, kHeadRows) : 1;
+  Acc<T> buffer[kHead];
+  double total = 0;
+  for (int64_t line = 0; line < lines; ++line) {
+    const int64_t at = rows ? (sample * sets.size + line) * sets.c + first : (sample * sets.c + first) * sets.size;
+    total += sum(widened(job.in.x + at, buffer, n), n);
+  }
+  return static_cast<Acc<T>>(pivot_of(total / static_cast<double>(n * lines)));
+}
+
+// Statistics of the sets of one sample.
 template <class T>
 void sample_statistics(const Job<T>& job, int64_t sample, std::vector<Acc<T>>& pivot, std::vector<double>& sums,
                        StatisticsOut<T>& out) {
@@ -44,19 +60,13 @@ void sample_statistics(const Job<T>& job, int64_t sample, std::vector<Acc<T>>& p
   const int64_t c = sets.c, n = sets.channels();
   const Tile tile = sets.channels_fastest ? Tile{sample * sets.size, (sample + 1) * sets.size, 0, c}
                                           : Tile{sample, sample + 1, 0, c};
-  std::fill(pivot.begin(), pivot.end(), Acc<T>(0));
-  for (const bool second : {false, true}) {
-    std::fill(sums.begin(), sums.end(), 0.0);
-    tile_sums(sets, job.in, tile, pivot.data(), sums.data(), c);
-    for (int64_t first = 0; first < c; first += n) {
-      double s0 = 0, s1 = 0;
-      for (int64_t i = first; i < first + n; ++i) s0 += sums[i], s1 += sums[c + i];
-      if (second) {
-        out.store(job.sets.of(sample, first), Moments(pivot[first], s0, s1, job.count()));
-      } else {
-        std::fill_n(pivot.begin() + first, n, static_cast<Acc<T>>(pivot_of(s0 / job.count())));
-      }
-    }
+  for (int64_t first = 0; first < c; first += n) std::fill_n(pivot.begin() + first, n, head_mean(job, sample, first));
+  std::fill(sums.begin(), sums.end(), 0.0);
+  tile_sums(sets, job.in, tile, pivot.data(), sums.data(), c);
+  for (int64_t first = 0; first < c; first += n) {
+    double s0 = 0, s1 = 0;
+    for (int64_t i = first; i < first + n; ++i) s0 += sums[i], s1 += sums[c + i];
+    out.store(sets.of(sample, first), Moments(pivot[first], s0, s1, job.count()));
   }
 }
 
@@ -64,11 +74,9 @@ template <class T>
 void row_statistics(const Job<T>& job, int64_t row, StatisticsOut<T>& out) {
   const int64_t n = job.sets.channels();
   for (int64_t first = 0; first < job.sets.c; first += n) {
-    const int64_t at = row * job.sets.c + first;
-    double head[kSingleSums] = {}, sums[kSingleSums] = {};
-    add_run_sums<T>(job.in, at, n, Acc<T>(0), nullptr, head);
-    const auto pivot = static_cast<Acc<T>>(pivot_of(head[0] / job.count()));
-    add_run_sums<T>(job.in, at, n, pivot, nullptr, sums);
+    double sums[kSingleSums] = {};
+    const Acc<T> pivot = head_mean(job, row, first);
+    add_run_sums<T>(job.in, row * job.sets.c + first, n, pivot, nullptr, sums);
     out.store(job.sets.of(row, first), Moments(pivot, sums[0], sums[1], job.count()));
   }
 }
