@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kMaxBlocks = 128;
 constexpr int64_t kBlock = 16384;  // elements of a block of the batch, at least
+constexpr int64_t kSumRows = 8;    // rows of a block that has sums of its own for each column, at least
 
 // How a batch is cut: blocks of samples (or rows), and, where there are few samples, of channels too.
 struct BatchTiles {
@@ -18,7 +19,8 @@ struct BatchTiles {
   explicit BatchTiles(const Sets& sets)
       : lines(sets.channels_fastest ? sets.n * sets.size : sets.n), channels(std::max<int64_t>(1, sets.c)) {
     const int64_t of_line = std::max<int64_t>(1, sets.channels_fastest ? sets.c : sets.c * sets.size);
-    step = std::max({int64_t{1}, kBlock / of_line, (lines + kMaxBlocks - 1) / kMaxBlocks});
+    const int64_t least = sets.channels_fastest ? kNarrowRows : 1;  // the sums of a block are small beside its rows
+    step = std::max({least, kBlock / of_line, (lines + kMaxBlocks - 1) / kMaxBlocks});
     const int64_t blocks = std::max<int64_t>(1, (lines + step - 1) / step);
     const int64_t split = sets.channels_fastest ? 1 : std::clamp<int64_t>(16 / blocks, 1, channels);
     channel_step = (channels + split - 1) / split;
@@ -89,7 +91,8 @@ void map_batch(const Job<T>& job, const std::vector<double>& sums) {
 template <class T, class F>
 void for_each_sample_block(const Job<T>& job, const F& f) {
   const int64_t n = job.sets.n, of_sample = std::max<int64_t>(1, job.sets.c * job.sets.size);
-  const int64_t step = std::max({int64_t{1}, kBlock / of_sample, (n + kMaxBlocks - 1) / kMaxBlocks});
+  const int64_t least = job.weight_grad != nullptr && job.sets.has_rows() ? kSumRows : 1;
+  const int64_t step = std::max({least, kBlock / of_sample, (n + kMaxBlocks - 1) / kMaxBlocks});
   const int64_t blocks = (n + step - 1) / step, width = 2 * job.sets.c;
   const bool wanted = job.weight_grad != nullptr;
   std::vector<double> partial(wanted ? blocks * width : 0, 0.0), total(wanted ? width : 0, 0.0);
