@@ -61,9 +61,12 @@ class Network:
         found = self.find(module, forward, adopt, call)
         if isinstance(found, Untraceable):
             return forward(module, *args, **kwargs)
+        before = None if found.program.rows else _State(module)  # only the first run tells whether the program can
         try:
             return self._run(found, call.tensors)
         except UnsupportedOutput as error:
+            if before is not None:
+                before.restore()
             self._give_up(module, call, adopt, str(error))
             return forward(module, *args, **kwargs)
 
@@ -137,6 +140,19 @@ class _Call:
 
         key = (spec, tuple((type(leaf), leaf) if _hashable(leaf) else (type(leaf), id(leaf)) for leaf in fixed))
         return cls([leaf for leaf in leaves if isinstance(leaf, Tensor)], key, rebuild)
+
+
+class _State:
+    """What a forward changes, and the way back: buffers (running statistics), and the CPU's random state."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._buffers = [(b, b.clone()) for b in module.buffers()]
+        self._random = torch.get_rng_state()
+
+    def restore(self) -> None:
+        for buffer, old in self._buffers:
+            buffer.data.copy_(old)
+        torch.set_rng_state(self._random)
 
 
 class _Watch:

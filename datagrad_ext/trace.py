@@ -52,6 +52,8 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
                 graph = tracer.trace(root)
             culprit, reason = _changed(before), "its forward changes the module's attributes"
         except Exception as error:
+            if not tracer.inside and n_inputs == 1 and _has_layer(root):
+                return _one_call()
             culprit, reason = (
                 tracer.inside[-1] if tracer.inside else root,
                 f"its forward does not trace ({_first_line(error)})",
@@ -63,6 +65,19 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
         if culprit is root or culprit in leaves:
             raise Untraceable(reason)
         leaves[culprit] = reason
+
+
+def _has_layer(root: nn.Module) -> bool:
+    """Whether the outermost module as a whole is a layer."""
+    rule = rule_of_module(root)
+    return rule is not None and rule.build(root) is not None
+
+
+def _one_call() -> fx.Graph:
+    """The graph that calls the outermost module: for one that is a layer, but whose forward does not trace."""
+    graph = fx.Graph()
+    graph.output(graph.call_module("", (graph.placeholder("input_0"),)))
+    return graph
 
 
 class _Tracer(fx.Tracer):

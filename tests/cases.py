@@ -176,6 +176,55 @@ def _pool_rows() -> Iterator[Case]:
                 yield Case(f"{stem}{rank}d_{name}", lambda k=kind, o=options: k(**o), ((2, 3, *sizes[rank]),))
 
 
+# name, module, shape of x
+_NORMS: list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = [
+    ("batch_norm1d", lambda: nn.BatchNorm1d(6), (4, 6)),
+    ("batch_norm1d_sequence", lambda: nn.BatchNorm1d(3, eps=0.1), (2, 3, 5)),
+    ("batch_norm2d", lambda: nn.BatchNorm2d(4), (2, 4, 5, 6)),
+    ("batch_norm3d", lambda: nn.BatchNorm3d(2, momentum=0.7), (2, 2, 3, 2, 4)),
+    ("batch_norm2d_cumulative", lambda: nn.BatchNorm2d(4, momentum=None), (2, 4, 5, 6)),
+    ("batch_norm2d_no_affine", lambda: nn.BatchNorm2d(4, affine=False), (2, 4, 5, 6)),
+    ("batch_norm2d_no_bias", lambda: nn.BatchNorm2d(4, bias=False), (2, 4, 3, 2)),
+    ("batch_norm2d_no_stats", lambda: nn.BatchNorm2d(4, track_running_stats=False), (2, 4, 5, 6)),
+    ("group_norm", lambda: nn.GroupNorm(2, 4), (2, 4, 5, 6)),
+    ("group_norm_2d", lambda: nn.GroupNorm(2, 6, eps=0.02), (3, 6)),
+    ("group_norm_one_group", lambda: nn.GroupNorm(1, 4), (2, 4, 3, 3)),
+    ("group_norm_no_affine", lambda: nn.GroupNorm(3, 6, affine=False), (2, 6, 5)),
+    ("group_norm_5d", lambda: nn.GroupNorm(2, 4), (2, 4, 2, 3, 2)),
+    ("layer_norm", lambda: nn.LayerNorm(6), (4, 6)),
+    ("layer_norm_eps", lambda: nn.LayerNorm(6, eps=0.3), (1, 6)),
+    ("layer_norm_sequence", lambda: nn.LayerNorm(6), (2, 3, 6)),
+    ("layer_norm_images", lambda: nn.LayerNorm((4, 3, 2)), (2, 4, 3, 2)),
+    ("layer_norm_two_dims", lambda: nn.LayerNorm([3, 6], bias=False), (2, 4, 3, 6)),
+    ("layer_norm_no_affine", lambda: nn.LayerNorm(6, elementwise_affine=False), (4, 6)),
+    ("layer_norm_vector", lambda: nn.LayerNorm(6), (6,)),
+    ("instance_norm1d", lambda: nn.InstanceNorm1d(3), (2, 3, 5)),
+    ("instance_norm2d", lambda: nn.InstanceNorm2d(4, affine=True), (2, 4, 5, 6)),
+    ("instance_norm3d", lambda: nn.InstanceNorm3d(2, affine=True, bias=False), (2, 2, 3, 2, 4)),
+    (
+        "instance_norm2d_stats",
+        lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+        (2, 4, 5, 6),
+    ),
+]
+
+
+def random_numbers(module: nn.Module) -> nn.Module:
+    """Random weights, biases and statistics in place of the ones and zeros that normalisations begin with."""
+    with torch.no_grad():
+        for name, t in [*module.named_parameters(), *module.named_buffers()]:
+            if t.is_floating_point():
+                t.copy_(torch.rand(t.shape) + 0.5 if "var" in name else torch.randn(t.shape))
+    return module
+
+
+def _norm_rows() -> Iterator[Case]:
+    for name, make, shape in _NORMS:
+        yield Case(name, lambda make=make: random_numbers(make()), (shape,))
+        if "batch_norm" in name or "stats" in name:
+            yield Case(f"{name}_eval", lambda make=make: random_numbers(make()), (shape,), train=False)
+
+
 _IMAGE = ((2, 4, 5, 6),)
 LAYERS: list[Case] = [
     Case("linear", lambda: nn.Linear(6, 5)),
@@ -214,15 +263,7 @@ LAYERS: list[Case] = [
     Case("dropout_eval", lambda: nn.Dropout(0.4), train=False),
     Case("dropout2d", lambda: nn.Dropout2d(0.4), _IMAGE, opaque=True),
     Case("alpha_dropout", lambda: nn.AlphaDropout(0.4), opaque=True),
-    Case("batch_norm1d", lambda: nn.BatchNorm1d(6), opaque=True),
-    Case("batch_norm2d", lambda: nn.BatchNorm2d(4), _IMAGE, opaque=True),
-    Case("batch_norm2d_eval", lambda: nn.BatchNorm2d(4), _IMAGE, train=False, opaque=True),
-    Case("batch_norm2d_cumulative", lambda: nn.BatchNorm2d(4, momentum=None), _IMAGE, opaque=True),
-    Case("batch_norm2d_no_affine", lambda: nn.BatchNorm2d(4, affine=False), _IMAGE, opaque=True),
-    Case("batch_norm2d_no_stats", lambda: nn.BatchNorm2d(4, track_running_stats=False), _IMAGE, opaque=True),
-    Case("group_norm", lambda: nn.GroupNorm(2, 4), _IMAGE, opaque=True),
-    Case("layer_norm", lambda: nn.LayerNorm(6), opaque=True),
-    Case("instance_norm2d", lambda: nn.InstanceNorm2d(4, affine=True), _IMAGE, opaque=True),
+    *_norm_rows(),
     Case("local_response_norm", lambda: nn.LocalResponseNorm(2), _IMAGE, opaque=True),
     Case("upsample", lambda: nn.Upsample(scale_factor=2, mode="bilinear"), _IMAGE, opaque=True),
     Case("pixel_shuffle", lambda: nn.PixelShuffle(2), _IMAGE, opaque=True),
@@ -259,6 +300,20 @@ def conv_net() -> nn.Module:
         nn.LeakyReLU(0.2),
         nn.Flatten(),
         nn.Linear(24, 5),
+    )
+
+
+def norm_conv_net(norm: Callable[[int], nn.Module]) -> nn.Module:
+    """Convolution, normalisation, ReLU, and the same with LeakyReLU at half the size, for (N, 3, 8, 8)."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 4, stride=2, padding=1, bias=False),
+        norm(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 5, 3, padding=1),
+        norm(5),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(80, 5),
     )
 
 
@@ -392,9 +447,25 @@ MLPS: list[Case] = [
     Case("mlp_dropout_eval", lambda: nn.Sequential(_l(), nn.Dropout(0.5), nn.ELU(), _l(6, 5)), train=False),
     Case("mlp_sequence", lambda: mlp(nn.GELU), ((2, 3, 6),)),
     Case("mlp_one_row", lambda: mlp(nn.Tanh), ((1, 6),)),
-    Case("mlp_layer_norm", lambda: nn.Sequential(_l(), nn.LayerNorm(6), nn.ReLU(), _l(6, 5)), opaque=True),
-    Case("mlp_batch_norm", lambda: nn.Sequential(_l(), nn.BatchNorm1d(6), nn.ReLU(), _l(6, 5)), opaque=True),
-    Case("mlp_group_norm", lambda: nn.Sequential(_l(), nn.GroupNorm(2, 6), nn.SiLU(), _l(6, 5)), opaque=True),
+    Case("mlp_layer_norm", lambda: nn.Sequential(_l(), nn.LayerNorm(6), nn.ReLU(), _l(6, 5))),
+    Case(
+        "mlp_batch_norm",
+        lambda: nn.Sequential(nn.Linear(6, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), _l(6, 5)),
+    ),
+    Case(
+        "mlp_batch_norm_eval",
+        lambda: random_numbers(nn.Sequential(_l(), nn.BatchNorm1d(6), nn.Softplus(), _l(6, 5))),
+        train=False,
+    ),
+    Case("mlp_group_norm", lambda: nn.Sequential(_l(), nn.GroupNorm(2, 6), nn.SiLU(), _l(6, 5))),
+    Case(
+        "mlp_norm_first", lambda: nn.Sequential(nn.BatchNorm1d(6), _l(), nn.Tanh(), nn.LayerNorm(6), _l(6, 5))
+    ),
+    Case("mlp_norm_last", lambda: nn.Sequential(_l(), nn.ReLU(), nn.LayerNorm(6))),
+    Case("mlp_frozen_norm", lambda: frozen(nn.Sequential(_l(), nn.BatchNorm1d(6), nn.Tanh(), _l(6, 5)), "1")),
+    Case(
+        "mlp_frozen_norm_weight", lambda: frozen(nn.Sequential(_l(), nn.LayerNorm(6), nn.Tanh()), "1.weight")
+    ),
 ]
 
 CONV_NETS: list[Case] = [
@@ -442,9 +513,22 @@ CONV_NETS: list[Case] = [
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 1)),
         _PHOTO,
     ),
-    Case("conv_resnet_batch_norm", lambda: resnet(nn.BatchNorm2d), _PHOTO, opaque=True),
-    Case("conv_resnet_batch_norm_eval", lambda: resnet(nn.BatchNorm2d), _PHOTO, train=False, opaque=True),
-    Case("conv_resnet_group_norm", lambda: resnet(lambda c: nn.GroupNorm(2, c)), _PHOTO, opaque=True),
+    Case("conv_resnet_batch_norm", lambda: resnet(nn.BatchNorm2d), _PHOTO),
+    Case("conv_resnet_batch_norm_eval", lambda: resnet(nn.BatchNorm2d), _PHOTO, train=False),
+    Case("conv_resnet_group_norm", lambda: resnet(lambda c: nn.GroupNorm(2, c)), _PHOTO),
+    Case(
+        "conv_resnet_instance_norm",
+        lambda: resnet(lambda c: nn.InstanceNorm2d(c, affine=True)),
+        ((3, 3, 16, 16),),
+    ),
+    Case("conv_batch_norm_relu", lambda: norm_conv_net(nn.BatchNorm2d), _PHOTO),
+    Case(
+        "conv_batch_norm_relu_eval",
+        lambda: random_numbers(norm_conv_net(nn.BatchNorm2d)),
+        _PHOTO,
+        train=False,
+    ),
+    Case("conv_layer_norm_critic", lambda: norm_conv_net(lambda c: nn.LayerNorm((c, 4, 4))), _PHOTO),
     Case("conv_resnet_plain", lambda: resnet(lambda c: nn.Identity()), _PHOTO),
     Case(
         "conv_global_mean",
@@ -535,6 +619,36 @@ DAGS: list[Case] = [
         b=lambda: _l(1, 2),
     ),
     _dag("flatten", lambda m, x: m.b(torch.flatten(F.relu(m.a(x)).unflatten(1, (2, 3)), 1)), a=_l, b=_l),
+    _dag("layer_norm_function", lambda m, x: m.b(F.layer_norm(m.a(x), (6,)).tanh()), a=_l, b=_l),
+    _dag("group_norm_function", lambda m, x: m.b(F.group_norm(m.a(x), 3, eps=0.1).relu()), a=_l, b=_l),
+    _dag(
+        "instance_norm_function",
+        lambda m, x: F.instance_norm(m.a(x).view(-1, 2, 3).sigmoid(), weight=m.n.weight, bias=m.n.bias),
+        a=_l,
+        n=lambda: random_numbers(nn.InstanceNorm1d(2, affine=True)),
+    ),
+    _dag(
+        "batch_norm_function",
+        lambda m, x: m.b(
+            F.batch_norm(m.a(x), m.n.running_mean, m.n.running_var, m.n.weight, None, m.training, 0.3).tanh()
+        ),
+        a=_l,
+        b=_l,
+        n=lambda: random_numbers(nn.BatchNorm1d(6)),
+    ),
+    _dag(
+        "batch_norm_bias_function",
+        lambda m, x: F.silu(F.batch_norm(m.a(x), None, None, None, m.n.bias, True)),
+        a=_l,
+        n=lambda: random_numbers(nn.BatchNorm1d(6)),
+    ),
+    _dag(
+        "batch_norm_statistics_function",
+        lambda m, x: m.a(F.batch_norm(x, m.n.running_mean, m.n.running_var, m.n.weight)).sigmoid(),
+        a=_l,
+        n=lambda: random_numbers(nn.BatchNorm1d(6)),
+    ),
+    _dag("shared_norm", lambda m, x: m.n(m.a(m.n(x)).tanh()), a=_l, n=lambda: nn.BatchNorm1d(6)),
     _dag("dropout_function", lambda m, x: m.b(F.dropout(m.a(x), 0.4, m.training)), a=_l, b=_l),
     _dag("two_inputs_mul", lambda m, x, z: m.b(F.relu(m.a(x)) * z), shapes=_PAIR, a=_l, b=_l),
     _dag(
@@ -683,6 +797,7 @@ CORE: list[Case] = [
         "conv_critic",
         "dag_dense",
         "mlp_batch_norm",
+        "dag_softmax",
         "untraceable",
     )
 ]

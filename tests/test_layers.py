@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cases import CE, LAYERS, Case, Objective, ids
+from cases import CE, LAYERS, Case, Objective, ids, random_numbers
 from oracle import check
 from torch import nn
 
@@ -39,6 +39,13 @@ def test_has_a_rule(case: Case) -> None:
     assert [row for row in table.rows if row.kind == "opaque"] == []
 
 
+@pytest.mark.parametrize("case", [c for c in LAYERS if "norm" in c.name and c.opaque is False], ids=ids)
+def test_a_normalisation_by_itself_is_a_network(case: Case) -> None:
+    """Some of their forwards do not trace; the module is a layer all the same."""
+    table = datagrad_ext.program(datagrad_ext.accelerate(case.build()), *case.inputs())
+    assert [row.kind == "opaque" for row in table.rows] == [False]
+
+
 UNBATCHED = [
     Case("linear", lambda: nn.Linear(6, 5), ((6,),)),
     Case("conv1d", lambda: nn.Conv1d(4, 3, 2), ((4, 7),)),
@@ -48,6 +55,14 @@ UNBATCHED = [
     Case("max_pool2d", lambda: nn.MaxPool2d(2), ((4, 5, 6),)),
     Case("avg_pool1d", lambda: nn.AvgPool1d(2), ((4, 6),)),
     Case("adaptive_avg_pool2d", lambda: nn.AdaptiveAvgPool2d(2), ((4, 5, 6),)),
+    Case("instance_norm1d", lambda: nn.InstanceNorm1d(4, affine=True), ((4, 7),)),
+    Case("instance_norm2d", lambda: nn.InstanceNorm2d(4, track_running_stats=True), ((4, 3, 2),)),
+    Case(
+        "instance_norm1d_eval",
+        lambda: random_numbers(nn.InstanceNorm1d(4, affine=True, track_running_stats=True)),
+        ((4, 7),),
+        train=False,
+    ),
     Case("relu", nn.ReLU, ((6,),)),
     Case("softplus", nn.Softplus, ((6,),)),
     Case("conv2d_relu", lambda: nn.Sequential(nn.Conv2d(4, 3, 2), nn.ReLU()), ((4, 5, 6),)),

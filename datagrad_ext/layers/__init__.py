@@ -1,6 +1,6 @@
 """Floor 1: the layers, one file each, written with the ops. Importing the package registers their rules."""
 
-from . import activation, arithmetic, convolution, dropout, indexing, linear, pooling, shape
+from . import activation, arithmetic, convolution, dropout, indexing, linear, normalisation_rules, pooling, shape
 from .base import Layer, Pairs, Tensors, add, add_each, gradients
 from .opaque import Opaque, OpaqueModule
 from .registry import Application, rule_of_function, rule_of_method, rule_of_module
@@ -21,6 +21,7 @@ __all__ = [
     "gradients",
     "indexing",
     "linear",
+    "normalisation_rules",
     "pooling",
     "rule_of_function",
     "rule_of_method",
