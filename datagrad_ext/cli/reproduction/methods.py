@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datagrad_ext import DataGrad, Term, penalties, presets
+from datagrad_ext import penalties, presets
 from datagrad_ext.cli.data import CLASSES
+from datagrad_ext.objective import DataGrad, Term
 
 Loss = Callable[[Any, Any], Any]
 Values = Mapping[str, float]
