@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from datagrad_ext.cli.reproduction.search import choose, draw
 from datagrad_ext.cli.reproduction.settings import LOSSES, NETWORKS, SETTINGS
 from datagrad_ext.cli.reproduction.statistics import difference, estimate, quantile
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 VALUES = {"weight": 0.1, "cue": 0.5, "epsilon": 0.1, "alpha": 0.3}
 
 
@@ -185,7 +187,8 @@ def test_the_command_writes_results_and_a_report(
     for label in ("no penalty", "weight L2", "DataGrad L1", "multi-task + DataGrad"):
         assert label in printed
         assert f"| {label} |" in text
-    for sentence in ("tables, networks and settings were not", "2 seeds", torch.__version__, "](page.png)", "Here: **"):
+    sentences = ["tables, networks and settings were not", "2 seeds", torch.__version__, "](page.png)", "Here: **"]
+    for sentence in [*sentences, "the highest rate by"]:
         assert sentence in text
     assert matplotlib.image.imread(report.with_suffix(".png"))[..., :3].std() > 0.05
 
@@ -196,6 +199,16 @@ def test_published_settings_compare_with_published_figures(name: str, digits: st
     assert main(small(digits, out, "--settings", name, "--report", str(report))) == 0
     assert len(figures(out)) == 4
     assert "published, %" in report.read_text(encoding="utf-8")
+
+
+def test_the_page_in_docs_is_that_of_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["reproduce", "--out", "docs/reproduction.jsonl", "--report", "docs/reproduction.md"]
+    (tmp_path / "docs").mkdir()
+    shutil.copy(DOCS / "reproduction.jsonl", tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 0
+    assert Path(command[-1]).read_text(encoding="utf-8") == (DOCS / "reproduction.md").read_text(encoding="utf-8")
+    assert Path(command[2]).read_bytes() == (DOCS / "reproduction.jsonl").read_bytes()
 
 
 def test_an_interrupted_comparison_goes_on(

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datagrad_ext.cli.reproduction.claims import Claim, claims
+from datagrad_ext.cli.reproduction.claims import claims
 from datagrad_ext.cli.reproduction.findings import Finding
 from datagrad_ext.cli.reproduction.methods import METHODS, SYMBOLS
-from datagrad_ext.cli.reproduction.search import CLEAN_MARGIN
+from datagrad_ext.cli.reproduction.search import CLEAN_MARGIN, draw
 from datagrad_ext.cli.reproduction.settings import SETTINGS, Published, Settings
-from datagrad_ext.cli.reproduction.statistics import Estimate
+from datagrad_ext.cli.reproduction.statistics import Estimate, estimate
 
 BAR = "&#124;"  # a | inside a cell
 
@@ -68,12 +68,12 @@ relatives. This page is written by
     {report.command}
 
 from the results file named there. **What it is not:** the paper's own tables, networks and settings were not
-available, so that only the ordering that its abstract claims can be tested, on another network and {data["name"]}.
+available, so that only the ordering that its abstract claims can be tested, on another network and on {data["name"]}.
 No figure here is the paper's.
 
-* Data: {data["name"]}, {data["train"]:,} to train, {data["test"]:,} to test. Pixels are in [0, 1].
+* Data: {data["name"]}: {data["train"]:,} to train, {data["test"]:,} to test. Pixels are in [0, 1].
 * {report.settings.network}, {report.settings.loss}, {report.settings.epochs} epochs in batches of \
-{report.settings.batch_size}, Adam{", the learning rate falling to 0 along a cosine" if report.settings.cosine else ""}.
+{report.settings.batch_size}, Adam{", its rate falling to 0 along a cosine" if report.settings.cosine else ""}.
 * {report.seeds} seeds: mean ± half the 95 % interval (Student's t), in percent of the test images.
 * {device["name"]}, one thread a training; torch {versions["torch"]}, datagrad_ext {versions["datagrad_ext"]}, \
 Python {versions["python"]}; {environment["date"]}.
@@ -96,16 +96,24 @@ def _claims(report: Report) -> str:
 
 {chr(10).join(lines)}
 
-{_reading(made, report)}
+{_ranking(report)}
 
-{table(header, list(dict.fromkeys(map(tuple, rows))))}"""
+{_reading(report)}
+
+{table(header, rows)}"""
 
 
 def _sentence(text: str) -> str:
     return f"Here: {text}."
 
 
-def _reading(made: Sequence[Claim], report: Report) -> str:
+def _ranking(report: Report) -> str:
+    order = sorted((estimate(f.shares("PGD")).mean, f.method.label) for f in report.found)
+    listed = ", ".join(f"{label} {100 * mean:.1f}" for mean, label in order)
+    return f"All methods by their error under PGD, the mean over all ε in percent: {listed}."
+
+
+def _reading(report: Report) -> str:
     test = report.header["comparison"]["data"]["test"]
     return (
         "A comparison counts where its whole interval is on one side of 0; there is no correction for their number. "
@@ -126,7 +134,9 @@ def _errors(report: Report) -> str:
         parts.append(table(header, rows))
     parts.append("PGD: 10 steps of 2.5 ε/10 from one random start in the ball. Both attacks are in white box.")
     masked = [f"{f.method.label} ({f.masked} of {report.seeds})" for f in report.found if f.masked]
-    if masked:
+    if not masked:
+        parts.append("No sign of masked gradients in any training.")
+    else:
         parts.append(
             "Signs of masked gradients (a data gradient that is exactly 0 at some image, or FGSM stronger than PGD) in "
             f"trainings of: {', '.join(masked)}. Where the loss underflows to 0 in float32, as in confident networks, "
@@ -160,7 +170,28 @@ other fifth, the lowest FGSM error, as a mean over all ε, was chosen among thos
 the lowest clean error. Test images had no part in it. The budget is in epochs: a penalty makes a step dearer, as the
 last column shows. Ranges:
 
-{chr(10).join(ranges)}"""
+{chr(10).join(ranges)}
+
+{_at_an_end(report)}"""
+
+
+def _at_an_end(report: Report) -> str:
+    """Which methods would perhaps have liked a larger or smaller value than was drawn."""
+    found: dict[str, list[str]] = {}
+    for finding in report.found:
+        drawn = [draw(finding.method.searched, k) for k in range(report.trials)]
+        for name, value in finding.records[0]["values"].items():
+            values = [each[name] for each in drawn]
+            if value in (min(values), max(values)):
+                end = "highest" if value == max(values) else "lowest"
+                found.setdefault(f"the {end} {SYMBOLS[name]}", []).append(finding.method.label)
+    if not found:
+        return "No method chose a value at an end of what was drawn for it."
+    listed = "; ".join(f"{end} by {', '.join(labels)}" for end, labels in found.items())
+    return (
+        f"Chosen at an end of what was drawn: {listed}. So wider ranges, or more than {report.settings.epochs} epochs, "
+        "may change figures and order."
+    )
 
 
 def _ranges(searched: Mapping[str, tuple[float, float]]) -> str:
