@@ -266,7 +266,7 @@ ERRORS = {
     "report": (["--report", "page.html"], "a name that ends in .md expected"),
     "folder": (["--data", "nowhere"], "--data nowhere: there is no such folder"),
     "fixed": (["--settings", "nokland", "--methods", "none,weight_l1"], "has no values for weight_l1, only for none"),
-    "another file": (["--out", __file__], "JSON lines of this command expected"),
+    "another file": (["--out", __file__], "not a results file of this command"),
     "out is a folder": (["--out", "."], "cannot be read"),
 }
 
@@ -291,3 +291,28 @@ def test_a_file_of_other_settings_is_refused(
     assert main([*small(digits, out, *options), "--epochs", "3"]) == 2
     assert "holds another comparison (epochs 1, now 3)" in capsys.readouterr().err
     assert out.read_bytes() == before
+
+
+FILES = {
+    "not ours": (b"notes", "not a results file of this command"),
+    "other JSON": (b"[1]\n", "not a results file of this command"),
+    "broken": (b'{"comparison": {}, "environment": {}}\n{"key"\n', "a line is not JSON"),
+}
+
+
+@pytest.mark.parametrize(("content", "sentence"), FILES.values(), ids=FILES)
+def test_a_file_that_cannot_be_resumed_is_left_alone(
+    content: bytes, sentence: str, digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs.jsonl"
+    out.write_bytes(content)
+    assert main(small(digits, out)) == 2
+    assert sentence in capsys.readouterr().err
+    assert out.read_bytes() == content
+
+
+def test_a_header_that_was_cut_short_is_written_again(digits: str, tmp_path: Path) -> None:
+    out = tmp_path / "runs.jsonl"
+    out.write_bytes(b'{"comparison": {"name"')
+    assert main(small(digits, out, "--methods", "none", "--trials", "1")) == 0
+    assert len(figures(out)) == 3

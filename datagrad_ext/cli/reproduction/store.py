@@ -12,6 +12,8 @@ from typing import Any
 
 from datagrad_ext.cli.errors import UserError
 
+START = b'{"comparison": {'
+
 
 class Store:
     """The records of one comparison, in a file.
@@ -29,7 +31,7 @@ class Store:
             self._write(self.header)
             return
         self.header = lines[0]
-        _check_same(path, self.header.get("comparison"), comparison)
+        _check_same(path, self.header["comparison"], comparison)
         self.records = {record["key"]: record for record in lines[1:]}
 
     def add(self, record: dict[str, Any]) -> None:
@@ -47,25 +49,22 @@ class Store:
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of the file; an unfinished last one is cut off."""
+    """The lines of the file; an unfinished last one is cut off. A file of another kind is left as it is."""
     try:
-        if not path.exists():
-            return []
-        content = path.read_bytes()
+        content = path.read_bytes() if path.exists() else b""
+        if not START.startswith(content[: len(START)]):
+            raise UserError(f"--out {path}: not a results file of this command; give another file")
         whole = content[: content.rfind(b"\n") + 1]
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if len(whole) < len(content) and (not lines or "comparison" in lines[0]):
+        if len(whole) < len(content):
             path.write_bytes(whole)
+        return [json.loads(line) for line in whole.splitlines()]
     except OSError as error:
         raise UserError(f"--out {path}: cannot be read ({error})") from error
     except ValueError as error:
-        raise UserError(f"--out {path}: JSON lines of this command expected ({error}); give another file") from error
-    return lines
+        raise UserError(f"--out {path}: a line is not JSON ({error}); give another file") from error
 
 
-def _check_same(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
-    if not isinstance(found, dict):
-        raise UserError(f"--out {path}: the first line is not the header of a comparison; give another file")
+def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing:
         there = ", ".join(f"{name} {found.get(name)!r}, now {wanted[name]!r}" for name in differing)
