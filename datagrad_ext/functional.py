@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .autograd import apply, warn_once
-from .layers import Application, rule_of_function
+from .layers import Application, rules_of_function
 from .losses import cross_entropy
 from .network import refusal
 from .program import Program, Step
@@ -129,9 +129,7 @@ def _program(function: Any, fixed: tuple, is_tensor: tuple[bool, ...], named: tu
     """The program of one call: value 0 is the input, the other tensors are its parameters in order."""
     slots = iter(range(sum(is_tensor)))
     arguments = [next(slots) if tensor else value for tensor, value in zip(is_tensor, fixed, strict=True)]
-    rule = rule_of_function(function)
-    assert rule is not None
-    application: Application = rule(*arguments, **dict(named))
+    application: Application = rules_of_function(function)[0](*arguments, **dict(named))
     params = tuple(slot - 1 for slot in application.params if slot is not None)
     step = Step(application.layer, (0,), 1, params, application.host, function.__name__)
     return Program(1, sum(is_tensor) - 1, (step,), (1,))

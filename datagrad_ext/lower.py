@@ -1,8 +1,8 @@
 """torch.fx graph -> program: every node becomes a layer, a host value, or a parameter.
 
-    value      depends on an input                       -> a Step (a layer by rule, or an opaque layer)
-    host       sizes, constants, buffers, masks          -> a HostStep, computed outside of every gradient
-    parameter  depends on parameters and nothing else    -> computed before Forward, under ordinary autograd
+value      depends on an input                       -> a Step (a layer by rule, or an opaque layer)
+host       sizes, constants, buffers, masks          -> a HostStep, computed outside of every gradient
+parameter  depends on parameters and nothing else    -> computed before Forward, under ordinary autograd
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from .fusion import fuse
-from .layers import Application, Opaque, OpaqueModule, rule_of_function, rule_of_method, rule_of_module
+from .layers import (
+    Application,
+    Opaque,
+    OpaqueModule,
+    ParameterValue,
+    rule_of_module,
+    rules_of_function,
+    rules_of_method,
+)
 from .program import HostStep, Program, Ref, Step
 from .trace import Untraceable, changes_in_place
 
@@ -87,6 +95,7 @@ class _Lowering:
         self._steps: list[Step | HostStep] = []
         self._fetches: list[Callable] = []
         self._slots: dict[tuple[int, str], int] = {}
+        self._values: dict[Parameter, Value] = {}
         self._placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self._views: set[int] = set(range(len(self._placeholders)))  # values that share memory with an earlier one
         self._viewed: set[int] = set()
@@ -137,39 +146,39 @@ class _Lowering:
 
     def _call_module(self, node: fx.Node) -> Value | Host | Parameter:
         module = self._root.get_submodule(str(node.target))
-        nodes = node.all_input_nodes
-        if not any(isinstance(self._kinds[n], Value) for n in nodes):
-            if any(isinstance(self._kinds[n], Host) for n in nodes):
-                raise Untraceable(f"{node.target} is called with values that do not depend on the input")
+        kinds = [self._kinds[n] for n in node.all_input_nodes]
+        if all(isinstance(kind, Parameter) for kind in kinds):
             return self._computed_parameter(node, module)
-        if isinstance(module, nn.Identity) and len(node.args) == 1:
-            return self._kinds[nodes[0]]
+        single = len(node.args) == len(kinds) == 1 and not node.kwargs and not isinstance(kinds[0], Parameter)
+        if isinstance(module, nn.Identity) and single:
+            return kinds[0]
         rule = rule_of_module(module)
-        if rule is not None and module not in self._leaves and not node.kwargs and len(node.args) == 1:
+        if rule is not None and module not in self._leaves and single:
             application = rule.build(module)
-            if application is not None:
+            if isinstance(application, Application):
                 params = tuple(self._optional_slot(module, name) for name in application.params)
-                return self._step(application, (self._kinds[nodes[0]],), params, node)
+                return self._step(application, tuple(kinds), params, node)
+        if not any(isinstance(kind, Value) for kind in kinds):
+            raise Untraceable(f"{node.target} is called with values that do not depend on the input")
         return self._opaque_module(module, node)
 
     def _call(self, node: fx.Node) -> Value | Host | Parameter:
         kinds = [self._kinds[n] for n in node.all_input_nodes]
         if self._is_host(node, kinds):
             return self._host_call(node)
-        if not any(isinstance(kind, Value) for kind in kinds):
-            if all(isinstance(kind, Parameter) for kind in kinds):
-                return self._computed_parameter(node, None)
-            return self._opaque_call(node)
-        if node.op == "call_function" and node.target is getattr:
+        if all(isinstance(kind, Parameter) for kind in kinds):
+            return self._computed_parameter(node, None)
+        rules = rules_of_method(str(node.target)) if node.op == "call_method" else rules_of_function(node.target)
+        for rule in rules:
+            value = self._by_rule(rule, node)
+            if value is not None:
+                return value
+        if node.target is getattr:
             raise Untraceable(f"it reads the attribute {node.args[1]!r} of a tensor")
-        application = self._by_rule(node)
-        return self._opaque_call(node) if application is None else application
+        return self._opaque_call(node)
 
-    def _by_rule(self, node: fx.Node) -> Value | None:
-        """The step of a call that has a rule which covers it."""
-        rule = rule_of_method(str(node.target)) if node.op == "call_method" else rule_of_function(node.target)
-        if rule is None:
-            return None
+    def _by_rule(self, rule: Callable, node: fx.Node) -> Value | None:
+        """The step of a call, if the rule covers it. A parameter where the layer takes a value becomes one."""
         try:
             application = rule(*node.args, **node.kwargs)
         except TypeError:  # arguments that the rule does not know
@@ -178,23 +187,26 @@ class _Lowering:
             return None
         inputs = [self._kinds[a] if isinstance(a, fx.Node) else None for a in application.inputs]
         params = [self._kinds[a] if isinstance(a, fx.Node) else a for a in application.params]
-        named = [*application.inputs, *application.params, *application.host]
+        named = _nodes((application.inputs, application.params, application.host))
         covered = (
-            all(isinstance(kind, (Value, Host)) for kind in inputs)
+            None not in inputs
             and all(kind is None or isinstance(kind, Parameter) for kind in params)
-            and all(isinstance(self._kinds[a], Host) for a in application.host if isinstance(a, fx.Node))
-            and set(node.all_input_nodes) <= {a for a in named if isinstance(a, fx.Node)}
+            and all(isinstance(self._kinds[n], Host) for n in _nodes(application.host))
+            and set(node.all_input_nodes) <= set(named)
         )
-        return self._step(application, tuple(inputs), tuple(params), node) if covered else None
+        if not covered:
+            return None
+        values = tuple(self._lifted(kind) if isinstance(kind, Parameter) else kind for kind in inputs)
+        return self._step(application, values, tuple(params), node)
 
     # what nodes become
 
     def _step(self, application: Application, inputs: Any, params: Any, node: fx.Node) -> Value:
         layer = application.layer
+        host = tuple(map(self._host_argument, application.host))
         if layer.aliases:
             self._views.add(self._next)
             self._viewed.update(kind.index for kind in inputs)
-        host = tuple(Ref(self._kinds[a].index) if isinstance(a, fx.Node) else a for a in application.host)
         step = Step(
             layer,
             tuple(kind.index for kind in inputs),
@@ -205,6 +217,27 @@ class _Lowering:
         )
         self._steps.append(step)
         return Value(step.output)
+
+    def _lifted(self, kind: Parameter) -> Value:
+        """A parameter as a value."""
+        if kind not in self._values:
+            self._values[kind] = Value(self._next)
+            self._views.add(self._next)
+            self._steps.append(Step(ParameterValue(), (), self._next, (kind.index,), name="parameter"))
+        return self._values[kind]
+
+    def _host_argument(self, argument: Any) -> Any:
+        """A plain value, or the place of a host value; what has host values in it is put together by a step."""
+        if isinstance(argument, fx.Node):
+            return Ref(self._kinds[argument].index)
+        places = {n: self._kinds[n].index for n in _nodes(argument)}
+        if not places:
+            return argument
+
+        def gather(values: list[Any]) -> Any:
+            return fx.node.map_arg(argument, lambda n: values[places[n]])
+
+        return Ref(self._host(gather, tuple(places.values()), "arguments").index)
 
     def _host(self, call: Callable[[list[Any]], Any], inputs: tuple[int, ...], name: str) -> Host:
         step = HostStep(call, inputs, self._next, name)
@@ -330,6 +363,13 @@ def _caller(node: fx.Node, module: nn.Module | None = None) -> Callable[[Callabl
         return function(*fx.node.map_arg(args, look_up), **fx.node.map_arg(kwargs, look_up))
 
     return run
+
+
+def _nodes(arguments: Any) -> list[fx.Node]:
+    """The nodes in nested arguments."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(arguments, found.append)
+    return found
 
 
 def _reader(owner: nn.Module, name: str) -> Callable[[list[Tensor]], Tensor]:

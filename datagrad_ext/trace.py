@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .layers import rule_of_module
+from .layers import Expansion, expansion_of, rule_of_module
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _ONE_AT_A_TIME = threading.RLock()
@@ -83,10 +83,27 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:  # fx patches nn.Module for every thread
             return forward(*args, **kwargs)
-        if self.is_leaf_module(m, self.path_of_module(m)):
-            return super().call_module(m, forward, args, kwargs)
-        self.inside.append(m)
-        value = super().call_module(m, forward, args, kwargs)
+        if not self.is_leaf_module(m, self.path_of_module(m)):
+            self.inside.append(m)
+            value = super().call_module(m, forward, args, kwargs)
+            self.inside.pop()
+            return value
+        value = self._expanded(m, args, kwargs)
+        return super().call_module(m, forward, args, kwargs) if value is NotImplemented else value
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        call = expansion_of(target) if kind == "call_function" else None
+        value = NotImplemented if call is None else call(*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named) if value is NotImplemented else value
+
+    def _expanded(self, m: nn.Module, args: Any, kwargs: Any) -> Any:
+        """What stands for a call of a leaf in simpler calls, or NotImplemented."""
+        rule = None if m in self._leaves else rule_of_module(m)
+        found = None if rule is None else rule.build(m)
+        if not isinstance(found, Expansion):
+            return NotImplemented
+        self.inside.append(m)  # it becomes an opaque leaf if the expansion does not trace
+        value = found.call(*args, **kwargs)
         self.inside.pop()
         return value
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations
 
 
@@ -92,15 +93,20 @@ ACTIVATIONS: list[tuple[str, Callable[[], nn.Module], bool | None]] = [
     ("silu", nn.SiLU, False),
     ("gelu", nn.GELU, False),
     ("gelu_tanh", lambda: nn.GELU(approximate="tanh"), False),
-    ("relu6", nn.ReLU6, True),
-    ("hardtanh", nn.Hardtanh, True),
-    ("prelu", nn.PReLU, True),
-    ("selu", nn.SELU, True),
-    ("celu", nn.CELU, True),
-    ("mish", nn.Mish, True),
-    ("softmax", lambda: nn.Softmax(dim=1), True),
-    ("log_softmax", lambda: nn.LogSoftmax(dim=1), True),
-    ("glu", lambda: nn.GLU(dim=1), True),
+    ("relu6", nn.ReLU6, False),
+    ("hardtanh", nn.Hardtanh, False),
+    ("prelu", nn.PReLU, False),
+    ("selu", nn.SELU, False),
+    ("celu", nn.CELU, False),
+    ("mish", nn.Mish, False),
+    ("softmax", lambda: nn.Softmax(dim=1), False),
+    ("log_softmax", lambda: nn.LogSoftmax(dim=1), False),
+    ("glu", lambda: nn.GLU(dim=1), False),
+    ("hardtanh_bounds", lambda: nn.Hardtanh(-0.4, 0.7), False),
+    ("hardswish", nn.Hardswish, False),
+    ("celu_alpha", lambda: nn.CELU(0.3), False),
+    ("log_sigmoid", nn.LogSigmoid, False),
+    ("softsign", nn.Softsign, False),
     ("rrelu", nn.RReLU, True),
 ]
 
@@ -176,6 +182,32 @@ def _pool_rows() -> Iterator[Case]:
                 yield Case(f"{stem}{rank}d_{name}", lambda k=kind, o=options: k(**o), ((2, 3, *sizes[rank]),))
 
 
+def _upsample_rows() -> Iterator[Case]:
+    modes = {1: ("nearest", "nearest-exact", "linear"), 3: ("nearest", "nearest-exact", "trilinear")}
+    modes[2] = ("nearest", "nearest-exact", "bilinear", "bicubic")
+    for rank, names in modes.items():
+        for mode in names:
+            aligned = [None] if "nearest" in mode else [False, True]
+            for corners in aligned:
+                for size in ({"scale_factor": 1.7}, {"size": (3, 7, 2)[:rank]}):
+                    options = dict(mode=mode, align_corners=corners, **size)
+                    name = f"upsample{rank}d_{mode}_{'_'.join(size)}{'_aligned' if corners else ''}"
+                    yield Case(name, lambda o=options: nn.Upsample(**o), ((2, 3, *_SIZES[rank]),))
+
+
+def _padding_rows() -> Iterator[Case]:
+    kinds = {
+        "zero": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+        "reflection": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+        "replication": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+        "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+    }
+    for stem, modules in kinds.items():
+        for rank, kind in enumerate(modules, start=1):
+            sides = (2, 1, 0, 2, 1, 1)[: 2 * rank]
+            yield Case(f"{stem}_pad{rank}d", lambda k=kind, p=sides: k(p), ((2, 3, *_SIZES[rank]),))
+
+
 _IMAGE = ((2, 4, 5, 6),)
 LAYERS: list[Case] = [
     Case("linear", lambda: nn.Linear(6, 5)),
@@ -185,12 +217,22 @@ LAYERS: list[Case] = [
     Case("linear_one_output", lambda: nn.Linear(6, 1)),
     *_conv_rows(),
     Case("conv2d_mixed", lambda: nn.Conv2d(4, 6, (3, 2), (2, 1), (0, 1), (1, 3)), _IMAGE),
-    Case(
-        "conv2d_circular", lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), _IMAGE, opaque=True
+    *(
+        Case(
+            f"conv{rank}d_{mode}",
+            lambda k=kind, m=mode: k(4, 6, 3, padding=2, padding_mode=m),
+            ((2, 4, *_SIZES[rank]),),
+        )
+        for mode in ("circular", "reflect", "replicate")
+        for rank, kind in _CONVS.items()
     ),
     Case(
-        "conv2d_reflect", lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), _IMAGE, opaque=True
+        "conv2d_same_circular",
+        lambda: nn.Conv2d(4, 6, 2, padding="same", padding_mode="circular", groups=2),
+        _IMAGE,
     ),
+    Case("prelu_channels", lambda: nn.PReLU(4), _IMAGE),
+    Case("prelu_matrix", lambda: nn.PReLU(6)),
     *(
         Case(f"{name}_{len(shape)}d", make, (shape,), opaque=opaque)
         for name, make, opaque in ACTIVATIONS
@@ -224,9 +266,17 @@ LAYERS: list[Case] = [
     Case("layer_norm", lambda: nn.LayerNorm(6), opaque=True),
     Case("instance_norm2d", lambda: nn.InstanceNorm2d(4, affine=True), _IMAGE, opaque=True),
     Case("local_response_norm", lambda: nn.LocalResponseNorm(2), _IMAGE, opaque=True),
-    Case("upsample", lambda: nn.Upsample(scale_factor=2, mode="bilinear"), _IMAGE, opaque=True),
-    Case("pixel_shuffle", lambda: nn.PixelShuffle(2), _IMAGE, opaque=True),
-    Case("zero_pad2d", lambda: nn.ZeroPad2d(1), _IMAGE, opaque=True),
+    *_upsample_rows(),
+    Case(
+        "upsample_recomputed",
+        lambda: nn.Upsample(scale_factor=1.3, recompute_scale_factor=True),
+        _IMAGE,
+        opaque=True,
+    ),
+    Case("pixel_shuffle", lambda: nn.PixelShuffle(2), _IMAGE),
+    Case("pixel_unshuffle", lambda: nn.PixelUnshuffle(2), ((2, 3, 4, 6),)),
+    Case("channel_shuffle", lambda: nn.ChannelShuffle(2), _IMAGE),
+    *_padding_rows(),
     Case("unfold", lambda: nn.Unfold(2), _IMAGE, opaque=True),
 ]
 
@@ -452,7 +502,6 @@ CONV_NETS: list[Case] = [
             lambda m, x: m.head(F.relu(m.conv(x)).mean((2, 3))), conv=nn.Conv2d(3, 6, 3), head=_l(6, 5)
         ),
         _PHOTO,
-        opaque=None,
     ),
     Case(
         "conv_functional_pools",
@@ -563,40 +612,215 @@ DAGS: list[Case] = [
     ),
 ]
 
+
+def _p(*shape: int) -> Callable[[], nn.Parameter]:
+    return lambda: nn.Parameter(torch.randn(shape) / 2)
+
+
+def _causal(m, x):
+    scores = m.a(x) @ m.b(x).mT / x.shape[-1] ** 0.5
+    return torch.softmax(scores.masked_fill(m.mask == 0, float("-inf")), -1) @ x
+
+
+def _mask(*shape: int) -> Callable[[], nn.Buffer]:
+    return lambda: nn.Buffer(torch.ones(shape).tril())
+
+
+def _tokens(m, x):
+    h = torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1) + m.position
+    return m.b((h + m.scale * torch.tanh(m.a(h)))[:, 0])
+
+
+def _squeeze_excite(m, x):
+    h = F.silu(m.conv(x))
+    return m.head((h * torch.sigmoid(m.gate(h.mean((2, 3), keepdim=True)))).sum((-1, -2)))
+
+
+def _deviation(m, x):
+    h = m.a(x)
+    spread = (h - h.mean(0)).square().mean(0).add(1e-3).sqrt().mean()
+    return m.b(torch.cat([h, spread.view(1, 1).expand(h.size(0), 1)], 1))
+
+
+def _attention(**options: object) -> Callable[..., object]:
+    return lambda m, x: m.d(F.scaled_dot_product_attention(m.a(x), m.b(x), m.c(x), **options))
+
+
+def _attention_row(name: str, body: Callable[..., object], opaque: bool | None = False, **modules) -> Case:
+    return _dag(f"attention_{name}", body, opaque, ((2, 3, 6),), a=_l, b=_l, c=_l, d=_l, **modules)
+
+
+def _without_weights(m, x):
+    with sdpa_kernel(SDPBackend.MATH):  # PyTorch has no second derivative of the others
+        return m.a(m.mix(x, x, x, need_weights=False)[0])
+
+
+_MASK = torch.tensor([[True, False, True], [False, False, False], [False, True, True]])
+
+
+def _heads(name: str, body: Callable[..., object], opaque: bool | None = False, **options: object) -> Case:
+    """A row of nn.MultiheadAttention of width 6 and two heads."""
+    shapes = ((3, 6),) if name == "unbatched" else ((3, 3, 6),)
+    make = lambda: nn.MultiheadAttention(6, 2, **options)  # noqa: E731
+    return _dag(f"heads_{name}", body, opaque, shapes, mix=make, a=_l)
+
+
+_POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "sin": torch.sin,
+    "cos": lambda h: h.cos(),
+    "exp": torch.exp,
+    "expm1": torch.expm1,
+    "log": lambda h: torch.log(1 + h * h),
+    "log1p": lambda h: torch.log1p(h * h),
+    "square": torch.square,
+    "power_2": lambda h: h**2,
+    "power_3": lambda h: torch.pow(h, 3),
+    "power_fraction": lambda h: (h.square() + 1) ** 0.3,
+    "power_negative": lambda h: (h.exp() + 0.5).pow(-2),
+        "sqrt": lambda h: torch.sqrt(1 + h * h),
+    "rsqrt": lambda h: (2 + h).abs().rsqrt(),
+    "abs": lambda h: h.abs() + torch.abs(h),
+    "reciprocal": lambda h: torch.reciprocal(2 + h.exp()) + 1 / (3 + h.square()),
+    "clamp": lambda h: torch.clamp(h, -0.5, 0.4),
+    "clamp_one_side": lambda h: h.clamp(max=0.3) + h.clamp(min=-0.2),
+    "clamp_min_max": lambda h: h.clamp_min(-0.5).clamp_max(0.5),
+    "erf": torch.erf,
+    "functions": lambda h: F.mish(h) + F.hardswish(h) - F.relu6(h) + F.hardtanh(h, -0.3, max_val=0.6),
+    "softmaxes": lambda h: h.softmax(-1) * F.log_softmax(h, 0) + torch.softmax(h, dim=1),
+    "glu": lambda h: F.glu(h, dim=-1).repeat(1, 2),
+}
+
+CLOSED_FORM: list[Case] = [
+    *(_dag(name, lambda m, x, f=f: m.b(f(m.a(x))), a=_l, b=_l) for name, f in _POINTWISE.items()),
+    _dag("in_place_functions", lambda m, x: m.b(m.a(x).sin_().mul_(2).clamp_(-1, 1)), a=_l, b=_l),
+    _dag("division", lambda m, x: m.a(x) / (1 + m.b(x).exp()), a=_l, b=_l),
+    _dag("division_broadcast", lambda m, x: torch.div(m.a(x), m.b(x).square() + 1), a=_l, b=lambda: _l(6, 1)),
+    _dag("division_of_row", lambda m, x: m.b(x).sum(1, keepdim=True) / (m.a(x).exp() + 1), a=_l, b=_l),
+    _dag("sums", lambda m, x: m.a(x).sum(0, keepdim=True) + m.b(x).sum(dim=1, keepdim=True), a=_l, b=_l),
+    _dag("means", lambda m, x: m.a(x) * m.b(x).mean() + torch.mean(m.a(x), (0, -1)), a=_l, b=_l),
+    _dag("total", lambda m, x: m.b(m.a(x).relu()).square().sum(), a=_l, b=_l),
+    _dag("number_from_shape", lambda m, x: m.a(x) * x.shape[1] ** -0.5 + x.shape[0], a=_l),
+    _dag("index", lambda m, x: m.b(F.relu(m.a(x))[:, 1:4]), a=_l, b=lambda: _l(3, 5)),
+    _dag("index_last", lambda m, x: m.b(m.a(x).tanh()[..., None, -1]), a=_l, b=lambda: _l(1, 5)),
+    _dag("index_list", lambda m, x: m.b(m.a(x).tanh()[:, [0, 2, 2]]), a=_l, b=lambda: _l(3, 5)),
+    _dag("index_size", lambda m, x: m.b(m.a(x).tanh()[: x.shape[0] // 2]), a=_l, b=_l),
+    _dag(
+        "index_tensor",
+        lambda m, x: m.a(x).tanh()[m.order],
+        a=_l,
+        order=lambda: nn.Buffer(torch.tensor([1, 1, 0])),
+    ),
+    _dag("select", lambda m, x: m.a(x).tanh().select(1, 2) * m.b(x).select(0, -1)[0], a=_l, b=_l),
+    _dag("chunk", lambda m, x: (lambda c: c[0] * torch.sigmoid(c[1]))(m.a(x).chunk(2, 1)), a=_l),
+    _dag("split", lambda m, x: (lambda a, b: a.exp() + b[:, :2])(*m.a(x).split([2, 4], dim=1)), a=_l),
+    _dag("split_unused", lambda m, x: torch.split(m.a(x), 2, 1)[1].sin(), a=_l),
+    _dag("unbind", lambda m, x: (lambda a, b, c: a * b - c)(*m.a(x).unflatten(1, (3, 2)).unbind(1)), a=_l),
+    _dag("stack", lambda m, x: torch.stack([m.a(x).sin(), x, m.b(x)], dim=1).sum(-1), a=_l, b=_l),
+    _dag("expand", lambda m, x: m.a(x)[:, None].expand(-1, 3, -1).sin() * m.b(x).unsqueeze(1), a=_l, b=_l),
+    _dag("repeat", lambda m, x: m.b(m.a(x).tanh().repeat(2, 1, 2)), a=_l, b=lambda: _l(12, 3)),
+    _dag("roll_and_flip", lambda m, x: m.b(m.a(x).sin().roll(2, 1).flip(0)) + x.flip([0, 1]), a=_l, b=_l),
+    _dag("transposed", lambda m, x: m.a(x).T.sin() @ m.b(x), a=_l, b=_l),
+    _dag("movedim", lambda m, x: m.a(x.unflatten(1, (2, 3)).movedim(1, 0).flatten(1)), a=lambda: _l(12, 3)),
+    _dag("reshape_tuple", lambda m, x: torch.reshape(m.a(x).sin(), (x.shape[0], 2, -1)).sum(1), a=_l),
+    _dag("masked", _causal, shapes=((2, 3, 6),), a=_l, b=_l, mask=_mask(3, 3)),
+    _dag(
+        "tokens", _tokens, shapes=((2, 3, 6),), a=_l, b=_l, token=_p(1, 1, 6), position=_p(4, 6), scale=_p(6)
+    ),
+    _dag(
+        "parameter_index", lambda m, x: m.a(x).tanh() + m.table[m.a.bias.shape[0] - 4], a=_l, table=_p(4, 6)
+    ),
+    _dag(
+        "parameter_gathered",
+        lambda m, x: m.a(x).tanh() + m.table[m.places],
+        a=_l,
+        table=_p(4, 6),
+        places=lambda: nn.Buffer(torch.tensor([3, 0, 0, 1])),
+    ),
+    _dag("parameter_twice", lambda m, x: m.w * m.a(x * m.w).sin() / m.w.exp(), a=_l, w=_p(6)),
+    _dag("matmul_parameter", lambda m, x: F.softplus(x @ m.w) @ m.w.T, w=_p(6, 7)),
+    _dag("matmul_vector", lambda m, x: (m.a(x).sin() @ m.w) * (x @ m.w), a=_l, w=_p(6)),
+    _dag("matmul_left", lambda m, x: torch.mm(m.w, m.a(x).sin()), a=_l, w=_p(3, 4)),
+    _dag(
+        "matmul_batch",
+        lambda m, x: torch.bmm(m.a(x), m.b(x).transpose(1, 2)),
+        shapes=((2, 3, 6),),
+        a=_l,
+        b=_l,
+    ),
+    _dag(
+        "matmul_broadcast",
+        lambda m, x: m.w @ m.a(x)[:, None] @ m.b(x)[0].mT,
+        shapes=((2, 3, 6),),
+        a=_l,
+        b=_l,
+        w=_p(2, 4, 3),
+    ),
+    _dag("matmul_vectors", lambda m, x: (m.a(x)[0] @ m.b(x)[1]).view(1, 1), a=_l, b=_l),
+    _dag("linear_of_values", lambda m, x: F.linear(m.a(x).sin(), m.b(x)), a=_l, b=_l),
+    _dag("bias_from_parameters", lambda m, x: F.linear(x, m.w.exp(), m.b), w=_p(5, 6), b=_p(5)),
+    Case(
+        "dag_squeeze_excite",
+        lambda: Body(_squeeze_excite, conv=nn.Conv2d(3, 6, 3), gate=nn.Conv2d(6, 6, 1), head=_l(6, 5)),
+        _PHOTO,
+    ),
+    _dag("deviation", _deviation, a=_l, b=lambda: _l(7, 5)),
+    _dag(
+        "skip_of_other_size",
+        lambda m, x: m.a(F.interpolate(m.b(x).sin(), size=x.shape[2:], mode="bilinear")) + x,
+        shapes=_PHOTO,
+        a=lambda: nn.Conv2d(4, 3, 1),
+        b=lambda: nn.Conv2d(3, 4, 3, stride=2),
+    ),
+    _dag("pad", lambda m, x: m.a(F.pad(x, (1, -1, 0, 2), value=0.5).sin()), a=_l),
+    _dag("pad_reflect", lambda m, x: F.pad(m.a(x), (2, 3), mode="reflect").sin(), a=_l),
+    _attention_row("plain", _attention()),
+    _attention_row("scaled", _attention(scale=0.3)),
+    _attention_row("causal", _attention(is_causal=True)),
+    _attention_row(
+        "bool_mask", lambda m, x: _attention(attn_mask=m.mask)(m, x), mask=lambda: nn.Buffer(_MASK)
+    ),
+    _attention_row("learned_bias", lambda m, x: _attention(attn_mask=m.mask)(m, x), mask=_p(3, 3)),
+    _attention_row("dropout_0", _attention(dropout_p=0.0)),
+    _attention_row("dropout", _attention(dropout_p=0.3), True),
+    _heads("first", lambda m, x: m.a(m.mix(x, x, x)[0]), batch_first=True),
+    _heads(
+        "weights", lambda m, x: m.a(m.mix(x.sin(), x, x * 2)[0]).sum(-1, keepdim=True) * m.mix(x, x, x)[1]
+    ),
+    _heads("each", lambda m, x: m.mix(x, x, x, average_attn_weights=False)[1].sum(0), batch_first=True),
+    _heads("no_weights", _without_weights, bias=False),
+    _heads("unbatched", lambda m, x: m.a(m.mix(x, x, x)[0])),
+    _heads("dropout", lambda m, x: m.a(m.mix(x, x, x)[0]), dropout=0.3),
+    _heads("masked", lambda m, x: m.a(m.mix(x, x, x, attn_mask=m.a.weight[:3, :3])[0]), None),
+    _heads("extra_keys", lambda m, x: m.a(m.mix(x, x, x)[0]), True, add_bias_kv=True),
+    Case(
+        "dag_embedding",
+        lambda: Body(
+            lambda m, x: m.a(x + m.table(m.ids)),
+            table=nn.Embedding(5, 6, padding_idx=1),
+            ids=nn.Buffer(torch.tensor([1, 4, 4, 0])),
+            a=mlp(nn.Tanh),
+        ),
+    ),
+    Case(
+        "dag_embedding_function",
+        lambda: Body(
+            lambda m, x: m.a(x + F.embedding(m.ids, m.w.sin(), scale_grad_by_freq=True)),
+            w=nn.Parameter(torch.randn(5, 6)),
+            ids=nn.Buffer(torch.tensor([1, 4, 4, 0])),
+            a=mlp(nn.Tanh),
+        ),
+    ),
+]
+
 OPAQUE: list[Case] = [
-    _dag("sin", lambda m, x: m.b(torch.sin(m.a(x))), True, a=_l, b=_l),
-    _dag("softmax", lambda m, x: m.b(F.softmax(m.a(x), dim=1)), True, a=_l, b=_l),
+    _dag("power_0", lambda m, x: m.b(m.a(x)) ** 0 + x**1, True, a=_l, b=_l),
     _dag("cumsum", lambda m, x: m.b(torch.cumsum(m.a(x), 1).sigmoid()), True, a=_l, b=_l),
-    _dag("index", lambda m, x: m.b(F.relu(m.a(x))[:, 1:4]), None, a=_l, b=lambda: _l(3, 5)),
-    _dag("chunk", lambda m, x: (lambda c: c[0] * torch.sigmoid(c[1]))(m.a(x).chunk(2, 1)), None, a=_l),
-    _dag("power", lambda m, x: m.b(m.a(x) ** 2 + x.exp()), True, a=_l, b=_l),
     _dag("einsum", lambda m, x: torch.einsum("ni,nj->nij", m.a(x), m.b(x).tanh()), True, a=_l, b=_l),
     _dag("norm", lambda m, x: m.a(x) / m.b(x).norm(dim=1, keepdim=True), True, a=_l, b=_l),
-    _dag("scalar_output", lambda m, x: m.b(m.a(x).relu()).square().sum(), True, a=_l, b=_l),
     _dag("random_noise", lambda m, x: m.b(m.a(x) + torch.randn_like(x)), None, a=_l, b=_l),
-    _dag("two_heads", lambda m, x: (m.a(x).tanh(), m.b(torch.sin(m.c(x)))), True, a=_l, b=_l, c=_l),
+    _dag("two_heads", lambda m, x: (m.a(x).tanh(), m.b(torch.atan(m.c(x)))), True, a=_l, b=_l, c=_l),
     _dag("detach", lambda m, x: m.b(m.a(x) * m.a(x).detach().tanh()), None, a=_l, b=_l),
-    Case("opaque_scaled_weights", Scaled, opaque=None),
-    Case(
-        "opaque_matmul",
-        lambda: Body(lambda m, x: F.softplus(x @ m.w) @ m.w.T, w=nn.Parameter(torch.randn(6, 7))),
-        opaque=None,
-    ),
-    Case(
-        "opaque_parameter_scale",
-        lambda: Body(lambda m, x: m.scale * F.relu(m.a(x)), scale=nn.Parameter(torch.tensor(1.7)), a=_l()),
-        opaque=None,
-    ),
-    Case(
-        "opaque_attention",
-        lambda: Body(
-            lambda m, x: m.head(m.mix(x, x, x)[0]),
-            mix=nn.MultiheadAttention(6, 2, batch_first=True),
-            head=_l(6, 5),
-        ),
-        ((2, 3, 6),),
-        opaque=True,
-    ),
+    Case("opaque_scaled_weights", Scaled, opaque=False),
     Case(
         "opaque_gru",
         lambda: Body(lambda m, x: m.head(m.gru(x)[0]), gru=nn.GRU(6, 4, batch_first=True), head=_l(4, 5)),
@@ -665,7 +889,7 @@ NOT_TRACEABLE: list[Case] = [
     ),
 ]
 
-NETWORKS: list[Case] = [*MLPS, *CONV_NETS, *DAGS, *OPAQUE, *PARAMETERS, *NOT_TRACEABLE]
+NETWORKS: list[Case] = [*MLPS, *CONV_NETS, *DAGS, *CLOSED_FORM, *OPAQUE, *PARAMETERS, *NOT_TRACEABLE]
 
 
 def network(name: str) -> Case:

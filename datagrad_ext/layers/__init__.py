@@ -1,29 +1,64 @@
 """Floor 1: the layers, one file each, written with the ops. Importing the package registers their rules."""
 
-from . import activation, arithmetic, convolution, dropout, indexing, linear, pooling, shape
+from . import (
+    activation,
+    arithmetic,
+    attention,
+    convolution,
+    dropout,
+    embedding,
+    glu,
+    indexing,
+    linear,
+    masking,
+    matmul,
+    padding,
+    pointwise,
+    pooling,
+    prelu,
+    reduction,
+    resampling,
+    shape,
+    softmax,
+)
 from .base import Layer, Pairs, Tensors, add, add_each, gradients
 from .opaque import Opaque, OpaqueModule
-from .registry import Application, rule_of_function, rule_of_method, rule_of_module
+from .parameter import ParameterValue
+from .registry import Application, Expansion, expansion_of, rule_of_module, rules_of_function, rules_of_method
 
 __all__ = [
     "Application",
+    "Expansion",
     "Layer",
     "Opaque",
     "OpaqueModule",
     "Pairs",
+    "ParameterValue",
     "Tensors",
     "activation",
     "add",
     "add_each",
     "arithmetic",
+    "attention",
     "convolution",
     "dropout",
+    "embedding",
+    "expansion_of",
+    "glu",
     "gradients",
     "indexing",
     "linear",
+    "masking",
+    "matmul",
+    "padding",
+    "pointwise",
     "pooling",
-    "rule_of_function",
-    "rule_of_method",
+    "prelu",
+    "reduction",
+    "resampling",
     "rule_of_module",
+    "rules_of_function",
+    "rules_of_method",
     "shape",
+    "softmax",
 ]

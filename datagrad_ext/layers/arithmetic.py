@@ -3,6 +3,8 @@
     Sum      y = Σ sᵢ xᵢ (sᵢ = ±1)   vjp  sᵢ g            jvp  Σ sᵢ tᵢ
     Affine   y = a x + c             vjp  a g             jvp  a t
     Product  y = x₁ x₂               vjp  (g x₂, g x₁)    jvp  t₁ x₂ + x₁ t₂    curvature  (δ t₂, δ t₁)
+    Quotient y = x₁ / x₂             vjp  (q, −q y), q = g / x₂                 jvp  (t₁ − y t₂) / x₂
+                                     curvature  (−q t₂, q (2 y t₂ − t₁)) / x₂, q = δ / x₂
     Cat      y = [x₁ … x_k]          vjp  split           jvp  [t₁ … t_k]
 
 Operands broadcast; cotangents are summed back to the operand's shape.
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Pairs, Parameterless, Tensors, add_each, reduce_to
+from .base import Pairs, Parameterless, Tensors, add, add_each, reduce_to
 from .registry import Application, function_rule
 
 
@@ -38,7 +40,7 @@ class Sum(Parameterless):
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         y = self.apply(*inputs)
-        return y, (tuple(x.shape for x in inputs), y.shape)
+        return y, (tuple(_shape(x) for x in inputs), y.shape)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         terms = zip(self._signs, saved[0], wanted, strict=True)
@@ -98,7 +100,7 @@ class Division(Affine):
 class Product(Parameterless):
     """x₁ x₂, broadcasting."""
 
-    curved = paired = True
+    curved = paired = follows_layout = True
 
     @property
     def name(self) -> str:
@@ -128,6 +130,43 @@ class Product(Parameterless):
         """(g · first, g · second), each summed to the shape of its operand."""
         terms = zip((first, second), saved, wanted, strict=False)
         return tuple(reduce_to(g * f, x.shape) if want and f is not None else None for f, x, want in terms)
+
+
+class Quotient(Parameterless):
+    """x₁ / x₂, broadcasting."""
+
+    curved = paired = True
+
+    @property
+    def name(self) -> str:
+        return "Div"
+
+    def apply(self, *inputs: Any) -> Tensor:
+        return inputs[0] / inputs[1]
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        y = self.apply(*inputs)
+        return y, (tuple(map(_shape, inputs)), inputs[1], y)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        shapes, divisor, y = saved
+        q = g / divisor
+        return _reduced((q, -q * y if wanted[1] else None), shapes, wanted)
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        _, divisor, y = saved
+        first, second = tangents
+        return add(first, None if second is None else -y * second) / divisor
+
+    def curvature(self, saved: Any, params: Tensors, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
+        shapes, divisor, y = saved
+        total: Tensors = (None, None)
+        for delta, (first, second) in pairs:
+            q = delta / (divisor * divisor)
+            bar = None if second is None else -q * second
+            divisor_bar = add(None if first is None else -q * first, None if bar is None else -2 * bar * y)
+            total = add_each(total, _reduced((bar, divisor_bar), shapes, wanted))
+        return total
 
 
 class Cat(Parameterless):
@@ -160,6 +199,17 @@ class Cat(Parameterless):
 def _legacy_dim(shapes: tuple[torch.Size, ...], dim: int) -> int:
     """`dim` counted from the front in the tensors that are not the empty (0,) which torch.cat skips."""
     return dim % max(len(shape) for shape in shapes)
+
+
+def _shape(x: Any) -> torch.Size:
+    """The shape of an operand; a host value may be a number."""
+    return x.shape if isinstance(x, Tensor) else torch.Size()
+
+
+def _reduced(bars: Tensors, shapes: Sequence[torch.Size], wanted: Sequence[bool]) -> Tensors:
+    """The wanted cotangents, summed to the shapes of their operands."""
+    terms = zip(bars, shapes, wanted, strict=True)
+    return tuple(reduce_to(bar, shape) if want and bar is not None else None for bar, shape, want in terms)
 
 
 def _signed(x: Tensor, sign: int) -> Tensor:
@@ -197,9 +247,13 @@ def _mul(input: Any, other: Any) -> Application:
     return Application(Product(), inputs=(input, other))
 
 
-@function_rule(operator.truediv, operator.itruediv, torch.div, methods=("div", "div_"))
+@function_rule(
+    operator.truediv, operator.itruediv, torch.div, torch.true_divide, methods=("div", "div_", "true_divide")
+)
 def _div(input: Any, other: Any) -> Application | None:
-    return Application(Division(other), inputs=(input,)) if _is_number(other) else None
+    if _is_number(other):
+        return Application(Division(other), inputs=(input,))
+    return None if _is_number(input) else Application(Quotient(), inputs=(input, other))
 
 
 @function_rule(operator.neg, torch.neg, methods=("neg",))

@@ -4,16 +4,22 @@ A rule returns an `Application`, or None for a form that the layer does not cove
 
     @module_rule(nn.Linear, config=("in_features",))      called with the module; parameters are named by attribute
     @function_rule(F.linear, methods=("relu",))           called with the call's own arguments, under their names
+
+Several rules may stand for one function: the first that covers the call is taken. A form may also be written in terms
+of simpler calls, which are traced in its place:
+
+    @module_rule(nn.GLU, config=("dim",))                 returns an `Expansion`
+    @expansion(F.glu)                                     called with the call's own arguments
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import fx, nn
 
 from .base import Layer
 
@@ -28,16 +34,27 @@ class Application:
     host: tuple[Any, ...] = ()
 
 
+@dataclass(frozen=True)
+class Expansion:
+    """A module in terms of simpler calls: `call` takes the module's arguments, and is traced in its place.
+
+    It returns NotImplemented, before it calls anything, for arguments that it does not cover.
+    """
+
+    call: Callable[..., Any]
+
+
 class ModuleRule(NamedTuple):
     """How a module class becomes a layer, and the attributes whose change asks for a new trace."""
 
-    build: Callable[[Any], Application | None]
+    build: Callable[[Any], Application | Expansion | None]
     config: Callable[[nn.Module], Any]
 
 
 _MODULES: dict[Any, ModuleRule] = {}
-_FUNCTIONS: dict[Any, Callable[..., Application | None]] = {}
-_METHODS: dict[str, Callable[..., Application | None]] = {}
+_FUNCTIONS: dict[Any, list[Callable[..., Application | None]]] = {}
+_METHODS: dict[str, list[Callable[..., Application | None]]] = {}
+_EXPANSIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def module_rule(*classes: type[nn.Module], config: tuple[str, ...] = ()) -> Callable:
@@ -55,11 +72,29 @@ def function_rule(*functions: Callable, methods: tuple[str, ...] = ()) -> Callab
     """Register a rule for calls of the functions, and of tensor methods by name."""
 
     def register(build: Callable) -> Callable:
-        _FUNCTIONS.update(dict.fromkeys(functions, build))
-        _METHODS.update(dict.fromkeys(methods, build))
+        for function in functions:
+            _FUNCTIONS.setdefault(function, []).append(build)
+        for method in methods:
+            _METHODS.setdefault(method, []).append(build)
         return build
 
     return register
+
+
+def expansion(*functions: Callable) -> Callable:
+    """Register what is traced in place of calls of the functions; NotImplemented leaves the call as it is."""
+
+    def register(call: Callable) -> Callable:
+        _EXPANSIONS.update(dict.fromkeys(functions, call))
+        return call
+
+    return register
+
+
+def as_one_call(function: Callable, *arguments: Any) -> Any:
+    """In an expansion: a call of a function of this package as one node, for which it has a rule."""
+    tracer = next(a.tracer for a in arguments if isinstance(a, fx.Proxy))
+    return tracer.create_proxy("call_function", function, arguments, {})
 
 
 def rule_of_module(module: nn.Module) -> ModuleRule | None:
@@ -69,14 +104,19 @@ def rule_of_module(module: nn.Module) -> ModuleRule | None:
     return None if "forward" in module.__dict__ else _MODULES.get(forward)
 
 
-def rule_of_function(function: Any) -> Callable | None:
-    """The rule of a called function."""
-    return _FUNCTIONS.get(function)
+def rules_of_function(function: Any) -> Sequence[Callable]:
+    """The rules of a called function."""
+    return _FUNCTIONS.get(function, ())
 
 
-def rule_of_method(name: str) -> Callable | None:
-    """The rule of a called tensor method."""
-    return _METHODS.get(name)
+def rules_of_method(name: str) -> Sequence[Callable]:
+    """The rules of a called tensor method."""
+    return _METHODS.get(name, ())
+
+
+def expansion_of(function: Any) -> Callable | None:
+    """What is traced in place of a call of the function."""
+    return _EXPANSIONS.get(function)
 
 
 def _nothing(module: nn.Module) -> None:
