@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from .fusion import fuse
 from .layers import (
@@ -97,8 +98,9 @@ class _Lowering:
         self._slots: dict[tuple[int, str], int] = {}
         self._values: dict[Parameter, Value] = {}
         self._placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        self._views: set[int] = set(range(len(self._placeholders)))  # values that share memory with an earlier one
-        self._viewed: set[int] = set()
+        self._foreign: set[int] = set(range(len(self._placeholders)))  # values whose memory is not the program's own
+        self._sharing: dict[int, set[int]] = {}  # value -> the values that may share its memory
+        self._order = {node: i for i, node in enumerate(graph.nodes)}
 
     def run(self) -> Lowered:
         for i, node in enumerate(self._placeholders):
@@ -205,8 +207,7 @@ class _Lowering:
         layer = application.layer
         host = tuple(map(self._host_argument, application.host))
         if layer.aliases:
-            self._views.add(self._next)
-            self._viewed.update(kind.index for kind in inputs)
+            self._share([self._next, *[kind.index for kind in inputs]])
         step = Step(
             layer,
             tuple(kind.index for kind in inputs),
@@ -222,7 +223,7 @@ class _Lowering:
         """A parameter as a value."""
         if kind not in self._values:
             self._values[kind] = Value(self._next)
-            self._views.add(self._next)
+            self._foreign.add(self._next)
             self._steps.append(Step(ParameterValue(), (), self._next, (kind.index,), name="parameter"))
         return self._values[kind]
 
@@ -252,7 +253,10 @@ class _Lowering:
         def call(values: list[Any]) -> Any:
             return run(lambda n: values[places[n]])
 
-        return self._host(call, tuple(places.values()), _title(node))
+        host = self._host(call, tuple(places.values()), _title(node))
+        if node.target == "detach":
+            self._share([host.index, *places.values()])
+        return host
 
     def _computed_parameter(self, node: fx.Node, module: nn.Module | None) -> Parameter:
         run = _caller(node, module)
@@ -270,6 +274,7 @@ class _Lowering:
             return run(found.__getitem__)
 
         layer = Opaque(call, _title(node), "no rule for this call", changes_in_place(node))
+        layer.attends = node.target is F.scaled_dot_product_attention
         return self._opaque(layer, node, tensors, tuple(self._kinds[n] for n in params), hosts)
 
     def _opaque_module(self, module: nn.Module, node: fx.Node) -> Value:
@@ -335,12 +340,26 @@ class _Lowering:
         target = node.args[0] if node.args else None
         if not isinstance(target, fx.Node):
             raise Untraceable(f"{_title(node)} changes something in place")
-        kind = self._kinds[target]
-        if isinstance(kind, Value) and kind.index not in self._views and kind.index not in self._viewed:
+        if self._is_last_name(target, node):
             return target
         if module is not None and getattr(module, "inplace", None) is None and len(target.users) == 1:
             return None  # an opaque module whose input nobody else reads
         raise Untraceable(f"{_title(node)} changes in place what other names may refer to")
+
+    def _is_last_name(self, target: fx.Node, change: fx.Node) -> bool:
+        """Whether nothing reads the memory of `target` after the change, but under that name."""
+        kind = self._kinds[target]
+        if not isinstance(kind, Value):
+            return False
+        same = self._sharing.get(kind.index, {kind.index})
+        names = [n for n, k in self._kinds.items() if isinstance(k, (Value, Host)) and k.index in same]
+        readers = [self._order[user] for n in names if n is not target for user in n.users]
+        return not same & self._foreign and max(readers, default=-1) <= self._order[change]
+
+    def _share(self, values: list[int]) -> None:
+        """Note that the values may lie in the same memory."""
+        same = set().union(*[self._sharing.get(value, {value}) for value in values])
+        self._sharing.update(dict.fromkeys(same, same))
 
     @property
     def _next(self) -> int:

@@ -96,6 +96,12 @@ class _Tracer(fx.Tracer):
         value = NotImplemented if call is None else call(*args, **kwargs)
         return super().create_proxy(kind, target, args, kwargs, *rest, **named) if value is NotImplemented else value
 
+    def create_arg(self, a: Any) -> Any:
+        """Named tuples stay what they are: fx makes calls of their classes of them."""
+        if isinstance(a, tuple) and hasattr(a, "_fields"):
+            return type(a)(*map(self.create_arg, a))
+        return super().create_arg(a)
+
     def _expanded(self, m: nn.Module, args: Any, kwargs: Any) -> Any:
         """What stands for a call of a leaf in simpler calls, or NotImplemented."""
         rule = None if m in self._leaves else rule_of_module(m)

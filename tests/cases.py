@@ -791,6 +791,14 @@ CLOSED_FORM: list[Case] = [
     _heads("unbatched", lambda m, x: m.a(m.mix(x, x, x)[0])),
     _heads("dropout", lambda m, x: m.a(m.mix(x, x, x)[0]), dropout=0.3),
     _heads("masked", lambda m, x: m.a(m.mix(x, x, x, attn_mask=m.a.weight[:3, :3])[0]), None),
+    _dag(
+        "encoder_layer_norm_first",
+        lambda m, x: m.a(m.layer(x)),
+        None,
+        ((3, 3, 6),),
+        layer=lambda: nn.TransformerEncoderLayer(6, 2, 8, dropout=0.2, activation=F.gelu, norm_first=True),
+        a=_l,
+    ),
     _heads("extra_keys", lambda m, x: m.a(m.mix(x, x, x)[0]), True, add_bias_kv=True),
     Case(
         "dag_embedding",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from cases import CE, Body, Objective, data, ids
 from oracle import assert_equal, observe
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import datagrad_ext
 
@@ -61,3 +63,23 @@ def test_pytorch_still_has_none(row: Row) -> None:
     """The day it has one, the row belongs in cases.py."""
     with pytest.raises(RuntimeError, match=r"derivative for aten::.* is not implemented"):
         observe(_network(row.call), [data(*row.shape)], OBJECTIVES[0])
+
+
+class _Causal(nn.Module):
+    """An opaque module that attends: torch's encoder layer with a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+        self.mask = nn.Buffer(nn.Transformer.generate_square_subsequent_mask(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, src_mask=self.mask)
+
+
+def test_opaque_attention_is_by_the_formula(device: str) -> None:
+    torch.manual_seed(0)
+    model, x = _Causal().double().to(device), [data(2, 3, 6).to(device)]
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = observe(copy.deepcopy(model), x, OBJECTIVES[0])
+    assert_equal(observe(datagrad_ext.accelerate(model), x, OBJECTIVES[0]), expected)

@@ -20,6 +20,7 @@ from . import (
     resampling,
     shape,
     softmax,
+    transformer,
 )
 from .base import Layer, Pairs, Tensors, add, add_each, gradients
 from .opaque import Opaque, OpaqueModule
@@ -61,4 +62,5 @@ __all__ = [
     "rules_of_method",
     "shape",
     "softmax",
+    "transformer",
 ]

@@ -74,9 +74,10 @@ def _multihead(m: Any, sources: tuple[Any, Any, Any], need_weights: bool, averag
     query, key, value = [_to_heads(x, m) for x in _projected(m, *sources)]
     weights = _weights(query * m.head_dim**-0.5, key, None, False)
     weights = F.dropout(weights, m.dropout, m.training)
-    mixed = torch.matmul(weights, value)
-    mixed = mixed.transpose(-3, -2) if m.batch_first else mixed.movedim(-2, 0)
-    output = F.linear(mixed.flatten(-2), m.out_proj.weight, m.out_proj.bias)
+    mixed = torch.matmul(weights, value).movedim(-2, 0).flatten(-2)
+    output = F.linear(mixed, m.out_proj.weight, m.out_proj.bias)
+    if m.batch_first:
+        output = output.movedim(0, -2)  # in memory (L, N, E), as PyTorch's: a dropout behind it draws in this order
     if not need_weights:
         return output, None
     return output, weights.mean(-3) if average else weights

@@ -1,0 +1,56 @@
+"""Whole networks: loss and penalty gradients of the accelerated model are those of autograd, in train and eval mode."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch.nn.functional as F
+from cases import CE, Case, Objective, ids
+from oracle import assert_equal, observe
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from zoo import OWN, TORCHVISION, models
+
+import datagrad_ext
+
+needs_torchvision = pytest.mark.skipif(models is None, reason="torchvision is not installed")
+NETWORKS = [*OWN, *[pytest.param(case, marks=needs_torchvision) for case in TORCHVISION]]
+LOSS_AND_PENALTY = Objective(CE, ((CE, "l2_squared"),))
+# Rounding of up to 120 layers, and PyTorch's constant of Hardsigmoid, which is 1/6 in float32 only.
+RTOL = 1e-7
+
+
+class Hardsigmoid(nn.Module):
+    """By its formula: PyTorch has no second derivative of nn.Hardsigmoid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x + 3) / 6
+
+
+def differentiable(model: nn.Module) -> nn.Module:
+    """The model with modules that autograd can differentiate twice."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.Hardsigmoid):
+                setattr(module, name, Hardsigmoid())
+    return model
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("case", NETWORKS, ids=ids)
+def test_gradients_of_loss_and_penalty(case: Case, mode: str, device: str) -> None:
+    case = replace(case, train=mode == "train")
+    model, inputs = case.build().to(device), [x.to(device) for x in case.inputs()]
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = observe(differentiable(copy.deepcopy(model)), inputs, LOSS_AND_PENALTY)
+    actual = observe(datagrad_ext.accelerate(model), inputs, LOSS_AND_PENALTY)
+    assert_equal(actual, expected, RTOL)
+
+
+@pytest.mark.parametrize("case", NETWORKS, ids=ids)
+def test_is_one_program(case: Case) -> None:
+    table = datagrad_ext.program(datagrad_ext.accelerate(case.build()), *case.inputs())
+    assert not table.note, table.note
+    assert case.opaque is None or any(row.kind == "opaque" for row in table.rows) == case.opaque, str(table)
