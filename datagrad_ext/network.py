@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from .autograd import UnsupportedOutput, apply, warn_once
-from .layers import rule_of_module
+from .layers import expanded, rule_of_module
 from .lower import Lowered, Parameter, lower
 from .trace import Untraceable, attributes, hooked, same, trace
 
@@ -172,7 +172,8 @@ def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untrac
 
     def run(root: nn.Module, *inputs: Any) -> Any:
         args, kwargs = call.rebuild(inputs)
-        return forward(root, *args, **kwargs)
+        value = expanded(root, args, kwargs)
+        return forward(root, *args, **kwargs) if value is NotImplemented else value
 
     leaves: dict[nn.Module, str] = {}
     while True:

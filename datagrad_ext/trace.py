@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .layers import Expansion, expansion_of, rule_of_module
+from .layers import expanded, expansion_of, rule_of_module
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _ONE_AT_A_TIME = threading.RLock()
@@ -104,12 +104,10 @@ class _Tracer(fx.Tracer):
 
     def _expanded(self, m: nn.Module, args: Any, kwargs: Any) -> Any:
         """What stands for a call of a leaf in simpler calls, or NotImplemented."""
-        rule = None if m in self._leaves else rule_of_module(m)
-        found = None if rule is None else rule.build(m)
-        if not isinstance(found, Expansion):
+        if m in self._leaves:
             return NotImplemented
         self.inside.append(m)  # it becomes an opaque leaf if the expansion does not trace
-        value = found.call(*args, **kwargs)
+        value = expanded(m, args, kwargs)
         self.inside.pop()
         return value
 

@@ -254,7 +254,9 @@ LAYERS: list[Case] = [
     Case("dropout_0", lambda: nn.Dropout(0.0)),
     Case("dropout_1", lambda: nn.Dropout(1.0)),
     Case("dropout_eval", lambda: nn.Dropout(0.4), train=False),
-    Case("dropout2d", lambda: nn.Dropout2d(0.4), _IMAGE, opaque=True),
+    Case("dropout2d", lambda: nn.Dropout2d(0.4), _IMAGE),
+    Case("dropout2d_1", lambda: nn.Dropout2d(1.0), _IMAGE),
+    Case("dropout3d", lambda: nn.Dropout3d(0.4), ((2, 3, 2, 2, 2),), opaque=True),
     Case("alpha_dropout", lambda: nn.AlphaDropout(0.4), opaque=True),
     Case("batch_norm1d", lambda: nn.BatchNorm1d(6), opaque=True),
     Case("batch_norm2d", lambda: nn.BatchNorm2d(4), _IMAGE, opaque=True),
@@ -650,6 +652,10 @@ def _attention_row(name: str, body: Callable[..., object], opaque: bool | None =
     return _dag(f"attention_{name}", body, opaque, ((2, 3, 6),), a=_l, b=_l, c=_l, d=_l, **modules)
 
 
+def _attends_untraceably(m, x):
+    return m.mix(x, x, x)[0] if float(x.detach().sum()) < 1e9 else x
+
+
 def _without_weights(m, x):
     with sdpa_kernel(SDPBackend.MATH):  # PyTorch has no second derivative of the others
         return m.a(m.mix(x, x, x, need_weights=False)[0])
@@ -677,7 +683,7 @@ _POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "power_3": lambda h: torch.pow(h, 3),
     "power_fraction": lambda h: (h.square() + 1) ** 0.3,
     "power_negative": lambda h: (h.exp() + 0.5).pow(-2),
-        "sqrt": lambda h: torch.sqrt(1 + h * h),
+    "sqrt": lambda h: torch.sqrt(1 + h * h),
     "rsqrt": lambda h: (2 + h).abs().rsqrt(),
     "abs": lambda h: h.abs() + torch.abs(h),
     "reciprocal": lambda h: torch.reciprocal(2 + h.exp()) + 1 / (3 + h.square()),
@@ -798,6 +804,20 @@ CLOSED_FORM: list[Case] = [
         ((3, 3, 6),),
         layer=lambda: nn.TransformerEncoderLayer(6, 2, 8, dropout=0.2, activation=F.gelu, norm_first=True),
         a=_l,
+    ),
+    Case(
+        "encoder_alone",
+        lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), 2, enable_nested_tensor=False
+        ),
+        ((2, 3, 6),),
+        opaque=None,
+    ),
+    Case(
+        "attention_in_untraceable",
+        lambda: Body(_attends_untraceably, mix=nn.MultiheadAttention(6, 2)),
+        ((3, 3, 6),),
+        opaque=None,
     ),
     _heads("extra_keys", lambda m, x: m.a(m.mix(x, x, x)[0]), True, add_bias_kv=True),
     Case(

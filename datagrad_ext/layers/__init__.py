@@ -25,7 +25,15 @@ from . import (
 from .base import Layer, Pairs, Tensors, add, add_each, gradients
 from .opaque import Opaque, OpaqueModule
 from .parameter import ParameterValue
-from .registry import Application, Expansion, expansion_of, rule_of_module, rules_of_function, rules_of_method
+from .registry import (
+    Application,
+    Expansion,
+    expanded,
+    expansion_of,
+    rule_of_module,
+    rules_of_function,
+    rules_of_method,
+)
 
 __all__ = [
     "Application",
@@ -44,6 +52,7 @@ __all__ = [
     "convolution",
     "dropout",
     "embedding",
+    "expanded",
     "expansion_of",
     "glu",
     "gradients",

@@ -68,8 +68,11 @@ def module_rule(*classes: type[nn.Module], config: tuple[str, ...] = ()) -> Call
     return register
 
 
-def function_rule(*functions: Callable, methods: tuple[str, ...] = ()) -> Callable:
-    """Register a rule for calls of the functions, and of tensor methods by name."""
+def function_rule(*functions: Callable | str, methods: tuple[str, ...] = ()) -> Callable:
+    """Register a rule for calls of the functions, and of tensor methods by name.
+
+    A function of a package that may be missing is given by its full name.
+    """
 
     def register(build: Callable) -> Callable:
         for function in functions:
@@ -91,6 +94,13 @@ def expansion(*functions: Callable) -> Callable:
     return register
 
 
+def expanded(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The module's call in simpler calls, or NotImplemented."""
+    rule = rule_of_module(module)
+    found = None if rule is None else rule.build(module)
+    return found.call(*args, **kwargs) if isinstance(found, Expansion) else NotImplemented
+
+
 def as_one_call(function: Callable, *arguments: Any) -> Any:
     """In an expansion: a call of a function of this package as one node, for which it has a rule."""
     tracer = next(a.tracer for a in arguments if isinstance(a, fx.Proxy))
@@ -106,7 +116,8 @@ def rule_of_module(module: nn.Module) -> ModuleRule | None:
 
 def rules_of_function(function: Any) -> Sequence[Callable]:
     """The rules of a called function."""
-    return _FUNCTIONS.get(function, ())
+    full_name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+    return _FUNCTIONS.get(function) or _FUNCTIONS.get(full_name) or ()
 
 
 def rules_of_method(name: str) -> Sequence[Callable]:
