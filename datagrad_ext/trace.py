@@ -7,6 +7,7 @@ forward did not trace (control flow on data, state written by the forward). If t
 
 from __future__ import annotations
 
+import inspect
 import operator
 import threading
 from collections.abc import Callable
@@ -166,9 +167,20 @@ _INPLACE_OPERATORS = {
 }
 
 
+def _inplace_by_position(node: fx.Node) -> bool:
+    """Whether a call like F.relu(x, True) passes `inplace` without its name."""
+    if node.op != "call_function" or True not in node.args:
+        return False
+    try:
+        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    except ValueError:  # a builtin
+        return False
+    return "inplace" in names and node.args[names.index("inplace") :][:1] == (True,)
+
+
 def changes_in_place(node: fx.Node) -> bool:
     """Whether the call changes its first argument in place."""
-    if node.kwargs.get("inplace") is True:
+    if node.kwargs.get("inplace") is True or _inplace_by_position(node):
         return True
     if node.op == "call_method":
         name = str(node.target)

@@ -534,6 +534,25 @@ def _in_place_matters(m, x):
     return m.b(r + h * 3)
 
 
+def _in_place_by_position(m, x):
+    h = m.a(x)
+    r = F.relu(h, True)
+    return m.b(r + h * 3)
+
+
+def _in_place_seen_by_a_view(m, x):
+    h = m.a(x)
+    part = h[:, :3]
+    h.mul_(2).add_(1)
+    return m.b(h).sin() + part.sum()
+
+
+def _in_place_detached(m, x):
+    h = m.a(x)
+    seen = h.detach()
+    return m.b(h.clamp_(-0.3, 0.3)) * seen.sum()
+
+
 def _augmented(m, x):
     h = m.a(x)
     h += x
@@ -570,6 +589,15 @@ DAGS: list[Case] = [
         relu=lambda: nn.ReLU(True),
     ),
     _dag("in_place_matters", _in_place_matters, a=_l, b=_l, relu=lambda: nn.ReLU(inplace=True)),
+    _dag("in_place_by_position", _in_place_by_position, opaque=None, a=_l, b=_l),
+    _dag(
+        "in_place_on_a_view",
+        lambda m, x: m.b(torch.flatten(m.a(x).unflatten(1, (2, 3)), 1).relu_()),
+        a=_l,
+        b=_l,
+    ),
+    _dag("in_place_seen_by_a_view", _in_place_seen_by_a_view, opaque=None, a=_l, b=_l),
+    _dag("in_place_detached", _in_place_detached, opaque=None, a=_l, b=_l),
     _dag("augmented_assignment", _augmented, a=_l, b=_l),
     _dag("used_twice", lambda m, x: m.b(F.relu(m.a(x))) + m.c(F.relu(m.a(x))), a=_l, b=_l, c=_l),
     _dag("cat_with_itself", lambda m, x: m.b(torch.cat((x, x, m.a(x)), -1)), a=_l, b=lambda: _l(18, 5)),

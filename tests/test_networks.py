@@ -74,6 +74,9 @@ LOW_PRECISION = [
         "conv_fully_convolutional",
         "dag_dense",
         "conv_resnet_group_norm",
+        "dag_squeeze_excite",
+        "dag_skip_of_other_size",
+        "dag_functions",
     )
 ]
 

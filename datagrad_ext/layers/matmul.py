@@ -81,7 +81,7 @@ def _as_matrix(shape: torch.Size, side: int) -> torch.Size:
 def _gram(a: Tensor, g: Tensor, dims: int) -> Tensor:
     """aᵀ g, summed over the leading dimensions in the product itself where b has none."""
     if dims <= 2 and a.shape[:-2] == g.shape[:-2]:
-        return torch.mm(a.reshape(-1, a.shape[-1]).t(), g.reshape(-1, g.shape[-1]))
+        return torch.mm(a.flatten(0, -2).t(), g.flatten(0, -2))
     return torch.matmul(a.mT, g)
 
 
