@@ -672,11 +672,17 @@ def _deviation(m, x):
     return m.b(torch.cat([h, spread.view(1, 1).expand(h.size(0), 1)], 1))
 
 
-def _attention(**options: object) -> Callable[..., object]:
-    return lambda m, x: m.d(F.scaled_dot_product_attention(m.a(x), m.b(x), m.c(x), **options))
+def _attention_row(
+    name: str, opaque: bool | None = False, mask: Callable[[], object] | None = None, **options: object
+) -> Case:
+    """A row of scaled_dot_product_attention; PyTorch has a second derivative of its formula alone."""
 
+    def body(m, x):
+        more = {} if mask is None else {"attn_mask": m.mask}
+        with sdpa_kernel(SDPBackend.MATH):
+            return m.d(F.scaled_dot_product_attention(m.a(x), m.b(x), m.c(x), **options, **more))
 
-def _attention_row(name: str, body: Callable[..., object], opaque: bool | None = False, **modules) -> Case:
+    modules = {} if mask is None else {"mask": mask}
     return _dag(f"attention_{name}", body, opaque, ((2, 3, 6),), a=_l, b=_l, c=_l, d=_l, **modules)
 
 
@@ -685,7 +691,7 @@ def _attends_untraceably(m, x):
 
 
 def _without_weights(m, x):
-    with sdpa_kernel(SDPBackend.MATH):  # PyTorch has no second derivative of the others
+    with sdpa_kernel(SDPBackend.MATH):
         return m.a(m.mix(x, x, x, need_weights=False)[0])
 
 
@@ -807,15 +813,13 @@ CLOSED_FORM: list[Case] = [
     ),
     _dag("pad", lambda m, x: m.a(F.pad(x, (1, -1, 0, 2), value=0.5).sin()), a=_l),
     _dag("pad_reflect", lambda m, x: F.pad(m.a(x), (2, 3), mode="reflect").sin(), a=_l),
-    _attention_row("plain", _attention()),
-    _attention_row("scaled", _attention(scale=0.3)),
-    _attention_row("causal", _attention(is_causal=True)),
-    _attention_row(
-        "bool_mask", lambda m, x: _attention(attn_mask=m.mask)(m, x), mask=lambda: nn.Buffer(_MASK)
-    ),
-    _attention_row("learned_bias", lambda m, x: _attention(attn_mask=m.mask)(m, x), mask=_p(3, 3)),
-    _attention_row("dropout_0", _attention(dropout_p=0.0)),
-    _attention_row("dropout", _attention(dropout_p=0.3), True),
+    _attention_row("plain"),
+    _attention_row("scaled", scale=0.3),
+    _attention_row("causal", is_causal=True),
+    _attention_row("bool_mask", mask=lambda: nn.Buffer(_MASK)),
+    _attention_row("learned_bias", mask=_p(3, 3)),
+    _attention_row("dropout_0", dropout_p=0.0),
+    _attention_row("dropout", True, dropout_p=0.3),
     _heads("first", lambda m, x: m.a(m.mix(x, x, x)[0]), batch_first=True),
     _heads(
         "weights", lambda m, x: m.a(m.mix(x.sin(), x, x * 2)[0]).sum(-1, keepdim=True) * m.mix(x, x, x)[1]
