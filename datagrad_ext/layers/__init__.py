@@ -21,6 +21,7 @@ from . import (
     shape,
     softmax,
     transformer,
+    window_attention,
 )
 from .base import Layer, Pairs, Tensors, add, add_each, gradients
 from .opaque import Opaque, OpaqueModule
@@ -72,4 +73,5 @@ __all__ = [
     "shape",
     "softmax",
     "transformer",
+    "window_attention",
 ]

@@ -55,6 +55,7 @@ _MODULES: dict[Any, ModuleRule] = {}
 _FUNCTIONS: dict[Any, list[Callable[..., Application | None]]] = {}
 _METHODS: dict[str, list[Callable[..., Application | None]]] = {}
 _EXPANSIONS: dict[Any, Callable[..., Any]] = {}
+_TRACED_THROUGH: set[str] = set()
 
 
 def module_rule(*classes: type[nn.Module], config: tuple[str, ...] = ()) -> Callable:
@@ -84,14 +85,22 @@ def function_rule(*functions: Callable | str, methods: tuple[str, ...] = ()) -> 
     return register
 
 
-def expansion(*functions: Callable) -> Callable:
-    """Register what is traced in place of calls of the functions; NotImplemented leaves the call as it is."""
+def expansion(*functions: Callable | str) -> Callable:
+    """Register what is traced in place of calls of the functions; NotImplemented leaves the call as it is.
+
+    A function of a package that may be missing is given by its full name.
+    """
 
     def register(call: Callable) -> Callable:
         _EXPANSIONS.update(dict.fromkeys(functions, call))
         return call
 
     return register
+
+
+def traced_through(*full_names: str) -> None:
+    """Let functions that their package hides from tracing (fx.wrap) be traced like any other."""
+    _TRACED_THROUGH.update(full_names)
 
 
 def expanded(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -116,8 +125,7 @@ def rule_of_module(module: nn.Module) -> ModuleRule | None:
 
 def rules_of_function(function: Any) -> Sequence[Callable]:
     """The rules of a called function."""
-    full_name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
-    return _FUNCTIONS.get(function) or _FUNCTIONS.get(full_name) or ()
+    return _FUNCTIONS.get(function) or _FUNCTIONS.get(_full_name(function)) or ()
 
 
 def rules_of_method(name: str) -> Sequence[Callable]:
@@ -127,7 +135,12 @@ def rules_of_method(name: str) -> Sequence[Callable]:
 
 def expansion_of(function: Any) -> Callable | None:
     """What is traced in place of a call of the function."""
-    return _EXPANSIONS.get(function)
+    name = _full_name(function)
+    return function if name in _TRACED_THROUGH else _EXPANSIONS.get(function) or _EXPANSIONS.get(name)
+
+
+def _full_name(function: Any) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
 
 def _nothing(module: nn.Module) -> None:
