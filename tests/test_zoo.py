@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch.nn.functional as F
 from cases import CE, Case, Objective, ids
-from oracle import assert_equal, observe
+from oracle import assert_equal, difference, observe, scale_of
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo import OWN, TORCHVISION, models
@@ -36,6 +36,19 @@ def differentiable(model: nn.Module) -> nn.Module:
             if isinstance(child, nn.Hardsigmoid):
                 setattr(module, name, Hardsigmoid())
     return model
+
+
+@pytest.mark.parametrize("case", OWN, ids=ids)
+def test_float32(case: Case, device: str) -> None:
+    """In the layout that float32 images run in."""
+    model, inputs = case.build().to(device), [x.to(device) for x in case.inputs()]
+    with sdpa_kernel(SDPBackend.MATH):
+        exact = observe(copy.deepcopy(model), inputs, LOSS_AND_PENALTY)
+    model = datagrad_ext.accelerate(model.float())
+    found = observe(model, [x.float() for x in inputs], LOSS_AND_PENALTY)
+    scale = scale_of(exact)
+    for name in (name for name, t in exact.items() if t is not None and name.startswith("grad ")):
+        assert difference(found[name], exact[name], floor=0.1 * scale).elementwise < 1e-4, name
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -172,6 +172,8 @@ class Quotient(Parameterless):
 class Cat(Parameterless):
     """Concatenation along a dimension."""
 
+    follows_layout = True
+
     def __init__(self, dim: int) -> None:
         self._dim = dim
 

@@ -32,25 +32,31 @@ class Matmul(Parameterless):
         return self._function(*inputs)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        return self.apply(*inputs), inputs
+        leading = _common_leading(*inputs)
+        a, b = (_folded(x, leading) for x in inputs)
+        return _unfolded(self.apply(a, b), leading), (a, b, leading)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        return self._pull(saved, g, saved[0], saved[1], wanted)
+        a, b, leading = saved
+        return tuple(_unfolded(bar, leading) for bar in self._pull(saved, _folded(g, leading), a, b, wanted))
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
-        a, b = saved
-        first = None if tangents[0] is None else self.apply(tangents[0], b)
-        return add(first, None if tangents[1] is None else self.apply(a, tangents[1]))
+        a, b, leading = saved
+        first, second = (_folded(t, leading) for t in tangents)
+        first = None if first is None else self.apply(first, b)
+        return _unfolded(add(first, None if second is None else self.apply(a, second)), leading)
 
     def curvature(self, saved: Any, params: Tensors, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
         total: Tensors = (None, None)
-        for delta, (first, second) in pairs:
+        leading = saved[2]
+        for record in pairs:
+            delta, first, second = (_folded(x, leading) for x in (record[0], *record[1]))
             total = add_each(total, self._pull(saved, delta, first, second, wanted))
-        return total
+        return tuple(_unfolded(bar, leading) for bar in total)
 
     def _pull(self, saved: Any, g: Tensor, a: Any, b: Any, wanted: Sequence[bool]) -> Tensors:
         """(g bᵀ, aᵀ g), of the shapes of what was multiplied; None for None."""
-        shapes = [x.shape for x in saved]
+        shapes = [x.shape for x in saved[:2]]
         transposed = self._transposed and len(shapes[1]) > 1
         g = _matrix(g, len(shapes[0]) == 1, len(shapes[1]) == 1)
         a_bar = b_bar = None
@@ -63,6 +69,20 @@ class Matmul(Parameterless):
             b_bar = b_bar.mT if transposed else b_bar
             b_bar = reduce_to(b_bar, _as_matrix(shapes[1], 1)).reshape(shapes[1])
         return a_bar, b_bar
+
+
+def _common_leading(a: Tensor, b: Tensor) -> torch.Size | None:
+    """The leading dimensions of two stacks of matrices, if they are several and the same."""
+    return a.shape[:-2] if a.dim() > 3 and a.shape[:-2] == b.shape[:-2] else None
+
+
+def _folded(x: Any, leading: torch.Size | None) -> Any:
+    """The leading dimensions as one, so that a copy that this takes is made once and not at every product."""
+    return x if leading is None or x is None else x.flatten(0, -3)
+
+
+def _unfolded(x: Any, leading: torch.Size | None) -> Any:
+    return x if leading is None or x is None else x.unflatten(0, leading)
 
 
 def _matrix(g: Tensor, row: bool, column: bool) -> Tensor:

@@ -1,9 +1,7 @@
 """Padding: constant, reflect, replicate, circular; one or more of the last dimensions.
 
-    jvp  the padding of t with zeros for a constant, else the padding itself
-    vjp  the middle of g, plus what the borders of g were copies of (a constant's borders are nobody's copies)
-
-A padding is its dimensions one after the other, and so is its transpose.
+    jvp  the padding of t, with zeros for a constant
+    vjp  the middle of g, plus the borders of g at what they are copies of (a constant is nobody's copy)
 """
 
 from __future__ import annotations
@@ -11,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Parameterless, Tensors
+from .base import Parameterless, Tensors, blank
 from .registry import Application, function_rule, module_rule
 
 
@@ -35,50 +34,32 @@ class Pad(Parameterless):
         return F.pad(x, list(padding), self._mode, value)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        return self.apply(inputs[0], *host), (tuple(host[0]),)
+        x = inputs[0]
+        return self.apply(x, *host), (tuple(host[0]), x.new_empty(0), x.shape, x.stride())
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        (padding,) = saved
+        padding, *like = saved
         if self._mode == "constant":
             return (F.pad(g, [-n for n in padding]),)
-        for i in range(0, len(padding), 2):
-            g = _FOLDS[self._mode](g, -1 - i // 2, *padding[i : i + 2])
-        return (g,)
+        if self._mode == "circular":
+            for i in range(0, len(padding), 2):
+                g = _unwrapped(g, -1 - i // 2, *padding[i : i + 2])
+            return (g,)
+        kernel = {"reflect": "reflection", "replicate": "replication"}[self._mode]
+        backward = getattr(torch.ops.aten, f"{kernel}_pad{len(padding) // 2}d_backward").default
+        return (backward(g, blank(like), list(padding)),)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         return self.apply(tangents[0], saved[0], None)
 
 
-def _middle(g: Tensor, dim: int, before: int, after: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What lies before x, at x (a copy), and after x."""
-    first, x, last = g.split([before, g.shape[dim] - before - after, after], dim)
-    return first, x.clone(), last
-
-
-def _fold_reflect(g: Tensor, dim: int, before: int, after: int) -> Tensor:
-    first, x, last = _middle(g, dim, before, after)
-    n = x.shape[dim]
-    x.narrow(dim, 1, first.shape[dim]).add_(first.flip(dim))
-    x.narrow(dim, n - 1 - last.shape[dim], last.shape[dim]).add_(last.flip(dim))
-    return x
-
-
-def _fold_replicate(g: Tensor, dim: int, before: int, after: int) -> Tensor:
-    first, x, last = _middle(g, dim, before, after)
-    x.narrow(dim, 0, 1).add_(first.sum(dim, keepdim=True))
-    x.narrow(dim, x.shape[dim] - 1, 1).add_(last.sum(dim, keepdim=True))
-    return x
-
-
-def _fold_circular(g: Tensor, dim: int, before: int, after: int) -> Tensor:
-    first, x, last = _middle(g, dim, before, after)
-    n = x.shape[dim]
-    x.narrow(dim, n - first.shape[dim], first.shape[dim]).add_(first)
-    x.narrow(dim, 0, last.shape[dim]).add_(last)
-    return x
-
-
-_FOLDS = {"reflect": _fold_reflect, "replicate": _fold_replicate, "circular": _fold_circular}
+def _unwrapped(g: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """The transpose of circular padding along one dimension: the borders are added to where they came from."""
+    first, middle, last = g.split([before, g.shape[dim] - before - after, after], dim)
+    x_bar = middle.clone()
+    x_bar.narrow(dim, x_bar.shape[dim] - before, before).add_(first)
+    x_bar.narrow(dim, 0, after).add_(last)
+    return x_bar
 
 
 @function_rule(F.pad)

@@ -35,7 +35,7 @@ def _dims(n: int, dim: Any) -> list[int]:
 
 
 def _register(function: Any, transpose: Any) -> None:
-    layer = LinearMap(function.__name__.capitalize(), function, transpose)
+    layer = LinearMap(function.__name__.capitalize(), function, transpose, follows_layout=True)
 
     @function_rule(function, methods=(function.__name__,))
     def _(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Application | None:

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from .base import Pairs, Parameterless, Tensors
 from .registry import Application, function_rule, module_rule
 
+_aten = torch.ops.aten
+
 
 def safe_softmax(scores: Any, dim: int) -> Any:
     """Softmax along `dim`; 0 where every entry is −∞."""
@@ -71,7 +73,7 @@ class LogSoftmax(Parameterless):
         return y, (y,)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        return (g - saved[0].exp() * self._sum(g),)
+        return (_aten._log_softmax_backward_data.default(g, saved[0], self._dim, g.dtype),)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         return tangents[0] - self._sum(saved[0].exp() * tangents[0])
@@ -86,8 +88,7 @@ class LogSoftmax(Parameterless):
 
 def _project(y: Tensor, t: Tensor, dim: int) -> Tensor:
     """y (t − Σ y t)."""
-    product = y * t
-    return product - y * product.sum(dim, keepdim=True)
+    return _aten._softmax_backward_data.default(t, y, dim, t.dtype)
 
 
 @module_rule(nn.Softmax, config=("dim",))
