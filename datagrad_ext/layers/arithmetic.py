@@ -1,6 +1,6 @@
 """Where branches meet: sums, products and concatenations of values, and operations with a number.
 
-    Sum      y = Σ sᵢ xᵢ (sᵢ = ±1)   vjp  sᵢ g            jvp  Σ sᵢ tᵢ
+    Sum      y = x₁ + s x₂           vjp  (g, s g)        jvp  t₁ + s t₂
     Affine   y = a x + c             vjp  a g             jvp  a t
     Product  y = x₁ x₂               vjp  (g x₂, g x₁)    jvp  t₁ x₂ + x₁ t₂    curvature  (δ t₂, δ t₁)
     Quotient y = x₁ / x₂             vjp  (q, −q y), q = g / x₂                 jvp  (t₁ − y t₂) / x₂
@@ -24,32 +24,34 @@ from .registry import Application, function_rule
 
 
 class Sum(Parameterless):
-    """± x₁ ± x₂, broadcasting."""
+    """x₁ + s x₂ for a number s, broadcasting."""
 
     follows_layout = True
 
-    def __init__(self, signs: tuple[int, int] = (1, 1)) -> None:
-        self._signs = signs
+    def __init__(self, scale: float = 1) -> None:
+        self._scale = scale
 
     @property
     def name(self) -> str:
-        return "Add" if self._signs[1] > 0 else "Sub"
+        if self._scale in (1, -1):
+            return "Add" if self._scale == 1 else "Sub"
+        return f"Add({self._scale:g})"
 
     def apply(self, *inputs: Any) -> Tensor:
-        return inputs[0] + inputs[1] if self._signs[1] > 0 else inputs[0] - inputs[1]
+        return inputs[0] - inputs[1] if self._scale == -1 else inputs[0] + _scaled(inputs[1], self._scale)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         y = self.apply(*inputs)
         return y, (tuple(_shape(x) for x in inputs), y.shape)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        terms = zip(self._signs, saved[0], wanted, strict=True)
-        return tuple(_signed(reduce_to(g, shape), sign) if want else None for sign, shape, want in terms)
+        terms = zip((1, self._scale), saved[0], wanted, strict=True)
+        return tuple(_scaled(reduce_to(g, shape), scale) if want else None for scale, shape, want in terms)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         first, second = tangents
         if first is None or second is None:
-            return _signed(first if second is None else second, self._signs[second is not None]).expand(saved[1])
+            return (_scaled(second, self._scale) if first is None else first).expand(saved[1])
         return self.apply(first, second)
 
 
@@ -214,8 +216,10 @@ def _reduced(bars: Tensors, shapes: Sequence[torch.Size], wanted: Sequence[bool]
     return tuple(reduce_to(bar, shape) if want and bar is not None else None for bar, shape, want in terms)
 
 
-def _signed(x: Tensor, sign: int) -> Tensor:
-    return x if sign > 0 else -x
+def _scaled(x: Any, scale: float) -> Any:
+    if scale == -1:
+        return -x
+    return x if scale == 1 else x * scale
 
 
 def _is_number(value: Any) -> bool:
@@ -223,21 +227,21 @@ def _is_number(value: Any) -> bool:
 
 
 @function_rule(operator.add, operator.iadd, torch.add, methods=("add", "add_"))
-def _add(input: Any, other: Any) -> Application:
+def _add(input: Any, other: Any, *, alpha: float = 1) -> Application:
     if _is_number(other):
-        return Application(Affine(1, other), inputs=(input,))
+        return Application(Affine(1, alpha * other), inputs=(input,))
     if _is_number(input):
-        return Application(Affine(1, input), inputs=(other,))
-    return Application(Sum(), inputs=(input, other))
+        return Application(Affine(alpha, input), inputs=(other,))
+    return Application(Sum(alpha), inputs=(input, other))
 
 
 @function_rule(operator.sub, operator.isub, torch.sub, torch.subtract, methods=("sub", "sub_"))
-def _sub(input: Any, other: Any) -> Application:
+def _sub(input: Any, other: Any, *, alpha: float = 1) -> Application:
     if _is_number(other):
-        return Application(Affine(1, -other), inputs=(input,))
+        return Application(Affine(1, -alpha * other), inputs=(input,))
     if _is_number(input):
-        return Application(Affine(-1, input), inputs=(other,))
-    return Application(Sum((1, -1)), inputs=(input, other))
+        return Application(Affine(-alpha, input), inputs=(other,))
+    return Application(Sum(-alpha), inputs=(input, other))
 
 
 @function_rule(operator.mul, operator.imul, torch.mul, torch.multiply, methods=("mul", "mul_"))

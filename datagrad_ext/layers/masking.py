@@ -1,7 +1,10 @@
-"""Values replaced, or shifted, where a mask says so; the mask is a host value, or a bias that is a value itself.
+"""Values replaced, or shifted, where a mask says so.
 
-masked_fill      y = c where the mask is set, else x      vjp, jvp  zero where it is set
-attention bias   y = x + mask, or −∞ where a bool mask is False; what comes back to −∞ is zero (softmax)
+    where            y = a where the condition holds, else b      vjp, jvp  of a where it holds, of b elsewhere
+    masked_fill      y = c where the mask is set, else x          vjp, jvp  zero where it is set
+    attention bias   y = x + mask, or −∞ where a bool mask is False; what comes back to −∞ is zero (softmax)
+
+The mask is a host value; the bias of attention may be a value itself.
 """
 
 from __future__ import annotations
@@ -36,6 +39,38 @@ class MaskedFill(Parameterless):
         return tangents[0].masked_fill(saved[0], 0)
 
 
+class Where(Parameterless):
+    """a where a condition (a host value) holds, else b; all broadcast, and a or b may be numbers."""
+
+    def __init__(self, first: float | None, second: float | None) -> None:
+        self._numbers = first, second
+
+    def apply(self, *inputs: Any) -> Tensor:
+        first, second = self._operands(inputs[:-1])
+        return torch.where(inputs[-1], first, second)
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        y = self.apply(*inputs, *host)
+        return y, (host[0], tuple(x.shape for x in inputs), y.shape)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        condition, shapes, _ = saved
+        passed = [torch.where(condition, g, 0.0), torch.where(condition, 0.0, g)]
+        bars = [bar for bar, number in zip(passed, self._numbers, strict=True) if number is None]
+        terms = zip(bars, shapes, wanted, strict=True)
+        return tuple(reduce_to(bar, shape) if want else None for bar, shape, want in terms)
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        operands = self._operands(tangents)
+        first, second = [t if isinstance(t, Tensor) else 0.0 for t in operands]
+        return torch.where(saved[0], first, second).expand(saved[2])
+
+    def _operands(self, values: Tensors) -> tuple[Any, ...]:
+        """a and b: the values in the places that have no number."""
+        rest = iter(values)
+        return tuple(next(rest) if number is None else number for number in self._numbers)
+
+
 class AttentionBias(Sum):
     """Scores plus a mask as scaled_dot_product_attention takes it."""
 
@@ -55,6 +90,13 @@ def _masked_fill(input: Any, mask: Any, value: Any) -> Application | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return Application(MaskedFill(value), inputs=(input,), host=(mask,))
+
+
+@function_rule(torch.where)
+def _where(condition: Any, input: Any, other: Any) -> Application | None:
+    numbers = [x if isinstance(x, (int, float)) else None for x in (input, other)]
+    values = tuple(x for x, number in zip((input, other), numbers, strict=True) if number is None)
+    return Application(Where(*numbers), inputs=values, host=(condition,)) if values else None
 
 
 @function_rule(with_mask)

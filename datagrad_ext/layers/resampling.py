@@ -1,7 +1,9 @@
 """Interpolation and pixel shuffling: linear maps of images.
 
-interpolate      vjp  the backward of the same kernel, which is its transpose
-pixel shuffle    vjp  the inverse, pixel unshuffle, and the other way round
+    interpolate      vjp  the backward of the same kernel, which is its transpose
+    pixel shuffle    vjp  the inverse, pixel unshuffle, and the other way round
+
+In each jvp is the map itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Layers that only rearrange: reshape, flatten, view, squeeze, permute, transpose, expand, repeat, roll, flip. Linear.
+"""Layers that only rearrange: reshape, flatten, view, squeeze, permute, transpose, expand, repeat, roll, flip.
 
-reshape   vjp  g.reshape(x.shape)      jvp  t.reshape(y.shape)
-permute   vjp  inverse permutation     jvp  the permutation
-expand    vjp  sum over the copies     jvp  the expansion
+    reshape   vjp  g.reshape(x.shape)      jvp  t.reshape(y.shape)
+    permute   vjp  inverse permutation     jvp  the permutation
+    expand    vjp  sum over the copies     jvp  the expansion
+
+All are linear, without parameters.
 """
 
 from __future__ import annotations
