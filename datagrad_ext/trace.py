@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .layers import expanded, expansion_of, rule_of_module
+from .layers import expanded, expanded_call, rule_of_module
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _ONE_AT_A_TIME = threading.RLock()
@@ -66,7 +66,12 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
 
 
 class _Tracer(fx.Tracer):
-    """Traces through user modules and stops at leaves; remembers which module it is inside of."""
+    """Traces through user modules and stops at leaves; remembers which module it is inside of.
+
+    Buffers are read by the program, at each call: what is computed from one must not be built in.
+    """
+
+    proxy_buffer_attributes = True
 
     def __init__(self, forward: Callable[..., Any], n_inputs: int, leaves: dict[nn.Module, str]) -> None:
         super().__init__()
@@ -93,8 +98,7 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs) if value is NotImplemented else value
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
-        call = expansion_of(target) if kind == "call_function" else None
-        value = NotImplemented if call is None else call(*args, **kwargs)
+        value = expanded_call(target, args, kwargs) if kind == "call_function" else NotImplemented
         return super().create_proxy(kind, target, args, kwargs, *rest, **named) if value is NotImplemented else value
 
     def create_arg(self, a: Any) -> Any:

@@ -51,6 +51,7 @@ def cells(case: Case) -> Iterator[str]:
     yield ", ".join("×".join(map(str, shape)) for shape in case.shapes)
     yield str(len(table.rows))
     yield from (str(kinds[kind]) for kind in ("native", "reference", "opaque"))
+    assert not table.note, f"{case.name}: {table.note}"
     yield ", ".join(f"{name} ({count})" for name, count in opaque.most_common()) or "–"
 
 

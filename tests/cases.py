@@ -657,6 +657,16 @@ def _mask(*shape: int) -> Callable[[], nn.Buffer]:
     return lambda: nn.Buffer(torch.ones(shape).tril())
 
 
+def _split(m, x):
+    a, b = m.a(x).split([2, 4], dim=1)
+    return a.exp() + b[:, :2]
+
+
+def _unbind(m, x):
+    a, b, c = m.a(x).unflatten(1, (3, 2)).unbind(1)
+    return a * b - c
+
+
 def _tokens(m, x):
     h = torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1) + m.position
     return m.b((h + m.scale * torch.tanh(m.a(h)))[:, 0])
@@ -782,9 +792,9 @@ CLOSED_FORM: list[Case] = [
     ),
     _dag("select", lambda m, x: m.a(x).tanh().select(1, 2) * m.b(x).select(0, -1)[0], a=_l, b=_l),
     _dag("chunk", lambda m, x: (lambda c: c[0] * torch.sigmoid(c[1]))(m.a(x).chunk(2, 1)), a=_l),
-    _dag("split", lambda m, x: (lambda a, b: a.exp() + b[:, :2])(*m.a(x).split([2, 4], dim=1)), a=_l),
+    _dag("split", _split, a=_l),
     _dag("split_unused", lambda m, x: torch.split(m.a(x), 2, 1)[1].sin(), a=_l),
-    _dag("unbind", lambda m, x: (lambda a, b, c: a * b - c)(*m.a(x).unflatten(1, (3, 2)).unbind(1)), a=_l),
+    _dag("unbind", _unbind, a=_l),
     _dag("stack", lambda m, x: torch.stack([m.a(x).sin(), x, m.b(x)], dim=1).sum(-1), a=_l, b=_l),
     _dag("expand", lambda m, x: m.a(x)[:, None].expand(-1, 3, -1).sin() * m.b(x).unsqueeze(1), a=_l, b=_l),
     _dag("repeat", lambda m, x: m.b(m.a(x).tanh().repeat(2, 1, 2)), a=_l, b=lambda: _l(12, 3)),

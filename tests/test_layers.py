@@ -37,6 +37,7 @@ def test_between_smooth_layers(case: Case, device: str) -> None:
 @pytest.mark.parametrize("case", [c for c in LAYERS if c.opaque is False], ids=ids)
 def test_has_a_rule(case: Case) -> None:
     table = datagrad_ext.program(datagrad_ext.accelerate(nn.Sequential(case.build())), *case.inputs())
+    assert not table.note
     assert [row for row in table.rows if row.kind == "opaque"] == []
 
 

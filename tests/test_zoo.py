@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch.nn.functional as F
@@ -63,3 +64,9 @@ def test_gradients_of_loss_and_penalty(case: Case, mode: str, device: str) -> No
     table = datagrad_ext.program(model)
     assert not table.note, table.note  # it is one program
     assert case.opaque is None or any(row.kind == "opaque" for row in table.rows) == case.opaque, str(table)
+
+
+def test_the_documentation_has_every_network() -> None:
+    lines = (Path(__file__).parent.parent / "docs" / "networks.md").read_text().splitlines()
+    rows = [line.split(" | ")[0].lstrip("| ") for line in lines if line.startswith("| ")]
+    assert rows[2:] == [case.name for case in [*OWN, *TORCHVISION]], "run docs/write_networks.py"

@@ -140,7 +140,7 @@ def siren(width: int = 16) -> nn.Module:
     layers: list[nn.Module] = []
     for inputs in (3, width, width):
         linear = nn.Linear(inputs, width)
-        nn.init.uniform_(linear.weight, -(6 / inputs) ** 0.5 / 30, (6 / inputs) ** 0.5 / 30)
+        nn.init.uniform_(linear.weight, -((6 / inputs) ** 0.5) / 30, (6 / inputs) ** 0.5 / 30)
         layers += [linear, Sine()]
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
@@ -175,7 +175,12 @@ class Block(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         n, length, width = x.shape
-        q, k, v = self.qkv(x).reshape(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x)
+            .reshape(n, length, 3, self.heads, width // self.heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         weights = (q @ k.transpose(-2, -1) * (width // self.heads) ** -0.5).softmax(dim=-1)
         return self.project((weights @ v).transpose(1, 2).reshape(n, length, width))
 
@@ -204,7 +209,24 @@ class Transformer(nn.Module):
 def encoder_layers() -> nn.Module:
     """torch's own encoder, with normalisation after the sums, and a linear layer on all positions."""
     layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
-    return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(30, 3))
+    return nn.Sequential(
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(30, 3)
+    )
+
+
+class PointNet(nn.Module):
+    """A classifier of point clouds (N, 3, P): the same layers for every point, then a maximum (Qi et al. 2017)."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.points = nn.Sequential(
+            nn.Conv1d(3, width, 1), nn.ReLU(), nn.Conv1d(width, 2 * width, 1), nn.SiLU()
+        )
+        self.head = nn.Sequential(nn.Linear(2 * width, width), nn.Softplus(), nn.Linear(width, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.points(F.normalize(x - x.mean(2, keepdim=True), dim=1))
+        return F.log_softmax(self.head(torch.max(h, 2, keepdim=True)[0].view(x.shape[0], -1)), dim=1)
 
 
 def spectral_critic(width: int = 6) -> nn.Module:
@@ -240,6 +262,7 @@ OWN: list[Case] = [
     Case("unet", UNet, _SMALL, opaque=None),
     Case("siren", siren, ((8, 3),)),
     Case("deep_sdf", DeepSDF, ((8, 7),)),
+    Case("point_net", PointNet, ((2, 3, 10),)),
     Case("transformer", Transformer, ((2, 5, 6),), opaque=None),
     Case("transformer_encoder_layer", encoder_layers, ((2, 5, 6),), opaque=None),
     Case("spectral_norm_critic", spectral_critic, _SMALL),

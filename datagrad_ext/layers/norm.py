@@ -87,7 +87,7 @@ def _linalg_norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False
 
 
 @expansion(F.normalize)
-def _normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Any:
-    if p != 2:
+def _normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Any:
+    if p != 2 or out is not None:
         return NotImplemented
     return input / torch.linalg.vector_norm(input, 2, dim, True).clamp_min(eps)

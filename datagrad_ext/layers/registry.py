@@ -14,6 +14,7 @@ of simpler calls, which are traced in its place:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -107,7 +108,23 @@ def expanded(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     """The module's call in simpler calls, or NotImplemented."""
     rule = rule_of_module(module)
     found = None if rule is None else rule.build(module)
-    return found.call(*args, **kwargs) if isinstance(found, Expansion) else NotImplemented
+    return _in_place_of(found.call, args, kwargs) if isinstance(found, Expansion) else NotImplemented
+
+
+def expanded_call(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The function's call in simpler calls, or NotImplemented."""
+    name = _full_name(function)
+    call = function if name in _TRACED_THROUGH else _EXPANSIONS.get(function) or _EXPANSIONS.get(name)
+    return NotImplemented if call is None else _in_place_of(call, args, kwargs)
+
+
+def _in_place_of(call: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The call, or NotImplemented where it has arguments that `call` does not know."""
+    try:
+        inspect.signature(call).bind(*args, **kwargs)
+    except TypeError:
+        return NotImplemented
+    return call(*args, **kwargs)
 
 
 def as_one_call(function: Callable, *arguments: Any) -> Any:
@@ -131,12 +148,6 @@ def rules_of_function(function: Any) -> Sequence[Callable]:
 def rules_of_method(name: str) -> Sequence[Callable]:
     """The rules of a called tensor method."""
     return _METHODS.get(name, ())
-
-
-def expansion_of(function: Any) -> Callable | None:
-    """What is traced in place of a call of the function."""
-    name = _full_name(function)
-    return function if name in _TRACED_THROUGH else _EXPANSIONS.get(function) or _EXPANSIONS.get(name)
 
 
 def _full_name(function: Any) -> str:

@@ -145,7 +145,6 @@ def _movedim(input: Any, source: Any, destination: Any) -> Application | None:
 
 
 _EXPAND = LinearMap("Expand", Tensor.expand, lambda g, shape, *sizes: reduce_to(g, shape), aliases=True)
-_EXPAND_AS = LinearMap("Expand", Tensor.expand_as, lambda g, shape, other: reduce_to(g, shape), aliases=True)
 _ROLL = LinearMap("Roll", torch.roll, lambda g, shape, shifts, dims: torch.roll(g, _negated(shifts), dims))
 _FLIP = LinearMap("Flip", torch.flip, lambda g, shape, dims: torch.flip(g, dims))
 
