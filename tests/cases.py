@@ -795,6 +795,8 @@ CLOSED_FORM: list[Case] = [
     _dag("split", _split, a=_l),
     _dag("split_unused", lambda m, x: torch.split(m.a(x), 2, 1)[1].sin(), a=_l),
     _dag("unbind", _unbind, a=_l),
+    _dag("split_slice", lambda m, x: torch.cat(m.a(x).split(2, 1)[::2], 1).sin(), None, a=_l),
+    _dag("mask_index", lambda m, x: (lambda h: h.sum(1) * h[x > 0].sin().sum())(m.a(x)), a=_l),
     _dag("stack", lambda m, x: torch.stack([m.a(x).sin(), x, m.b(x)], dim=1).sum(-1), a=_l, b=_l),
     _dag("expand", lambda m, x: m.a(x)[:, None].expand(-1, 3, -1).sin() * m.b(x).unsqueeze(1), a=_l, b=_l),
     _dag("repeat", lambda m, x: m.b(m.a(x).tanh().repeat(2, 1, 2)), a=_l, b=lambda: _l(12, 3)),
@@ -914,6 +916,8 @@ CLOSED_FORM: list[Case] = [
 
 OPAQUE: list[Case] = [
     _dag("power_0", lambda m, x: m.b(m.a(x)) ** 0 + x**1, True, a=_l, b=_l),
+    _dag("opaque_of_parts", lambda m, x: torch.cat(m.a(x).chunk(2, 1), 0).sin(), True, a=_l),
+    _dag("opaque_of_opaque_parts", lambda m, x: torch.hstack(m.a(x).tensor_split(3, 1)).sin(), True, a=_l),
     _dag("cumsum", lambda m, x: m.b(torch.cumsum(m.a(x), 1).sigmoid()), True, a=_l, b=_l),
     _dag("einsum", lambda m, x: torch.einsum("ni,nj->nij", m.a(x), m.b(x).tanh()), True, a=_l, b=_l),
     _dag("norm_1", lambda m, x: m.a(x) / m.b(x).norm(1, dim=1, keepdim=True), True, a=_l, b=_l),

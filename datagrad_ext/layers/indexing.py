@@ -36,7 +36,7 @@ class Index(Parameterless):
     def vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> Tensors:
         shape, index = saved
         if isinstance(shape, int):
-            return (tuple(g if i == index % shape else None for i in range(shape)),)
+            return (_placed(g, shape, index),)
         if _repeats(index):
             places = torch.arange(shape.numel(), device=g.device).view(shape)[index]
             return (g.new_zeros(shape.numel()).index_add_(0, places.flatten(), g.flatten()).view(shape),)
@@ -46,6 +46,13 @@ class Index(Parameterless):
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Any:
         return tangents[0][saved[1]]
+
+
+def _placed(g: Any, n: int, index: Any) -> Tensors:
+    """A tuple of n cotangents with g, one or those of a slice, in its places, and None elsewhere."""
+    places = range(n)[index]
+    known = {places: g} if isinstance(places, int) else dict(zip(places, g, strict=True))
+    return tuple(known.get(i) for i in range(n))
 
 
 class Split(Parameterless):

@@ -51,18 +51,17 @@ class Opaque(Layer):
 
     def vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> Tensors:
         graph = saved[0]
-        return gradients(_outputs(graph.y, g), _select(graph.x, wanted))
+        return _gradients(_outputs(graph.y, g), _select(graph.x, wanted))
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         graph = saved[0]
         with torch.enable_grad():
             delta = _leaf(g)
-            pulled = gradients(_outputs(graph.y, delta), _select(graph.x, wanted), create_graph=True)
+            pulled = _gradients(_outputs(graph.y, delta), _select(graph.x, wanted), create_graph=True)
         return _detached(pulled), _Record(delta, pulled)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Any:
-        found = gradients(zip(record.pulled, tangents, strict=True), _flat(record.delta))
-        return _refill(record.delta, iter(found))
+        return _gradients(_outputs(record.pulled, tangents), (record.delta,))[0]
 
     def reverse(
         self,
@@ -77,9 +76,9 @@ class Opaque(Layer):
         graph = saved[0]
         terms = [] if zeta is None else _outputs(graph.y, zeta)
         for record, tangents in pairs:
-            terms += zip(record.pulled, tangents, strict=True)
+            terms += _outputs(record.pulled, tangents)
         leaves = _select(graph.x, wanted_inputs) + _select(graph.theta, wanted_params)
-        found = gradients(terms, leaves)
+        found = _gradients(terms, leaves)
         return found[: len(wanted_inputs)], found[len(wanted_inputs) :]
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
@@ -140,11 +139,16 @@ class _Record(NamedTuple):
 
 def _outputs(y: Any, g: Any) -> list[tuple[Tensor, Tensor]]:
     """(value, cotangent) for the tensors of a nested value that have a cotangent."""
-    if g is None:
+    if y is None or g is None:
         return []
     if isinstance(y, Tensor):
         return [(y, g)]
     return [pair for part, cotangent in zip(y, g, strict=True) for pair in _outputs(part, cotangent)]
+
+
+def _gradients(terms: list[tuple[Tensor, Tensor]], targets: Tensors, create_graph: bool = False) -> Tensors:
+    """Gradients at targets that may be tuples, nested as they are."""
+    return _refill(targets, iter(gradients(terms, _flat(targets), create_graph)))
 
 
 def _select(values: Tensors, wanted: Sequence[bool]) -> Tensors:
