@@ -861,7 +861,8 @@ CLOSED_FORM: list[Case] = [
     _attention_row("bool_mask", mask=lambda: nn.Buffer(_MASK)),
     _attention_row("learned_bias", mask=_p(3, 3)),
     _attention_row("dropout_0", dropout_p=0.0),
-    _attention_row("dropout", True, dropout_p=0.3),
+    _attention_row("dropout", dropout_p=0.3),
+    _attention_row("grouped", True, enable_gqa=True),
     _heads("first", lambda m, x: m.a(m.mix(x, x, x)[0]), batch_first=True),
     _heads(
         "weights", lambda m, x: m.a(m.mix(x.sin(), x, x * 2)[0]).sum(-1, keepdim=True) * m.mix(x, x, x)[1]

@@ -1,6 +1,6 @@
 """Attention in terms of products and softmax: y = softmax(q kᵀ / √E + mask) v, over any leading dimensions.
 
-scaled_dot_product_attention by its formula (no dropout, no grouped queries), and nn.MultiheadAttention with one
+scaled_dot_product_attention by its formula (without grouped queries), and nn.MultiheadAttention with one
 embedding size and no extra keys. Letters: N batch, L queries, S keys, H heads, E embedding.
 """
 
@@ -28,10 +28,11 @@ def _scaled_dot_product(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    if dropout_p != 0 or enable_gqa or (is_causal and attn_mask is not None):
+    if enable_gqa or (is_causal and attn_mask is not None):
         return NotImplemented
     scale = query.size(-1) ** -0.5 if scale is None else scale
-    return torch.matmul(_weights(query * scale, key, attn_mask, is_causal), value)
+    weights = _weights(query * scale, key, attn_mask, is_causal)
+    return torch.matmul(F.dropout(weights, dropout_p) if dropout_p else weights, value)
 
 
 def _weights(query: Any, key: Any, mask: Any, is_causal: bool) -> Any:
