@@ -697,6 +697,30 @@ def _attention_row(
     return _dag(f"attention_{name}", body, opaque, ((2, 3, 6),), a=_l, b=_l, c=_l, d=_l, **modules)
 
 
+_MASK_OF_HEADS = torch.tensor([[False, True, False], [False, False, False], [False, True, True]])
+
+
+def _masked_heads(name: str, mask: Tensor | None, padding: Tensor | None, weights: bool) -> Case:
+    """A row of nn.MultiheadAttention, batch first, with masks that are buffers."""
+
+    def body(m, x):
+        with sdpa_kernel(SDPBackend.MATH):
+            return m.a(m.mix(x, x, x, m.padding, weights, m.mask)[0])
+
+    def buffer(t: Tensor | None) -> Callable[[], object]:
+        return lambda: None if t is None else nn.Buffer(t.clone())
+
+    modules = {"mask": buffer(mask), "padding": buffer(padding), "a": _l}
+    return _dag(
+        f"heads_{name}",
+        body,
+        False,
+        ((2, 3, 6),),
+        mix=lambda: nn.MultiheadAttention(6, 2, batch_first=True),
+        **modules,
+    )
+
+
 def _attends_untraceably(m, x):
     return m.mix(x, x, x)[0] if float(x.detach().sum()) < 1e9 else x
 
@@ -871,7 +895,18 @@ CLOSED_FORM: list[Case] = [
     _heads("no_weights", _without_weights, bias=False),
     _heads("unbatched", lambda m, x: m.a(m.mix(x, x, x)[0])),
     _heads("dropout", lambda m, x: m.a(m.mix(x, x, x)[0]), dropout=0.3),
-    _heads("masked", lambda m, x: m.a(m.mix(x, x, x, attn_mask=m.a.weight[:3, :3])[0]), None),
+    _heads("mask_learned", lambda m, x: m.a(m.mix(x, x, x, attn_mask=m.a.weight[:3, :3])[0]), None),
+    *(
+        _masked_heads(f"{name}{'_no_weights' if not weights else ''}", mask, padding, weights)
+        for name, mask, padding in (
+            ("mask", _MASK_OF_HEADS, None),
+            ("mask_each", torch.linspace(-1, 1, 2 * 2 * 3 * 3).view(4, 3, 3), None),
+            ("padding", None, torch.tensor([[False, False, True], [False, True, True]])),
+            ("both", _MASK_OF_HEADS, torch.tensor([[False, True, True], [True] * 3])),
+        )
+        for weights in (True, False)
+        if weights is False or name != "both"
+    ),
     _dag(
         "encoder_layer_norm_first",
         lambda m, x: m.a(m.layer(x)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .masking import with_mask
@@ -63,17 +63,23 @@ def _module(m: nn.MultiheadAttention) -> Expansion | None:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> Any:
-        if key_padding_mask is not None or attn_mask is not None or is_causal:
+        if is_causal:
             return NotImplemented
-        return _multihead(m, (query, key, value), need_weights, average_attn_weights)
+        return _multihead(m, (query, key, value), (attn_mask, key_padding_mask), need_weights, average_attn_weights)
 
     return Expansion(call)
 
 
-def _multihead(m: Any, sources: tuple[Any, Any, Any], need_weights: bool, average: bool) -> tuple[Any, Any]:
+def _multihead(m: Any, sources: tuple, masks: tuple, need_weights: bool, average: bool) -> tuple[Any, Any]:
     """(output, weights or None) of nn.MultiheadAttention. Heads (…, H, L, E / H), without N if the call has none."""
     query, key, value = [_to_heads(x, m) for x in _projected(m, *sources)]
-    weights = _weights(query * m.head_dim**-0.5, key, None, False)
+    scores = torch.matmul(query * m.head_dim**-0.5, key.transpose(-2, -1))
+    if all(mask is None for mask in masks):
+        weights = torch.softmax(scores, -1)
+    else:
+        scores = scores + as_one_call(_as_bias, scores.shape, scores.dtype, *masks)
+        # PyTorch's path without weights gives 0, and not NaN, to a query that sees nothing
+        weights = torch.softmax(scores, -1) if need_weights else as_one_call(safe_softmax, scores, -1)
     weights = F.dropout(weights, m.dropout, m.training)
     mixed = torch.matmul(weights, value).movedim(-2, 0).flatten(-2)
     output = F.linear(mixed, m.out_proj.weight, m.out_proj.bias)
@@ -82,6 +88,23 @@ def _multihead(m: Any, sources: tuple[Any, Any, Any], need_weights: bool, averag
     if not need_weights:
         return output, None
     return output, weights.mean(-3) if average else weights
+
+
+def _as_bias(shape: torch.Size, dtype: torch.dtype, mask: Tensor | None, padding: Tensor | None) -> Tensor:
+    """What masks of nn.MultiheadAttention add to scores (…, H, L, S): mask (L, S) or (N H, L, S), padding (…, S).
+
+    Floats are added; bools are −∞ where they are set.
+    """
+    terms = []
+    if mask is not None:
+        terms.append(mask if mask.dim() == 2 else mask.view(shape))
+    if padding is not None:
+        terms.append(padding[..., None, None, :])
+    return sum(_infinite(t, dtype) if t.dtype == torch.bool else t.to(dtype) for t in terms)  # type: ignore[return-value]
+
+
+def _infinite(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
 
 
 def _projected(m: Any, query: Any, key: Any, value: Any) -> tuple[Any, ...]:
