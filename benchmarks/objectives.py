@@ -64,7 +64,10 @@ EIKONAL = Objective("|f| + eikonal", _output_sum, _absolute_mean, _eikonal)
 
 
 def _gradients(total: Tensor, parameters: Sequence[Tensor]) -> Gradients:
-    return torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+    for p in parameters:
+        p.grad = None
+    total.backward(inputs=list(parameters))
+    return tuple([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
 
 
 def plain_step(

@@ -1,10 +1,26 @@
 """datagrad_ext: exact and fast double backprop, for training with penalties on a network's gradient by its input."""
 
-from . import functional, penalties
+from . import attacks, functional, objective, penalties, presets
 from ._native import backends
 from .accelerate import accelerate
 from .autograd import ReferencePathWarning
+from .objective import CentralDifference, DataGrad, Exact, FiniteDifference, Term
 from .table import program
 
 __version__ = "0.1.0"
-__all__ = ["ReferencePathWarning", "accelerate", "backends", "functional", "penalties", "program"]
+__all__ = [
+    "CentralDifference",
+    "DataGrad",
+    "Exact",
+    "FiniteDifference",
+    "ReferencePathWarning",
+    "Term",
+    "accelerate",
+    "attacks",
+    "backends",
+    "functional",
+    "objective",
+    "penalties",
+    "presets",
+    "program",
+]

@@ -83,7 +83,10 @@ def _accelerated_class(cls: Any) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return original(self, *args, **kwargs)
-        return network_of(self).call(self, original, _adopt, args, kwargs)
+        network = self.__dict__.get("_datagrad")
+        if network is None or network.owner is None or network.owner() is not self:
+            network = network_of(self)
+        return network.call(self, original, _adopt, args, kwargs)
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
         function, arguments, *rest = tuple(cls.__reduce_ex__(self, protocol))

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +24,8 @@ from torch.autograd import Function
 
 from .layers import Tensors, add_each, gradients
 from .program import Flags, Left, Program
+
+_task = torch._C._current_graph_task_id  # the number of the running backward
 
 
 class ReferencePathWarning(UserWarning):
@@ -35,60 +36,59 @@ class UnsupportedOutput(Exception):
     """An output of the program is not a tensor: a layer's tuple left the network as it is."""
 
 
-@dataclass(slots=True)
 class Visit:
-    """What the passes of one backward share: what the Forward saved, unpacked once, and what they leave for sweep 4."""
+    """What the passes of one backward share: what the Forward saved, unpacked once, and what they leave for sweep 4.
 
-    anchor: Tensor | None
-    inputs: tuple[Any, ...]
-    params: tuple[Any, ...]
-    thetas: list[Tensors]
-    saved: list[Any]
-    left: Left | None = None
-    parts: list[Tensors] = field(default_factory=list)
-    """Gradients of inputs and parameters left by the reference path."""
+    `parts` are gradients of inputs and parameters left by the reference path.
+    """
+
+    __slots__ = ("anchor", "inputs", "left", "params", "parts", "saved", "thetas")
+
+    def __init__(self, node: Any) -> None:
+        run, tensors = node.run, node.saved_tensors
+        end = 1 + run.n_inputs + run.program.n_params
+        self.anchor: Tensor | None = tensors[0]
+        self.inputs: tuple[Tensor, ...] = tensors[1 : 1 + run.n_inputs]
+        self.params: tuple[Tensor, ...] = tensors[1 + run.n_inputs : end]
+        self.thetas = run.program.thetas(self.params)
+        self.saved = [_unpack(layout, tensors) for layout in node.layout]
+        self.left: Left | None = None
+        self.parts: list[Tensors] = []
 
 
-@dataclass(slots=True)
 class Run:
     """A program on its way through autograd: the tape of one forward and the reasons already warned about."""
 
-    program: Program
-    warned: set[str]
-    tape: dict[int, Visit] = field(default_factory=dict)
-    nodes: list[Any] | None = None
+    __slots__ = ("n_inputs", "nodes", "program", "tape", "warned")
+
+    def __init__(self, program: Program, n_inputs: int, warned: set[str]) -> None:
+        self.program, self.n_inputs, self.warned = program, n_inputs, warned
+        self.tape: dict[int, Visit] = {}
+        self.nodes: list[Any] | None = None
 
     def begin(self, node: Any) -> Visit:
         """A visit of the backward that is running; `node` is the Forward, which it will reach."""
-        visit = self.unpacked(node)
+        visit = Visit(node)
         if self.nodes is None:
-            following = iter(node.next_functions)
-            arguments = (*visit.inputs, *visit.params)
-            self.nodes = [next(following)[0] if isinstance(a, Tensor) else None for a in arguments]
-        n_inputs = len(visit.inputs)
-        visit.left = Left(n_inputs, _wanted(self.nodes, n_inputs))
+            self.nodes = [following for following, _ in node.next_functions]
+        visit.left = Left(self.n_inputs, _wanted(self.nodes, self.n_inputs))
         return visit
-
-    def unpacked(self, node: Any) -> Visit:
-        """What the Forward saved, and a place for no sweep 4."""
-        tensors = node.saved_tensors
-        inputs, params, saved = _unpack(node.layout, tensors)
-        return Visit(tensors[0], inputs, params, self.program.thetas(params), list(saved))
 
     def meet(self, node: Any) -> Visit:
         """The visit of the backward that is running, and of no other, on the tape for the Forward if it is reached."""
         task = _task()
         visit = self.tape.get(task)
-        if visit is None and _executes(node):
+        if visit is None:
+            if not _executes(node):
+                return Visit(node)
             visit = self.tape[task] = self.begin(node)
             visit.anchor = None  # it would keep the Forward alive if this backward fails
-        return visit or self.unpacked(node)
+        return visit
 
 
 def apply(program: Program, inputs: Sequence[Any], params: Sequence[Any], warned: set[str]) -> list[Any]:
     """Outputs of the program at (inputs, params), connected to autograd by the two Functions."""
-    run = Run(program, warned)
-    return list(Forward.apply(run, len(inputs), *inputs, *params)[:-1])
+    return list(Forward.apply(Run(program, len(inputs), warned), *inputs, *params)[:-1])
 
 
 def warn_once(warned: set[str], reason: str) -> None:
@@ -98,20 +98,26 @@ def warn_once(warned: set[str], reason: str) -> None:
         warnings.warn(f"datagrad_ext: reference path (right, but slow): {reason}", ReferencePathWarning, stacklevel=3)
 
 
-class Forward(Function):
-    """y = network(x, θ): apply(run, number of inputs, *inputs, *params) -> (*outputs, anchor)."""
+class _Node(Function):
+    """A Function without torch's look for wrappers that an ended torch.func transform left: `network.refusal` looks."""
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        return super(Function, cls).apply(*arguments)  # type: ignore[misc]
+
+
+class Forward(_Node):
+    """y = network(x, θ): apply(run, *inputs, *params) -> (*outputs, anchor)."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, n_inputs: int, *arguments: Any) -> tuple[Any, ...]:
-        program = run.program
-        inputs, params = arguments[:n_inputs], arguments[n_inputs:]
-        outputs, saved = program.forward(inputs, program.thetas(params))
+    def forward(ctx: Any, run: Run, *arguments: Tensor) -> tuple[Any, ...]:
+        program, n_inputs = run.program, run.n_inputs
+        outputs, saved = program.forward(arguments[:n_inputs], program.thetas(arguments[n_inputs:]))
         if tuple in map(type, outputs):
             raise UnsupportedOutput("its result is a layer's tuple")
-        like = next(t for t in arguments if isinstance(t, Tensor) and t.is_floating_point())
-        anchor = like.new_empty(0)
-        tensors = [anchor]
-        ctx.run, ctx.layout = run, _pack((inputs, params, tuple(saved)), tensors, {})
+        anchor = next(filter(Tensor.is_floating_point, arguments)).new_empty(0)
+        tensors = [anchor, *arguments]
+        ctx.run, ctx.layout = run, _packed(saved, tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         if program.constant_outputs:
@@ -130,10 +136,10 @@ class Forward(Function):
         else:
             _release(ctx)
             found = run.program.reverse(visit.saved, visit.thetas, gs, left)
-        return (None, None, *_filled(found, (*visit.inputs, *visit.params), left.wanted))
+        return (None, *_filled(found, (*visit.inputs, *visit.params), left.wanted))
 
 
-class DataGradient(Function):
+class DataGradient(_Node):
     """J = ∂⟨g, network(x)⟩/∂x for the wanted inputs: apply(forward, visit, anchor, *g) -> one J or None for each input.
 
     What the layers saved stays with the Forward, whose sweep 4 comes after: only g and the records are saved here.
@@ -144,24 +150,24 @@ class DataGradient(Function):
         wanted = visit.left.wanted_inputs  # type: ignore[union-attr]
         cut = [None if g is None else g.detach() for g in gs]  # a record must not hold the graph of the loss
         found, records = forward.run.program.data_gradient(visit.saved, visit.thetas, cut, wanted)
-        tensors: list[Tensor] = []
-        ctx.forward_node, ctx.wanted, ctx.layout = forward, wanted, _pack((gs, tuple(records)), tensors, {})
+        tensors = list(gs)
+        ctx.forward_node, ctx.wanted, ctx.layout = forward, wanted, _packed([records], tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         return tuple(_filled(found, visit.inputs, wanted))
 
     @staticmethod
     def backward(ctx: Any, *seeds: Any) -> tuple[Any, ...]:
-        run = ctx.forward_node.run
-        gs, records = _unpack(ctx.layout, ctx.saved_tensors)
+        run, tensors = ctx.forward_node.run, ctx.saved_tensors
+        gs = tensors[: len(run.program.outputs)]
         visit = run.meet(ctx.forward_node)
         if _needs_reference(run, seeds, torch.is_grad_enabled()):
             bars, g_bars = _differentiable_tangent(run, visit, ctx.wanted, gs, seeds)
             visit.parts.append(bars)
             return (None, None, None, *g_bars)
-        wanted = tuple([isinstance(g, Tensor) and g.requires_grad for g in gs])
-        kept = list(records)
-        del records
+        wanted = tuple([g is not None and g.requires_grad for g in gs])
+        kept = list(_unpack(ctx.layout[0], tensors))
+        del tensors
         _release(ctx)
         return (None, None, None, *run.program.tangent(visit.saved, visit.thetas, kept, seeds, wanted, visit.left))
 
@@ -173,7 +179,7 @@ def _needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) 
             "create_graph=True in a backward that reaches parameters or a data gradient "
             "(gradients of parameter gradients, third order)"
         )
-    elif torch._C._are_functorch_transforms_active() or any(map(_is_batched, cotangents)):
+    elif torch._C._are_functorch_transforms_active() or _any_batched(cotangents):
         reason = "batched cotangents (is_grads_batched, or a torch.func transform over the backward)"
     else:
         return False
@@ -181,9 +187,10 @@ def _needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) 
     return True
 
 
-def _is_batched(g: Any) -> bool:
-    """Whether a cotangent comes from autograd.grad(is_grads_batched=True)."""
-    return g is not None and torch._C._functorch.is_legacy_batchedtensor(g)
+def _any_batched(cotangents: Sequence[Any]) -> bool:
+    """Whether one comes from autograd.grad(is_grads_batched=True)."""
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return any(g is not None and is_batched(g) for g in cotangents)
 
 
 def _differentiable_reverse(run: Run, visit: Visit, gs: Sequence[Any]) -> list[Any]:
@@ -230,13 +237,15 @@ def _wanted(nodes: Sequence[Any], n_inputs: int) -> Flags:
     costs more than a small operation. So after one such parameter the rest count as wanted too (more work than
     asked for, in that rare case), and the only input of a backward that asks for no parameter is not asked about.
     """
-    executes = torch._C._will_engine_execute_node
+    asked = [node for node in nodes[n_inputs:] if node is not None]
     flags: list[bool] = []
     try:
-        for node in nodes[n_inputs:]:
-            flags.append(node is not None and executes(node))
-    except RuntimeError:
-        flags += [node is not None for node in nodes[n_inputs + len(flags) :]]
+        flags.extend(map(torch._C._will_engine_execute_node, asked))
+    except RuntimeError:  # the answers before the exception are in the list
+        flags += [True] * (len(asked) - len(flags))
+    if len(asked) < len(nodes) - n_inputs:
+        answers = iter(flags)
+        flags = [node is not None and next(answers) for node in nodes[n_inputs:]]
     inputs = [node is not None for node in nodes[:n_inputs]]
     if True in flags or sum(inputs) > 1:
         inputs = [node is not None and _executes(node) for node in nodes[:n_inputs]]
@@ -251,11 +260,6 @@ def _executes(node: Any) -> bool:
         return True
 
 
-def _task() -> int:
-    """The number of the running backward."""
-    return torch._C._current_graph_task_id()
-
-
 def _release(ctx: Any) -> None:
     """Let go of what the node keeps, unless the graph is retained, so that memory goes as the sweep passes."""
     if not torch._C._autograd._get_current_graph_task_keep_graph():
@@ -263,37 +267,33 @@ def _release(ctx: Any) -> None:
         ctx.layout = None
 
 
-class _Place(int):
-    """Where a tensor stands among the saved tensors."""
+def _packed(items: Sequence[Sequence[Any]], tensors: list[Any]) -> list[list[Any]]:
+    """The items with every tensor moved to the end of `tensors`, unless it is there: what `_unpack` reads.
+
+    A tensor becomes its place, a tuple a list, anything else a tuple of one.
+    """
+    places = dict(zip(map(id, tensors), range(len(tensors)), strict=True))
+    return [_pack(item, tensors, places) for item in items]
 
 
-_PLACES = [_Place(i) for i in range(64)]
-
-
-def _pack(items: tuple[Any, ...], tensors: list[Tensor], places: dict[int, _Place]) -> tuple[Any, ...]:
-    """The items, nested tuples too, with every tensor moved to the end of `tensors`: what `_unpack` reads."""
+def _pack(items: Sequence[Any], tensors: list[Any], places: dict[int, int]) -> list[Any]:
     layout: list[Any] = []
     for item in items:
         if isinstance(item, Tensor):
-            place = places.get(id(item))
-            if place is None:
-                place = places[id(item)] = _place(len(tensors))
+            place = places.setdefault(id(item), len(tensors))
+            if place == len(tensors):
                 tensors.append(item)
             layout.append(place)
         else:
-            layout.append(_pack(item, tensors, places) if type(item) is tuple else item)
-    return tuple(layout)
+            layout.append(_pack(item, tensors, places) if type(item) is tuple else (item,))
+    return layout
 
 
-def _place(i: int) -> _Place:
-    return _PLACES[i] if i < len(_PLACES) else _Place(i)
-
-
-def _unpack(layout: tuple[Any, ...], tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+def _unpack(layout: list[Any], tensors: Sequence[Any]) -> tuple[Any, ...]:
     """The items as they were packed."""
     return tuple(
         [
-            tensors[item] if type(item) is _Place else _unpack(item, tensors) if type(item) is tuple else item
-            for item in layout
+            tensors[place] if type(place) is int else place[0] if type(place) is tuple else _unpack(place, tensors)
+            for place in layout
         ]
     )

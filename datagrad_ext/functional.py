@@ -21,6 +21,7 @@ from .layers import Application, rules_of_function
 from .losses import cross_entropy
 from .network import refusal
 from .program import Program, Step
+from .single import Single
 
 _warned: set[str] = set()
 
@@ -114,7 +115,7 @@ def _call(
 ) -> Tensor:
     """`function(*arguments)` as a network of one layer, or on the reference path."""
     tensors = [a for a in arguments if isinstance(a, Tensor)]
-    reason = refusal(tensors) if torch.is_grad_enabled() else None
+    reason = _refusal(tensors) if torch.is_grad_enabled() else None
     if reason is not None:
         warn_once(_warned, f"functional.{function.__name__}: {reason}")
     if reason is not None or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
@@ -122,6 +123,10 @@ def _call(
     fixed = tuple(None if isinstance(a, Tensor) else _frozen(a) for a in arguments)
     program = _program(function, fixed, tuple(isinstance(a, Tensor) for a in arguments), named)
     return apply(program, tensors[:1], tensors[1:], _warned)[0]
+
+
+def _refusal(tensors: list[Tensor]) -> str | None:
+    return "torch.compile traces the call" if torch.compiler.is_compiling() else refusal(tensors)
 
 
 @functools.lru_cache(maxsize=256)
@@ -132,7 +137,7 @@ def _program(function: Any, fixed: tuple, is_tensor: tuple[bool, ...], named: tu
     application: Application = rules_of_function(function)[0](*arguments, **dict(named))
     params = tuple(slot - 1 for slot in application.params if slot is not None)
     step = Step(application.layer, (0,), 1, params, application.host, function.__name__)
-    return Program(1, sum(is_tensor) - 1, (step,), (1,))
+    return Single.of(Program(1, sum(is_tensor) - 1, (step,), (1,)))
 
 
 def _frozen(value: Any) -> Any:

@@ -11,7 +11,7 @@ import operator
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from .program import HostStep, Program, Ref, Step
 from .trace import Untraceable, changes_in_place
 
 _DATA = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "itemsize")
-_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "element_size", "type"}
+_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "element_size"}
 _CONSTANT_METHODS = {
     "detach", "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "sign",
     "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "bool", "long", "int", "get_device",
@@ -42,6 +42,9 @@ _CONSTANT_FUNCTIONS = {
     torch.argmax, torch.argmin, torch.isnan, torch.isinf, torch.isfinite, torch.sign,
     operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
 }  # fmt: skip
+
+
+Fetch = tuple[dict[str, Any], str] | Callable[[list[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,23 @@ class Parameter:
 
 @dataclass
 class Lowered:
-    """A program and how to call it: `fetches` give its parameters, `structure` rebuilds the forward's result."""
+    """A program and how to call it: `fetches` give its parameters, `structure` rebuilds the forward's result.
+
+    A fetch is a table and the parameter's name in it, or a function of the slots before.
+    """
 
     program: Program
-    fetches: list[Callable[[list[Tensor]], Tensor]]
+    fetches: list[Fetch]
     structure: Any
     outputs: list[Parameter | Value | Host]
+    used: list[int]
+    """The slots that the program's steps read, in order: the parameters of the program."""
 
     def parameters(self) -> list[Tensor]:
-        """The tensors that enter as θ, some of them computed from parameters, under ordinary autograd."""
+        """The slots: parameters, and what is computed from parameters alone, under ordinary autograd."""
         slots: list[Tensor] = []
         for fetch in self.fetches:
-            slots.append(fetch(slots))
+            slots.append(fetch(slots) if callable(fetch) else fetch[0][fetch[1]])
         return slots
 
 
@@ -94,7 +102,7 @@ class _Lowering:
         self._root, self._graph, self._leaves = root, graph, leaves
         self._kinds: dict[fx.Node, Value | Host | Parameter] = {}
         self._steps: list[Step | HostStep] = []
-        self._fetches: list[Callable] = []
+        self._fetches: list[Fetch] = []
         self._slots: dict[tuple[int, str], int] = {}
         self._values: dict[Parameter, Value] = {}
         self._placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -132,8 +140,11 @@ class _Lowering:
 
         structure = fx.node.map_arg(result, note)
         values = tuple(kind.index for kind in outputs if not isinstance(kind, Parameter))
-        program = Program(len(self._placeholders), len(self._fetches), tuple(self._steps), values)
-        return Lowered(fuse(program), self._fetches, structure, outputs)
+        used = sorted({slot for step in self._steps if isinstance(step, Step) for slot in step.params})
+        places = {slot: place for place, slot in enumerate(used)}
+        steps = [_with_params(step, places) for step in self._steps]
+        program = Program(len(self._placeholders), len(used), tuple(steps), values)
+        return Lowered(fuse(program), self._fetches, structure, outputs, used)
 
     # nodes
 
@@ -248,7 +259,9 @@ class _Lowering:
     def _host_call(self, node: fx.Node) -> Host:
         run = _caller(node)
         nodes = node.all_input_nodes
-        places = {n: self._kinds[n].index for n in nodes}
+        kinds = [self._kinds[n] for n in nodes]
+        values_of = [self._lifted(kind) if isinstance(kind, Parameter) else kind for kind in kinds]
+        places = {n: kind.index for n, kind in zip(nodes, values_of, strict=True)}
 
         def call(values: list[Any]) -> Any:
             return run(lambda n: values[places[n]])
@@ -306,13 +319,13 @@ class _Lowering:
 
     def _is_host(self, node: fx.Node, kinds: list[Any]) -> bool:
         """Whether no gradient flows through the call."""
-        if all(isinstance(kind, Host) for kind in kinds):
+        if all(isinstance(kind, Host) for kind in kinds) or _reads_shape(node):
             return True
         if any(isinstance(kind, Parameter) for kind in kinds):
             return False
         if node.op == "call_method":
-            return node.target in _SHAPE_METHODS or node.target in _CONSTANT_METHODS
-        return node.target in _CONSTANT_FUNCTIONS or (node.target is getattr and node.args[1] in _DATA)
+            return node.target in _CONSTANT_METHODS
+        return node.target in _CONSTANT_FUNCTIONS
 
     # parameters
 
@@ -384,6 +397,20 @@ def _caller(node: fx.Node, module: nn.Module | None = None) -> Callable[[Callabl
     return run
 
 
+def _with_params(step: Step | HostStep, places: dict[int, int]) -> Step | HostStep:
+    """The step with its parameters in the places that they have in the program."""
+    if isinstance(step, HostStep):
+        return step
+    return replace(step, params=tuple(places[slot] for slot in step.params))
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    """Whether the call asks for a tensor's shape, dtype or device."""
+    if node.op == "call_method":
+        return node.target in _SHAPE_METHODS or (node.target == "type" and len(node.args) + len(node.kwargs) == 1)
+    return node.target is getattr and node.args[1] in _DATA
+
+
 def _nodes(arguments: Any) -> list[fx.Node]:
     """The nodes in nested arguments."""
     found: list[fx.Node] = []
@@ -391,11 +418,11 @@ def _nodes(arguments: Any) -> list[fx.Node]:
     return found
 
 
-def _reader(owner: nn.Module, name: str) -> Callable[[list[Tensor]], Tensor]:
+def _reader(owner: nn.Module, name: str) -> Fetch:
     """How a parameter is read at each call, without a strong reference to its module."""
     parameters: dict[str, Any] = owner._parameters
     if name in parameters:
-        return lambda slots: parameters[name]
+        return parameters, name
     weak = weakref.ref(owner)
     return lambda slots: getattr(weak(), name)
 

@@ -8,6 +8,7 @@ differentiation, autocast, tensor subclasses.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from .autograd import UnsupportedOutput, apply, warn_once
 from .layers import expanded, rule_of_module
-from .lower import Lowered, Parameter, lower
+from .lower import Lowered, Parameter, Value, lower
 from .trace import Untraceable, attributes, hooked, same, trace
 
 Forward = Callable[..., Any]
@@ -36,6 +37,7 @@ class Network:
     def __post_init__(self) -> None:
         self.traces: dict[Any, Lowered | Untraceable] = {}
         self.latest: Lowered | Untraceable | None = None
+        self._latest_key: Any = None
         self._warned: set[str] = set()
         self._watch: _Watch | None = None
 
@@ -54,7 +56,7 @@ class Network:
         if reason is not None:
             warn_once(self._warned, f"{type(module).__name__}: {reason}")
             return forward(module, *args, **kwargs)
-        if not any(t.requires_grad for t in call.tensors):
+        if True not in [t.requires_grad for t in call.tensors]:
             return forward(module, *args, **kwargs)
         found = self.find(module, forward, adopt, call)
         if isinstance(found, Untraceable):
@@ -62,52 +64,66 @@ class Network:
         try:
             return self._run(found, call.tensors)
         except UnsupportedOutput as error:
-            self.latest = self.traces[self._key(module, call)] = Untraceable(str(error))
-            _adopt_children(module, adopt)
+            self._give_up(module, call, adopt, str(error))
             return forward(module, *args, **kwargs)
 
     def find(self, module: nn.Module, forward: Forward, adopt: Forward, call: _Call) -> Lowered | Untraceable:
         """The trace for this call: the one that holds, or a new one."""
-        if self._watch is None or not self._watch.holds(module):
+        watch = self._watch
+        if watch is None or not watch.holds(module):
             self.traces.clear()
-            self._watch = _Watch(module)
-        key = self._key(module, call)
-        found = self.traces.get(key)
+            self._latest_key = None
+            watch = self._watch = _Watch(module)
+        key = call.key, watch.state(module)
+        if key == self._latest_key:
+            return self.latest  # type: ignore[return-value]
+        frozen = _frozen(key)
+        found = self.traces.get(frozen)
         if found is None:
             if any(map(is_lazy, module.parameters())):
                 return Untraceable("a lazy parameter has no shape yet")
-            found = self.traces[key] = _build(module, forward, call)
+            found = self.traces[frozen] = _build(module, forward, call)
             if isinstance(found, Untraceable):
                 _adopt_children(module, adopt)
                 self._watch = _Watch(module)
-        self.latest = found
+        self._remember(found, key)
         return found
 
-    def _key(self, module: nn.Module, call: _Call) -> Any:
+    def _remember(self, found: Lowered | Untraceable, key: tuple[Any, Any]) -> None:
+        """The latest trace; the state in its key is copied, because hyper-parameters may be lists."""
+        self.latest, self._latest_key = found, (key[0], copy.deepcopy(key[1]))
+
+    def _give_up(self, module: nn.Module, call: _Call, adopt: Forward, reason: str) -> None:
+        """From now on this call goes to the module's own forward, with the parts below it accelerated."""
         assert self._watch is not None
-        return call.key, self._watch.state(module)
+        key = call.key, self._watch.state(module)
+        found = self.traces[_frozen(key)] = Untraceable(reason)
+        self._remember(found, key)
+        _adopt_children(module, adopt)
 
     def _run(self, lowered: Lowered, tensors: list[Tensor]) -> Any:
-        params = lowered.parameters()
-        values = iter(apply(lowered.program, tensors, params, self._warned))
-        results = {
-            kind: params[kind.index] if isinstance(kind, Parameter) else next(values) for kind in lowered.outputs
-        }
+        slots = lowered.parameters()
+        params = slots if len(lowered.used) == len(slots) else [slots[i] for i in lowered.used]
+        values = apply(lowered.program, tensors, params, self._warned)
+        if isinstance(lowered.structure, Value):
+            return values[0]
+        rest = iter(values)
+        results = {kind: slots[kind.index] if isinstance(kind, Parameter) else next(rest) for kind in lowered.outputs}
         return _rebuilt(lowered.structure, results)
 
 
-@dataclass(frozen=True)
 class _Call:
     """Arguments of a call: its tensors, and a key and a way back for everything else."""
 
-    tensors: list[Tensor]
-    key: Any
-    rebuild: Callable[[Any], tuple[Any, Any]]
+    __slots__ = ("key", "rebuild", "tensors")
+
+    def __init__(self, tensors: list[Tensor], key: Any, rebuild: Callable[[Any], tuple[Any, Any]]) -> None:
+        self.tensors, self.key, self.rebuild = tensors, key, rebuild
 
     @classmethod
     def of(cls, args: tuple, kwargs: dict) -> _Call:
         if not kwargs and all(isinstance(a, Tensor) for a in args):
-            return cls(list(args), len(args), lambda tensors: (tensors, {}))
+            return cls(list(args), len(args), _positional)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         fixed = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
@@ -124,34 +140,38 @@ class _Watch:
 
     def __init__(self, root: nn.Module) -> None:
         self._inner = [m for m in root.modules() if m is not root]
+        self._tables = [m.__dict__ for m in self._inner]
         modules = [root, *self._inner]
-        self._children = [tuple(m._modules.values()) for m in modules]
-        self._attributes = [None if _is_library(m) else attributes(m) for m in modules]
+        self._children = [(i, tuple(m._modules.values())) for i, m in enumerate(modules) if m._modules]
+        self._attributes = [(i, attributes(m)) for i, m in enumerate(modules) if not _is_library(m)]
         self._parameters = [(m._parameters, name) for m in modules for name in m._parameters]
-        self._configs = [(i, rule.config) for i, m in enumerate(modules) if (rule := rule_of_module(m)) is not None]
+        rules = [(i, rule_of_module(m)) for i, m in enumerate(modules)]
+        self._configs = [(i, rule.config) for i, rule in rules if rule is not None and rule.config is not None]
 
     def holds(self, root: nn.Module) -> bool:
         """Whether modules are where they were, with the attributes they had."""
-        for module, children, state in zip([root, *self._inner], self._children, self._attributes, strict=True):
-            if children and tuple(module._modules.values()) != children:
-                return False
-            if state is not None and not same(attributes(module), state):
-                return False
-        return True
-
-    def state(self, root: nn.Module) -> Any:
-        """Flags, hyper-parameters and missing parameters, which select between traces."""
         modules = [root, *self._inner]
-        flags = tuple([m.training for m in modules])
-        hooks = tuple([hooked(m) for m in self._inner])
-        missing = tuple([table.get(name) is None for table, name in self._parameters])
-        return flags, hooks, missing, tuple([_frozen(config(modules[i])) for i, config in self._configs])
+        for i, children in self._children:
+            if tuple(modules[i]._modules.values()) != children:
+                return False
+        return all(same(attributes(modules[i]), state) for i, state in self._attributes)
+
+    def state(self, root: nn.Module) -> tuple[Any, ...]:
+        """Flags, hooks, missing parameters and hyper-parameters, which select between traces."""
+        training = [table["training"] for table in self._tables]
+        hooks = hooked(self._tables)
+        missing = [table.get(name) is None for table, name in self._parameters]
+        modules = [root, *self._inner]
+        return root.training, training, hooks, missing, [config(modules[i]) for i, config in self._configs]
+
+
+def _positional(tensors: Any) -> tuple[Any, Any]:
+    """Arguments that are all tensors, without names."""
+    return tensors, {}
 
 
 def refusal(tensors: list[Tensor]) -> str | None:
     """Why the two Functions cannot take this call, or None."""
-    if torch.compiler.is_compiling():
-        return "torch.compile traces the call"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if torch.autograd.forward_ad._current_level >= 0:
@@ -160,9 +180,11 @@ def refusal(tensors: list[Tensor]) -> str | None:
         if t.requires_grad:
             if type(t) is not Tensor and type(t) is not nn.Parameter:
                 return f"an input is a {type(t).__name__}, not a plain tensor"
+            if torch._C._functorch.is_functorch_wrapped_tensor(t):
+                return "an input comes out of a torch.func transform that has ended"
             if t.is_complex() or t.layout is not torch.strided:
                 return f"an input is {t.dtype}, {t.layout}; the layers take dense real tensors"
-            if torch.is_autocast_enabled(t.device.type):
+            if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(t.device.type):
                 return "autocast is active"
     return None
 

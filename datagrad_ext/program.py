@@ -118,7 +118,7 @@ class Program:
                 saved.append((y,))
             else:
                 arguments = tuple([values[i] for i in step.inputs])
-                y, kept = step.layer.forward(arguments, theta, *_host(step.host, values))
+                y, kept = step.layer.forward(arguments, theta, *(step.host and _host(step.host, values)))
                 saved.append(kept)
                 if describe and step.layer.acted(kept):
                     self.rows.append(_row(step, arguments, y, kept))
@@ -162,7 +162,8 @@ class Program:
         for i, layer, inputs, output, needed, wants, dead in self._tangent_plan(wanted, wanted_params):
             tangents = tuple([flow[j] for j in inputs])
             record, records[i] = records[i], None
-            if (record is not None or not layer.paired) and any(t is not None for t in tangents):
+            known = tangents[0] is not None or any(t is not None for t in tangents)
+            if known and (record is not None or not layer.paired):
                 if left is None or not layer.paired:
                     flow[output] = layer.jvp(saved[i], thetas[i], tangents, record) if needed else None
                 else:
@@ -217,7 +218,7 @@ class Program:
         """One place for each value, with the cotangents of the outputs in it."""
         flow: list[Any] = [None] * (self.n_inputs + self._n_results)
         for i, g in zip(self.outputs, cotangents, strict=True):
-            flow[i] = add(flow[i], g)
+            flow[i] = g if flow[i] is None else add(flow[i], g)
         return flow
 
     @cached_property
@@ -275,7 +276,7 @@ class Program:
             read = {i for i, want in zip(self.outputs, wanted, strict=True) if want}
             plan = []
             for i, step in reversed(list(enumerate(self.steps))):
-                if isinstance(step, HostStep):
+                if isinstance(step, HostStep) or not step.inputs:  # nor does a tangent reach a parameter
                     continue
                 needed = step.output in read
                 if needed or step.layer.paired:
@@ -297,7 +298,7 @@ def _reader(places: tuple[int, ...]) -> Callable[[Sequence[Any]], Tensors]:
 
 def _host(arguments: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
     """Host arguments with references replaced by their values."""
-    return arguments and tuple(values[a.value] if isinstance(a, Ref) else a for a in arguments)
+    return tuple([values[a.value] if isinstance(a, Ref) else a for a in arguments])
 
 
 def _accumulate(total: list[Any], places: Sequence[int], wanted: Sequence[bool], parts: Tensors) -> None:

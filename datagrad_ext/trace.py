@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,11 +29,12 @@ class Untraceable(Exception):
     path = ""
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether hooks wait for calls of this very module."""
-    own = module.__dict__
-    found = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    return bool(found)
+def hooked(tables: Iterable[dict[str, Any]]) -> list[bool]:
+    """For each module's attributes, whether hooks wait for calls of this very module."""
+    return [
+        bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
+        for own in tables
+    ]
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class _Tracer(fx.Tracer):
         self.inside: list[nn.Module] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if hooked(m):
+        if True in hooked([m.__dict__]):
             self._leaves[m] = "it has hooks"
         if m in self._leaves or rule_of_module(m) is not None:
             return True

@@ -14,14 +14,17 @@ PACKAGE = ROOT / "datagrad_ext"
 
 # From the ground up; what stands on one floor does not see its neighbours. A package is one unit.
 FLOORS = (
-    {"_native", "ops"},
+    {"_format", "_native", "ops"},
     {"layers", "penalties", "losses"},
     {"program", "trace"},
-    {"autograd", "fusion"},
+    {"autograd", "single"},
+    {"fusion"},
     {"lower"},
     {"network"},
     {"accelerate", "functional"},
-    {"table"},
+    {"table", "objective"},
+    {"attacks"},
+    {"presets"},
     {"cli"},
 )
 # These put the package together and may import from every floor.

@@ -1,4 +1,4 @@
-"""README is true: its Python blocks run, in order, in one session; its make commands exist."""
+"""README and docs are true: their Python blocks run, in order, one session a page; make commands exist."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [
+    "README.md",
+    *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md") if "```python" in page.read_text()),
+]
 
 
-def blocks(*languages: str) -> list[str]:
-    """The fenced blocks in these languages."""
-    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(page: str, *languages: str) -> list[str]:
+    """The fenced blocks of the page in these languages."""
+    text = (ROOT / page).read_text()
+    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_python_blocks_run(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     session: dict[str, Any] = {}
-    found = blocks("python")
+    found = blocks(page, "python")
     assert found
     for number, block in enumerate(found, start=1):
-        exec(compile(block, f"README.md, Python block {number}", "exec"), session)
+        exec(compile(block, f"{page}, Python block {number}", "exec"), session)
 
 
 def test_make_commands_are_targets_of_the_makefile() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"^\s*make ([a-z]+)", "\n".join(blocks("bash", "sh", "console")), re.MULTILINE))
+    named = set(re.findall(r"^\s*make ([a-z]+)", "\n".join(blocks("README.md", "bash", "sh", "console")), re.MULTILINE))
     assert {"demo", "test"} <= named
     assert named <= targets

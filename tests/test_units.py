@@ -1,8 +1,10 @@
-"""How much work a step does: layer-sized products, counted for each weight layer as ATen executes them.
+"""How much work a step does: layer-sized products, counted for each weight layer in two ways.
 
-One unit is one product (or convolution) of the size of the layer: forward, vjp, jvp, and one for each pair
-of cotangent and feature in the weight gradient. Counting what reaches ATen needs no hook in the package, so a
-layer that merges its maps is counted rightly. Letter: N batch.
+One unit is one product (or convolution) of the size of the layer: forward, vjp, jvp, and one for each pair of cotangent
+and feature in the weight gradient. `maps` counts the calls of the layers' maps, with every sweep composed of them.
+`products` counts what reaches ATen, with no hook in the package, so that what merges maps is counted rightly; an op of
+a chain, which shows ATen nothing, is replaced by its reference there (tests/test_ops_chain.py compares the two).
+Letter: N batch.
 """
 
 from __future__ import annotations
@@ -10,19 +12,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import data
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_code import data_gradient, loss_of, penalised, potential, weights
 
 import datagrad_ext
+from datagrad_ext import CentralDifference, DataGrad, FiniteDifference, Term, fusion, penalties
+from datagrad_ext.fusion.chains import collect_chains
+from datagrad_ext.layers import Layer
+from datagrad_ext.layers.convolution import Convolution
+from datagrad_ext.layers.linear import Linear
+from datagrad_ext.ops import chain
 
 N = 4
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.addmm_.default, aten.mm.out, aten.addmm.out}
+CHAIN_OPS = {
+    getattr(torch.ops.datagrad, name).default: getattr(chain, name)
+    for name in ("chain_forward", "chain_data_vjp", "chain_data_jvp", "chain_reverse")
+}
 
 
 class Units(TorchDispatchMode):
@@ -40,6 +54,9 @@ class Units(TorchDispatchMode):
             self.count[tuple(args[1].shape)] += 1
         elif func is aten.convolution_backward.default:
             self.count[tuple(args[2].shape)] += sum(args[-1][:2])
+        elif func in CHAIN_OPS:
+            with self:
+                return CHAIN_OPS[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -80,12 +97,39 @@ def _key(layer: nn.Module) -> object:
 
 
 @contextmanager
-def units_of(model: nn.Module) -> Iterator[list[int]]:
-    """Fills the list with the units of each weight layer, in order, when the block ends."""
+def products(model: nn.Module) -> Iterator[list[int]]:
+    """Fills the list with the products of each weight layer, in order, when the block ends."""
     found: list[int] = []
     with Units() as mode:
         yield found
     found += [mode.count[_key(layer)] for layer in model if hasattr(layer, "weight")]
+
+
+@contextmanager
+def maps(model: nn.Module) -> Iterator[list[int]]:
+    """Fills the list with the calls of the maps of each weight layer, in the order of their first forward."""
+    found: list[int] = []
+    count: dict[Layer, int] = {}
+
+    def counted(name: str, original: Callable) -> Callable:
+        def call(self: Layer, *args: object) -> object:
+            only_bias = name == "param_vjp" and not args[4][0]  # type: ignore[index]
+            count[self] = count.get(self, 0) + (not only_bias)
+            return original(self, *args)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusion, "PASSES", [p for p in fusion.PASSES if p is not collect_chains])
+        patch.setattr(Convolution, "reverse", Layer.reverse)
+        for layer in (Linear, Convolution):
+            for name in ("forward", "vjp", "jvp", "param_vjp"):
+                patch.setattr(layer, name, counted(name, getattr(layer, name)))
+        yield found
+    found += count.values()
+
+
+COUNTERS = [products, maps]
 
 
 def _loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -116,6 +160,10 @@ def _loss_and_two_penalties(model: nn.Module, x: Tensor) -> Tensor:
     return loss + data_gradient(loss, x).abs().sum() + data_gradient(potential(y), x).square().sum()
 
 
+def _objective(*terms: Term, estimator: Any = None) -> Callable[[nn.Module, Tensor], Tensor]:
+    return lambda model, x: DataGrad(F.cross_entropy, terms, estimator)(model, x, torch.arange(N)).total
+
+
 # total, activation, also x̄?, units of [first, …, head]. A linear head needs no tangent: one unit less.
 ROWS = [
     pytest.param(_loss, nn.ReLU, False, [2, 3, 3, 3], id="plain_step"),
@@ -130,13 +178,16 @@ ROWS = [
     pytest.param(penalised, nn.Softplus, False, [5, 6, 6, 6], id="loss_and_penalty_smooth"),
     pytest.param(_two_critics, nn.ReLU, False, [7, 7, 7, 5], id="two_data_gradients_linear_head"),
     pytest.param(_loss_and_two_penalties, nn.ReLU, False, [8, 9, 9, 9], id="loss_and_two_penalties"),
+    pytest.param(_objective(Term(0.1)), nn.ReLU, False, [5, 6, 6, 6], id="objective"),
+    pytest.param(_objective(Term(0.1), Term(0.1, penalties.l2)), nn.ReLU, False, [5, 6, 6, 6], id="objective_one_J"),
 ]
 
 
+@pytest.mark.parametrize("units_of", COUNTERS)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize(("total", "activation", "with_input", "expected"), ROWS)
 def test_units(
-    total: Callable, activation: Callable, with_input: bool, expected: list[int], net: str
+    total: Callable, activation: Callable, with_input: bool, expected: list[int], net: str, units_of: Callable
 ) -> None:
     make, shape = NETS[net]
     model = datagrad_ext.accelerate(make(activation).double())
@@ -147,8 +198,9 @@ def test_units(
         assert found == expected
 
 
+@pytest.mark.parametrize("units_of", COUNTERS)
 @pytest.mark.parametrize("net", NETS)
-def test_only_what_is_asked_for_is_computed(net: str) -> None:
+def test_only_what_is_asked_for_is_computed(net: str, units_of: Callable) -> None:
     """One gradient of the head: no sweep goes below it."""
     make, shape = NETS[net]
     model, x = datagrad_ext.accelerate(make(nn.ReLU).double()), data(*shape).requires_grad_()
@@ -160,8 +212,9 @@ def test_only_what_is_asked_for_is_computed(net: str) -> None:
     assert found == [2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("units_of", COUNTERS)
 @pytest.mark.parametrize("net", NETS)
-def test_frozen_layers_cost_less(net: str) -> None:
+def test_frozen_layers_cost_less(net: str, units_of: Callable) -> None:
     make, shape = NETS[net]
     model, x = datagrad_ext.accelerate(make(nn.ReLU).double()), data(*shape).requires_grad_()
     model[0].requires_grad_(False)
@@ -174,6 +227,21 @@ def test_frozen_layers_cost_less(net: str) -> None:
 def test_autograd_itself_needs_more() -> None:
     """The counter counts: PyTorch's double backward of the same step."""
     model, x = linear_net(nn.ReLU).double(), data(N, 6).requires_grad_()
-    with units_of(model) as found:
+    with products(model) as found:
         _critic(model, x).backward()
     assert all(unit >= 5 for unit in found[1:-1]), found
+
+
+ESTIMATORS = [
+    pytest.param(0.1, FiniteDifference(0.5), [5, 7, 7, 7], id="forward"),
+    pytest.param(0.5, FiniteDifference(0.5), [4, 5, 5, 5], id="forward_without_the_clean_loss"),
+    pytest.param(0.1, CentralDifference(0.5), [7, 10, 10, 10], id="central"),
+]
+
+
+@pytest.mark.parametrize(("weight", "estimator", "expected"), ESTIMATORS)
+def test_units_of_difference_estimators(weight: float, estimator: Any, expected: list[int]) -> None:
+    model, x = datagrad_ext.accelerate(conv_net(nn.Tanh).double()), data(N, 2, 6, 6).requires_grad_()
+    with products(model) as found:
+        _objective(Term(weight), estimator=estimator)(model, x).backward(inputs=weights(model))
+    assert found == expected

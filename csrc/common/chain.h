@@ -218,7 +218,7 @@ Tensors chain_forward(const Tensor& x, Tensors params, std::string links) {
 template <class Backend>
 Tensors chain_data_vjp(const Tensor& g, Tensors params, Tensors saved, std::string links) {
   ChainPlan plan("chain_data_vjp", links, params);
-  plan.resume(g, saved);
+  plan.resume("g", g, plan.width.back(), saved);
   const Tensor top = in_layout(g, Layout::contiguous);
   const Tensors found = {empty_matrix(g, plan.rows, plan.width[0]),
                          empty_vector(g, plan.cotangents.total, g.scalar_type())};
@@ -232,9 +232,10 @@ template <class Backend>
 Tensors chain_data_jvp(const Tensor& t, Tensors params, Tensors saved, Tensors record, std::string links, Flags wanted,
                        bool want_y, bool keep, Tensors sums) {
   ChainPlan plan("chain_data_jvp", links, params);
-  plan.resume(t, saved);
+  plan.resume("t", t, plan.width[0], saved);
   plan.check_flags(wanted);
   plan.check_record(record);
+  plan.check_sums(sums, wanted);
   const Tensor v = in_layout(t, Layout::contiguous);
   Tensors found = {empty_vector(t, plan.tangents(keep).total, t.scalar_type())};
   if (want_y) found.push_back(empty_matrix(t, plan.rows, plan.width.back()));
@@ -254,13 +255,17 @@ template <class Backend>
 Tensors chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors tangents, const Tensor& x, Tensors params,
                       Tensors saved, std::string links, Flags wanted, bool want_x, bool keep, Tensors sums) {
   ChainPlan plan("chain_reverse", links, params);
-  plan.resume(x, saved);
+  plan.resume("x", x, plan.width[0], saved);
+  if (zeta) plan.check_flow("zeta", *zeta, plan.width.back());
   plan.check_flags(wanted);
   plan.check_pairs(records, tangents, keep);
+  plan.check_sums(sums, wanted);
+  DATAGRAD_CHECK(zeta || !records.empty(), plan.op, ": needs a zeta or a record");
   const Tensor rows = in_layout(x, Layout::contiguous);
   if (zeta) zeta = in_layout(*zeta, Layout::contiguous);
   // Links from `start` down have a ζ: all, or those below the last smooth one.
   const int64_t start = zeta ? plan.last() : plan.last_curve();
+  DATAGRAD_CHECK(!want_x || start >= 0, plan.op, ": without a zeta a chain without smooth links has no cotangent of x");
   const bool fresh = sums.empty();
   Tensors found, weights = sums, biases(params.size(), rows);
   if (want_x) found.push_back(empty_matrix(x, plan.rows, plan.width[0]));

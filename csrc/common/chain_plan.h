@@ -72,15 +72,21 @@ class ChainPlan {
     lay_out(x.size(0));
   }
 
-  // A later sweep, whose flow has the rows of `flow`.
-  void resume(const Tensor& flow, const Tensors& saved) {
+  // A later sweep, at the rows of what enters it.
+  void resume(const char* name, const Tensor& flow, int64_t columns, const Tensors& saved) {
     check_count("saved buffers", saved.size(), 2);
-    DATAGRAD_CHECK(flow.dim() == 2, op, ": what flows through a chain is a matrix, got shape ", text(flow.sizes()));
+    DATAGRAD_CHECK(flow.dim() == 2, op, ": ", name, " must be a matrix, got shape ", text(flow.sizes()));
     lay_out(flow.size(0));
-    check_alike(op, "saved values", saved[0], "the weight", params[0]);
-    check_shape(op, "saved values", saved[0], IntHeaderOnlyArrayRef(&values.total, 1));
+    check_flow(name, flow, columns);
+    check_dense("saved values", saved[0], IntHeaderOnlyArrayRef(&values.total, 1));
     check_dtype(op, "saved bits", saved[1], ScalarType::Byte);
     check_shape(op, "saved bits", saved[1], IntHeaderOnlyArrayRef(&bits.total, 1));
+  }
+
+  void check_flow(const char* name, const Tensor& flow, int64_t columns) const {
+    const int64_t shape[] = {rows, columns};
+    check_alike(op, name, flow, "the weight", params[0]);
+    check_shape(op, name, flow, IntHeaderOnlyArrayRef(shape, 2));
   }
 
   // The tangents that sweep 3 keeps: those of the inputs of smooth links, or with `keep` of all but the first.
@@ -134,6 +140,19 @@ class ChainPlan {
     check_two("record", record, first, width.back(), cotangents);
   }
 
+  // No sums, or one for each wanted weight.
+  void check_sums(const Tensors& sums, const Flags& wanted) const {
+    if (sums.empty()) return;
+    size_t place = 0;
+    for (const Link& link : links) {
+      if (!wants_weight(link, wanted)) continue;
+      DATAGRAD_CHECK(place < sums.size(), op, ": needs a sum for every wanted weight, got ", sums.size());
+      check_dense("sum", sums[place], weight(link).sizes());
+      ++place;
+    }
+    DATAGRAD_CHECK(place == sums.size(), op, ": needs a sum for every wanted weight, got ", sums.size());
+  }
+
   void check_pairs(const Tensors& records, const Tensors& kept, bool keep) const {
     DATAGRAD_CHECK(records.size() == kept.size() && kept.size() % 2 == 0, op,
                    ": needs two tensors of tangents for every record of two, got ", kept.size(), " and ",
@@ -179,10 +198,14 @@ class ChainPlan {
   void check_two(const char* name, const Tensors& tensors, size_t first, int64_t columns, const Places& places) const {
     DATAGRAD_CHECK(tensors.size() >= first + 2, op, ": ", name, " has 2 tensors, got ", tensors.size() - first);
     const int64_t shape[] = {rows, columns};
-    check_alike(op, name, tensors[first], "the weight", params[0]);
-    check_alike(op, name, tensors[first + 1], "the weight", params[0]);
-    check_shape(op, name, tensors[first], IntHeaderOnlyArrayRef(shape, 2));
-    check_shape(op, name, tensors[first + 1], IntHeaderOnlyArrayRef(&places.total, 1));
+    check_dense(name, tensors[first], IntHeaderOnlyArrayRef(shape, 2));
+    check_dense(name, tensors[first + 1], IntHeaderOnlyArrayRef(&places.total, 1));
+  }
+
+  void check_dense(const char* name, const Tensor& t, IntHeaderOnlyArrayRef shape) const {
+    check_alike(op, name, t, "the weight", params[0]);
+    check_shape(op, name, t, shape);
+    DATAGRAD_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
   }
 
   void check_parameters(const Tensor& x) const {

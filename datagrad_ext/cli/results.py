@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 import datagrad_ext
+from datagrad_ext._format import format_table
 from datagrad_ext.cli.comparison import Timing
 from datagrad_ext.cli.data import SPLIT_SEED, Digits
 from datagrad_ext.cli.evaluation import Figures
 from datagrad_ext.cli.objective import Objective
-from datagrad_ext.cli.table import format_table
 from datagrad_ext.cli.training import Budget, History
 
 

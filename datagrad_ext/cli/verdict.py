@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datagrad_ext._format import format_table
 from datagrad_ext.cli.gradients import relative_error, total_norm
 from datagrad_ext.cli.probe import Answer
-from datagrad_ext.cli.table import format_table
 
 TOLERANCE = 1e-9
 FLOAT32_TOLERANCE = 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..program import Program
+from ..single import Single
 from .biases import move_biases
 from .chains import collect_chains
 from .layout import run_in_channels_last
@@ -14,7 +15,7 @@ def fuse(program: Program) -> Program:
     """The program after every pass."""
     for fusion in PASSES:
         program = fusion(program)
-    return program
+    return Single.of(program)
 
 
 __all__ = ["PASSES", "fuse"]

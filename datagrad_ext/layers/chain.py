@@ -28,12 +28,13 @@ class Chain(Layer):
         self.layers, self.n_params = tuple(layers), tuple(n_params)
         self.links = " ".join(str(layer.link(n)) for layer, n in zip(layers, n_params, strict=True))
         links = parse(self.links)
-        places = [(i, link, p) for i, link in enumerate(links) for p in (link.weight, link.bias) if p is not None]
-        self.is_weight = tuple(p == link.weight for _, link, p in places)
+        params = [(i, link, p) for i, link in enumerate(links) for p in (link.weight, link.bias) if p is not None]
+        self._is_weight = [p == link.weight for _, link, p in params]
         curves = [i for i, link in enumerate(links) if link.curve is not None]
         self.curved = bool(curves)
         # Without a ζ sweep 4 has one below the last smooth link.
-        self._is_below = tuple(i <= max(curves, default=-1) for i, _, _ in places)
+        self._is_below = [i <= max(curves, default=-1) for i, _, _ in params]
+        self._known_places: dict[Any, tuple[int, ...]] = {}
 
     @property
     def name(self) -> str:
@@ -41,10 +42,10 @@ class Chain(Layer):
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x = inputs[0]
-        rows = _rows(x)
+        leading = None if x.dim() == 2 else x.shape[:-1]
+        rows = x if leading is None else x.reshape(-1, x.shape[-1])
         y, values, bits = _ops.chain_forward.default(rows, params, self.links)
-        leading = x.shape[:-1]
-        return _unflat(y, leading), (values, bits, rows, leading)
+        return y if leading is None else _unflat(y, leading), (values, bits, rows, leading)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         return self.data_vjp(saved, params, g, wanted)[0]
@@ -53,9 +54,10 @@ class Chain(Layer):
         return self.data_jvp(saved, params, tangents, record, True, (False,) * len(params), ())[0]
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
-        rows = _rows(g).contiguous()
-        x_bar, buffer = _ops.chain_data_vjp.default(rows, params, saved[:2], self.links)
-        return (_unflat(x_bar, saved[-1]),), (rows, buffer)
+        values, bits, _, leading = saved
+        rows = _rows(g, leading)
+        x_bar, buffer = _ops.chain_data_vjp.default(rows, params, (values, bits), self.links)
+        return (x_bar if leading is None else _unflat(x_bar, leading),), (rows, buffer)
 
     def data_jvp(
         self,
@@ -67,17 +69,19 @@ class Chain(Layer):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Any, Any, Tensors]:
-        known, wanted = _known(sums), wanted_params or (False,) * len(params)
-        rows = _rows(tangents[0]).contiguous()
-        keep = _keeps(rows, params)
+        values, bits, x, leading = saved
+        rows, keep, wanted = _rows(tangents[0], leading), _keeps(x, params), wanted_params or (False,) * len(params)
+        known = [total for total in sums if total is not None]
         kept, *found = _ops.chain_data_jvp.default(
-            rows, params, saved[:2], record, self.links, wanted, needed, keep, known
+            rows, params, (values, bits), record, self.links, wanted, needed, keep, known
         )
-        y_tangent = _unflat(found[0], saved[-1]) if needed else None
-        if not known and not keep:
-            bars = iter(found[needed:])
-            sums = tuple([next(bars) if w and is_w else None for w, is_w in zip(wanted, self.is_weight, strict=True)])
-        return y_tangent, (record, (rows, kept)) if self.curved or keep else None, sums
+        y_tangent: Any = found.pop(0) if needed else None
+        if needed and leading is not None:
+            y_tangent = _unflat(y_tangent, leading)
+        pair = (record, (rows, kept)) if self.curved or keep else None
+        if keep or known:
+            return y_tangent, pair, sums
+        return y_tangent, pair, _filled(sums, self._places("tangent", tuple(wanted)), found)
 
     def reverse(
         self,
@@ -89,23 +93,36 @@ class Chain(Layer):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
-        known, wanted = _known(sums), wanted_params or (False,) * len(params)
+        values, bits, x, leading = saved
+        keep, wanted = _keeps(x, params), wanted_params or (False,) * len(params)
+        known = [total for total in sums if total is not None]
         records = [tensor for record, _ in pairs for tensor in record]
         tangents = [tensor for _, kept in pairs for tensor in kept]
-        rows, x, keep = None if zeta is None else _rows(zeta), saved[2], _keeps(saved[2], params)
+        rows = None if zeta is None else _rows(zeta, leading)
         want_x = wanted_inputs[0] and (zeta is not None or self.curved)
-        found = iter(
-            _ops.chain_reverse.default(
-                rows, records, tangents, x, params, saved[:2], self.links, wanted, want_x, keep, known
-            )
+        found = _ops.chain_reverse.default(
+            rows, records, tangents, x, params, (values, bits), self.links, wanted, want_x, keep, known
         )
-        x_bar = _unflat(next(found), saved[-1]) if want_x else None
-        bars: list[Any] = list(sums)
-        for i, (want, is_weight, below) in enumerate(zip(wanted, self.is_weight, self._is_below, strict=True)):
-            has_one = zeta is not None or below or (keep and is_weight)
-            if want and has_one and not (known and is_weight):
-                bars[i] = next(found)
-        return (x_bar,), tuple(bars)
+        x_bar: Any = found.pop(0) if want_x else None
+        if want_x and leading is not None:
+            x_bar = _unflat(x_bar, leading)
+        places = self._places("reverse", tuple(wanted), zeta is not None, keep, bool(known))
+        return (x_bar,), _filled(sums, places, found)
+
+    def _places(
+        self, sweep: str, wanted: tuple[bool, ...], with_zeta: bool = False, keep: bool = False, known: bool = False
+    ) -> tuple[int, ...]:
+        """Which parameters an op returns gradients of."""
+        key = sweep, wanted, with_zeta, keep, known
+        if key not in self._known_places:
+            flags = zip(wanted, self._is_weight, self._is_below, strict=True)
+            found = [
+                want and (is_weight if sweep == "tangent" else with_zeta or below or (keep and is_weight))
+                and not (known and is_weight)
+                for want, is_weight, below in flags
+            ]
+            self._known_places[key] = tuple(i for i, here in enumerate(found) if here)
+        return self._known_places[key]
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         (x,), place = inputs, 0
@@ -117,18 +134,22 @@ class Chain(Layer):
 
 def _keeps(rows: Tensor, params: Tensors) -> bool:
     """Whether (δ, t) are kept for sweep 4: if the tangents are smaller than the gradients that replace them."""
-    return len(rows) <= params[0].shape[0]
+    return rows.shape[0] <= params[0].shape[0]
 
 
-def _rows(x: Tensor) -> Tensor:
-    """A matrix: all leading dimensions as one."""
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+def _rows(g: Tensor, leading: torch.Size | None) -> Tensor:
+    """A dense matrix: all leading dimensions as one."""
+    return (g if leading is None else g.reshape(-1, g.shape[-1])).contiguous()
 
 
 def _unflat(rows: Tensor, leading: torch.Size) -> Tensor:
     """The rows in the leading dimensions they had."""
-    return rows if len(leading) == 1 else rows.view(*leading, rows.shape[-1])
+    return rows.view(*leading, rows.shape[-1])
 
 
-def _known(sums: Tensors) -> list[Tensor]:
-    return [s for s in sums if s is not None]
+def _filled(sums: Tensors, places: Sequence[int], found: Sequence[Tensor]) -> Tensors:
+    """The sums with what was found in its places."""
+    bars = list(sums)
+    for place, bar in zip(places, found, strict=True):
+        bars[place] = bar
+    return tuple(bars)

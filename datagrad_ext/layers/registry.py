@@ -49,7 +49,7 @@ class ModuleRule(NamedTuple):
     """How a module class becomes a layer, and the attributes whose change asks for a new trace."""
 
     build: Callable[[Any], Application | Expansion | None]
-    config: Callable[[nn.Module], Any]
+    config: Callable[[nn.Module], Any] | None
 
 
 _MODULES: dict[Any, ModuleRule] = {}
@@ -61,7 +61,7 @@ _TRACED_THROUGH: set[str] = set()
 
 def module_rule(*classes: type[nn.Module], config: tuple[str, ...] = ()) -> Callable:
     """Register a rule for modules whose forward is that of one of the classes."""
-    read = attrgetter(*config) if config else _nothing
+    read = attrgetter(*config) if config else None
 
     def register(build: Callable) -> Callable:
         _MODULES.update({cls.forward: ModuleRule(build, read) for cls in classes})
@@ -153,6 +153,3 @@ def rules_of_method(name: str) -> Sequence[Callable]:
 def _full_name(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
-
-def _nothing(module: nn.Module) -> None:
-    return None

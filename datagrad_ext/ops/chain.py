@@ -98,11 +98,12 @@ def chain_forward(x: Tensor, params: Sequence[Tensor], links: str) -> list[Tenso
 @op("chain_data_vjp(Tensor g, Tensor[] params, Tensor[] saved, str links) -> Tensor[]")
 def chain_data_vjp(g: Tensor, params: Sequence[Tensor], saved: Sequence[Tensor], links: str) -> list[Tensor]:
     """Sweep 2: [J, buffer of its record]."""
-    chain = _Chain("chain_data_vjp", links, params, saved, g)
+    chain = _Chain("chain_data_vjp", links, params)
+    chain.resume("g", g, chain.widths[-1], saved)
     cotangents: dict[int, Tensor] = {}
     for i, link in reversed(list(enumerate(chain.links))):
         cotangents[i] = g
-        g = g @ chain.weight(link) if link.name == "linear" else chain.gate(i, g)
+        g = torch.mm(g, chain.weight(link)) if link.name == "linear" else chain.gate(i, g)
     return [g, _buffer(cotangents, chain.cotangent_places(len(g)), like=g)]
 
 
@@ -122,9 +123,11 @@ def chain_data_jvp(
     sums: Sequence[Tensor],
 ) -> list[Tensor]:
     """Sweep 3: [buffer of tangents, tangent of y if wanted, *gradients of weights unless they are kept or summed]."""
-    chain = _Chain("chain_data_jvp", links, params, saved, t)
+    chain = _Chain("chain_data_jvp", links, params)
+    chain.resume("t", t, chain.widths[0], saved)
     chain.check("flags", wanted, chain.n_params)
     chain.check_record(record)
+    chain.check_sums(sums, wanted)
     order = {} if keep else chain.order(wanted)
     places = chain.tangent_places(keep)
     inputs: dict[int, Tensor] = {}
@@ -136,7 +139,7 @@ def chain_data_jvp(
             bars += _outer([(chain.delta(record, i), t)], sums, order[i])
         if i + 1 == end and not want_y:
             break
-        t = t @ chain.weight(chain.links[i]).t() if chain.links[i].name == "linear" else chain.gate(i, t)
+        t = torch.mm(t, chain.weight(chain.links[i]).t()) if chain.links[i].name == "linear" else chain.gate(i, t)
     return [_buffer(inputs, places, like=t), *[t] * want_y, *bars]
 
 
@@ -163,9 +166,14 @@ def chain_reverse(
     for those of weights with `keep`. Gradients of weights are added to `sums` and not returned, if there are any.
     `records` and `tangents` are those of sweeps 2 and 3, data gradient after data gradient.
     """
-    chain = _Chain("chain_reverse", links, params, saved, x)
+    chain = _Chain("chain_reverse", links, params)
+    chain.resume("x", x, chain.widths[0], saved)
+    if zeta is not None:
+        chain.check_flow("zeta", zeta, chain.widths[-1])
     chain.check("flags", wanted, chain.n_params)
     records_, tangents_ = chain.check_pairs(records, tangents, keep)
+    chain.check_sums(sums, wanted)
+    chain.check_zeta(zeta, records, want_x)
     order, stop = chain.order(wanted), 0 if want_x else chain.first_wanted(wanted)
     found: dict[int | None, Tensor] = {}
     for i in range(len(chain.links) - 1, stop - 1, -1):
@@ -181,7 +189,7 @@ def chain_reverse(
                 found.update(zip([link.weight], _outer(features, sums, order[i]), strict=False))
             if zeta is not None:
                 bias = zeta.sum(0)
-                zeta = zeta @ chain.weight(link) if want_x or i > stop else zeta
+                zeta = torch.mm(zeta, chain.weight(link)) if want_x or i > stop else zeta
         elif zeta is not None or pairs:
             zeta, bias = chain.reverse(i, zeta, pairs)
         if link.bias is not None and wanted[link.bias] and bias is not None:
@@ -192,34 +200,23 @@ def chain_reverse(
 class _Chain:
     """The links of a call, with its parameters and what it saved, checked."""
 
-    def __init__(
-        self,
-        op_name: str,
-        links: str,
-        params: Sequence[Tensor],
-        saved: Sequence[Tensor] | None = None,
-        flow: Tensor | None = None,
-    ) -> None:
+    def __init__(self, op_name: str, links: str, params: Sequence[Tensor]) -> None:
         self.op_name, self.links, self.params = op_name, parse(links), params
         self.n_params = sum((link.weight is not None) + (link.bias is not None) for link in self.links)
         self.check("parameters", params, self.n_params)
         self.widths = [self.weight(self.links[0]).shape[1]]
         for link in self.links:
             self.widths.append(self.weight(link).shape[0] if link.name == "linear" else self.widths[-1])
-        if saved is not None and flow is not None:
-            self._remember(saved, flow)
 
-    def _remember(self, saved: Sequence[Tensor], flow: Tensor) -> None:
+    def resume(self, name: str, flow: Tensor, columns: int, saved: Sequence[Tensor]) -> None:
+        """A later sweep, at the rows of what enters it."""
         self.check("saved buffers", saved, 2)
-        require(
-            flow.dim() == 2,
-            f"{self.op_name}: what flows through a chain is a matrix, got shape {list(flow.shape)}",
-        )
+        require(flow.dim() == 2, f"{self.op_name}: {name} must be a matrix, got shape {list(flow.shape)}")
         self.rows = len(flow)
+        self.check_flow(name, flow, columns)
         self.values, self.masks = saved
         self.inputs, self.bits = self.input_places(self.rows), self.bit_places(self.rows)
-        require_alike(self.op_name, "saved values", self.values, "the weight", self.params[0])
-        require_shape(self.op_name, "saved values", self.values, (_total(self.inputs),))
+        self._check_dense("saved values", self.values, (_total(self.inputs),))
         require(
             self.masks.dtype == torch.uint8,
             f"{self.op_name}: saved bits must have dtype uint8, got {str(self.masks.dtype)[6:]}",
@@ -275,7 +272,7 @@ class _Chain:
 
     def input(self, i: int, x: Tensor) -> Tensor:
         """What link i read in sweep 1."""
-        return _part(self.values, self.inputs[i]).view(self.rows, -1) if i else x
+        return _part(self.values, self.inputs[i]).view(self.rows, self.widths[i]) if i else x
 
     def delta(self, record: Sequence[Tensor], i: int) -> Tensor:
         """The cotangent of the output of link i in sweep 2."""
@@ -285,7 +282,9 @@ class _Chain:
 
     def tangent(self, tangents: Sequence[Tensor], keep: bool, i: int) -> Tensor:
         """The tangent of the input of link i in sweep 3."""
-        return tangents[0] if i == 0 else _part(tangents[1], self.tangent_places(keep)[i]).view(self.rows, -1)
+        return (
+            tangents[0] if i == 0 else _part(tangents[1], self.tangent_places(keep)[i]).view(self.rows, self.widths[i])
+        )
 
     # parameters
 
@@ -344,10 +343,35 @@ class _Chain:
 
     def _check_two(self, name: str, tensors: Sequence[Tensor], width: int, size: int) -> None:
         require(len(tensors) >= 2, f"{self.op_name}: {name} has 2 tensors, got {len(tensors)}")
-        for tensor in tensors:
-            require_alike(self.op_name, name, tensor, "the weight", self.params[0])
-        require_shape(self.op_name, name, tensors[0], (self.rows, width))
-        require_shape(self.op_name, name, tensors[1], (size,))
+        self._check_dense(name, tensors[0], (self.rows, width))
+        self._check_dense(name, tensors[1], (size,))
+
+    def check_flow(self, name: str, flow: Tensor, columns: int) -> None:
+        require_alike(self.op_name, name, flow, "the weight", self.params[0])
+        require_shape(self.op_name, name, flow, (self.rows, columns))
+
+    def check_sums(self, sums: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        """No sums, or one for each wanted weight."""
+        links = [self.links[i] for i in self.order(wanted)]
+        require(
+            len(sums) in (0, len(links)),
+            f"{self.op_name}: needs a sum for every wanted weight, got {len(sums)}",
+        )
+        for link, total in zip(links, sums, strict=False):
+            self._check_dense("sum", total, self.weight(link).shape)
+
+    def check_zeta(self, zeta: Tensor | None, records: Sequence[Tensor], want_x: bool) -> None:
+        """There is something to reverse, and where x̄ is wanted something reaches x."""
+        require(zeta is not None or len(records) > 0, f"{self.op_name}: needs a zeta or a record")
+        require(
+            not want_x or zeta is not None or any(link.curve is not None for link in self.links),
+            f"{self.op_name}: without a zeta a chain without smooth links has no cotangent of x",
+        )
+
+    def _check_dense(self, name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+        require_alike(self.op_name, name, tensor, "the weight", self.params[0])
+        require_shape(self.op_name, name, tensor, shape)
+        require(tensor.is_contiguous(), f"{self.op_name}: {name} must be contiguous")
 
     # activations
 
@@ -387,7 +411,7 @@ def _outer(pairs: Sequence[tuple[Tensor, Tensor]], sums: Sequence[Tensor], place
     """Σ gᵀx: added to its sum, or alone in a list if there are no sums."""
     bar = sums[place] if sums else None
     for g, x in pairs:
-        bar = g.t() @ x if bar is None else bar.addmm_(g.t(), x)
+        bar = torch.mm(g.t(), x) if bar is None else bar.addmm_(g.t(), x)
     return [bar] if bar is not None and not sums else []
 
 

@@ -1,0 +1,97 @@
+"""DataGrad: a loss and its terms, called with a model and a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .estimators import Estimator, Exact
+from .losses import Loss, check_loss
+from .passes import Passes
+from .problem import Active, Problem, Source
+from .result import Result, evaluated
+from .term import Term
+
+
+class DataGrad:
+    """λ0 mean_n L0_n + Σ_i λi mean_n Ri(J_in): `objective(model, x, target).total.backward()`.
+
+    The data gradient J_n is sample n's own: ∂L_n/∂x_n, not the 1/N of it that the gradient of a batch mean has.
+    The model is any callable; an accelerated one is fast by itself. Under torch.no_grad() the figures come without a
+    graph.
+
+    Args:
+        loss: L0, a callable (output, target) that returns the losses of the samples (N, ...) or their mean; None for
+            penalties alone. Also the loss of every term that has none of its own.
+        terms: a `Term`, or several.
+        estimator: `Exact()`, `FiniteDifference(step)` or `CentralDifference(step)`.
+        loss_weight: λ0.
+
+    Attributes:
+        step: the step that schedules see. Every call with gradients on adds one; set it to resume.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: a loss with reduction='sum', or a term without a loss where there is no L0.
+    """
+
+    def __init__(
+        self,
+        loss: Loss | None,
+        terms: Term | Sequence[Term] = (),
+        estimator: Estimator | None = None,
+        loss_weight: float = 1.0,
+    ) -> None:
+        self.loss, self.loss_weight = loss, loss_weight
+        self.terms = (terms,) if isinstance(terms, Term) else tuple(terms)
+        self.estimator = Exact() if estimator is None else estimator
+        self.step = 0
+        if loss is not None:
+            check_loss(loss, "DataGrad: loss")
+        for term in self.terms:
+            if not isinstance(term, Term):
+                raise TypeError(f"DataGrad: terms must be Term objects, got {type(term).__name__}")
+            if term.loss is None and loss is None:
+                raise ValueError("DataGrad: a term without a loss of its own needs the objective's loss, which is None")
+        if not isinstance(self.estimator, Estimator):
+            raise TypeError(
+                "DataGrad: estimator must be Exact(), FiniteDifference(step) or CentralDifference(step), "
+                f"got {type(self.estimator).__name__}"
+            )
+
+    def __call__(self, model: Callable[..., Any], x: Tensor | Sequence[Tensor], target: Any = None) -> Result:
+        """The objective at one batch.
+
+        Args:
+            model: called as model(x), or model(*x) for a sequence of inputs.
+            x: (N, ...), floating point where a term takes the gradient with respect to it.
+            target: handed to the losses as it is.
+        """
+        result = evaluated(lambda: self._evaluate(model, x, target))
+        self.step += torch.is_grad_enabled()
+        return result
+
+    def _evaluate(self, model: Any, x: Any, target: Any) -> Result:
+        weights = [term.weight_at(self.step) for term in self.terms]
+        active = [self._active(term, weight) for term, weight in zip(self.terms, weights, strict=True) if weight]
+        indices = sorted({term.key for term in active if isinstance(term.key, int)})
+        names = sorted({name for term in active for name in term.names})
+        passes = Passes(model, x, indices, names)
+        main: Source | None = None if self.loss is None else (self.loss, None)
+        problem = Problem(passes, target, main, self.loss_weight, active)
+        first = passes.first(repeatable=self.estimator.repeats and bool(active))
+        result = self.estimator(problem, first)
+        found = iter(result.terms)
+        return replace(result, terms=tuple(next(found) if weight else None for weight in weights))
+
+    def _active(self, term: Term, weight: float) -> Active:
+        loss = self.loss if term.loss is None else term.loss
+        assert loss is not None
+        return Active(term, weight, (loss, term.output))
+
+    def __repr__(self) -> str:
+        return f"DataGrad({self.loss!r}, {list(self.terms)!r}, {self.estimator!r}, loss_weight={self.loss_weight})"

@@ -1,0 +1,82 @@
+"""A program of one step: the sweeps of `Program` without the numbered values, which cost as much as a small layer.
+
+Most small networks are one chain, and every call of `datagrad_ext.functional` is one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .layers import Tensors
+from .program import Flags, Left, Program, Ref, Step
+
+
+class Single(Program):
+    """One step that reads the only input and every parameter in order, and makes the only output."""
+
+    @staticmethod
+    def of(program: Program) -> Program:
+        """The same program in this form, if it has it."""
+        if len(program.steps) != 1 or program.n_inputs != 1 or not isinstance(program.steps[0], Step):
+            return program
+        step = program.steps[0]
+        fits = step.inputs == (0,) and program.outputs == (step.output,)
+        if not fits or step.params != tuple(range(program.n_params)) or any(isinstance(a, Ref) for a in step.host):
+            return program
+        return Single(program.n_inputs, program.n_params, program.steps, program.outputs)
+
+    @property
+    def step(self) -> Step:
+        """The step."""
+        return self.steps[0]  # type: ignore[return-value]
+
+    def thetas(self, params: Sequence[Any]) -> list[Tensors]:
+        return [tuple(params)]
+
+    def forward(self, inputs: Sequence[Any], thetas: list[Tensors]) -> tuple[list[Any], list[Any]]:
+        if not self.rows:  # the first run is described
+            return super().forward(inputs, thetas)
+        step = self.step
+        y, kept = step.layer.forward(tuple(inputs), thetas[0], *step.host)
+        return [y], [kept]
+
+    def data_gradient(
+        self, saved: list[Any], thetas: list[Tensors], cotangents: Sequence[Any], wanted: Flags
+    ) -> tuple[list[Any], list[Any]]:
+        layer, g = self.step.layer, cotangents[0]
+        if g is None or True not in wanted:
+            return [None], [None]
+        bars, record = layer.data_vjp(saved[0], thetas[0], g, wanted)
+        return list(bars), [record if layer.paired else None]
+
+    def tangent(
+        self,
+        saved: list[Any],
+        thetas: list[Tensors],
+        records: list[Any],
+        seeds: Sequence[Any],
+        wanted: Flags,
+        left: Left | None,
+    ) -> list[Any]:
+        layer, record = self.step.layer, records.pop()
+        if seeds[0] is None or (record is None and layer.paired):
+            return [None]
+        if left is None or not layer.paired:
+            return [layer.jvp(saved[0], thetas[0], tuple(seeds), record) if wanted[0] else None]
+        sums = left.sums.get(0) or (None,) * self.n_params
+        y_tangent, pair, left.sums[0] = layer.data_jvp(
+            saved[0], thetas[0], tuple(seeds), record, wanted[0], left.wanted_params, sums
+        )
+        if pair is not None:
+            left.pairs.setdefault(0, []).append(pair)
+        return [y_tangent if wanted[0] else None]
+
+    def reverse(self, saved: list[Any], thetas: list[Tensors], cotangents: Sequence[Any], left: Left) -> list[Any]:
+        zeta, kept, pairs = cotangents[0], saved.pop(), left.pairs.pop(0, [])
+        sums = left.sums.pop(0, None) or (None,) * self.n_params
+        if (zeta is None and not pairs) or True not in left.wanted:
+            return [None, *sums]
+        bars, sums = self.step.layer.reverse(kept, thetas[0], zeta, pairs, left.wanted_inputs, left.wanted_params, sums)
+        x_bar = bars[0] if left.wanted_inputs[0] else None
+        return [x_bar, *[bar if want else None for bar, want in zip(sums, left.wanted_params, strict=True)]]

@@ -1,0 +1,352 @@
+"""The chain family: the four sweeps of a chain, native and reference, against autograd in float64.
+
+`sweeps` runs all four as a layer would, and returns what autograd can give, too. Letters as in ops/chain.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import difference
+from torch import Tensor
+
+import datagrad_ext  # noqa: F401  (loads the kernels)
+from datagrad_ext.ops import chain
+from datagrad_ext.ops.activation import ACTIVATIONS
+
+NAMES = ("chain_forward", "chain_data_vjp", "chain_data_jvp", "chain_reverse")
+IMPLEMENTATIONS: dict[str, dict[str, Callable[..., list[Tensor]]]] = {
+    "op": {name: getattr(torch.ops.datagrad, name).default for name in NAMES},
+    "reference": {name: getattr(chain, name) for name in NAMES},
+}
+# The largest error of a result, by norm. In 16 bits all that flows between links is rounded: a relu may change side.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.15, torch.float16: 0.05}
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "relu": F.leaky_relu,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "elu": F.elu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+}
+CONSTANTS = {"relu": ":0.1", "softplus": ":2.0:5.0", "elu": ":0.7"}
+CHAINS = {
+    "one linear": ("linear+b", [7, 5]),
+    "rectifiers": ("linear+b relu:0.0 linear+b relu:0.0 linear+b", [12, 33, 17, 3]),
+    "biases at rectifiers": ("linear relu+b:0.0 linear relu+b:0.1 linear+b", [12, 40, 8, 1]),
+    "no bias": ("linear relu:0.0 linear linear", [5, 16, 16, 9]),
+    "rectifiers at the end": ("linear+b relu:0.0 relu:0.1", [6, 10]),
+    "curved below": ("linear softplus+b:1.0:20.0 linear relu+b:0.0 linear+b", [6, 20, 24, 2]),
+    "curved above": ("linear relu+b:0.0 linear+b tanh", [6, 20, 9]),
+    "two curves in a row": ("linear+b silu gelu linear sigmoid+b relu:0.0", [4, 15, 11]),
+    "wide": ("linear relu+b:0.0 linear tanh+b linear+b", [130, 150, 140, 10]),
+    "wide at the head": ("linear+b relu:0.0 linear+b", [20, 30, 200]),
+    **{name: (f"linear {name}+b{CONSTANTS.get(name, '')} linear+b", [5, 18, 4]) for name in FUNCTIONS},
+}
+ROWS = (0, 1, 3, 8, 70, 300)
+
+
+@dataclass
+class Example:
+    """Everything that enters the sweeps of a chain, `pairs` times a cotangent g and a seed v."""
+
+    links: str
+    params: list[Tensor]
+    x: Tensor
+    zeta: Tensor
+    g: list[Tensor]
+    v: list[Tensor]
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Example:
+        lists = [[f(t) for t in group] for group in (self.params, [self.x, self.zeta], self.g, self.v)]
+        return Example(self.links, lists[0], *lists[1], *lists[2:])
+
+
+def example(name: str, rows: int, pairs: int = 1) -> Example:
+    """In float64 on the CPU."""
+    links, linear_widths = CHAINS[name]
+    generator = torch.Generator().manual_seed(len(name) + rows)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    widths, params, width = iter(linear_widths[1:]), [], linear_widths[0]
+    for link in chain.parse(links):
+        if link.weight is not None:
+            before, width = width, next(widths)
+            params.append(random(width, before) / math.sqrt(before))
+        if link.bias is not None:
+            params.append(random(width) / 4)
+    g, v = ([random(rows, n) for _ in range(pairs)] for n in (width, linear_widths[0]))
+    return Example(links, params, random(rows, linear_widths[0]), random(rows, width), g, v)
+
+
+Results = Mapping[str, "Tensor | None"]
+
+
+def oracle(e: Example, with_zeta: bool) -> Results:
+    """The same by autograd in float64."""
+    e = e.map(lambda t: t.detach().cpu().double().requires_grad_())
+    y, rest = e.x, iter(e.params)
+    for link in chain.parse(e.links):
+        if link.weight is not None:
+            y = y @ next(rest).t()
+        if link.bias is not None:
+            y = y + next(rest)
+        if link.name != "linear":
+            y = FUNCTIONS[link.name](y, *link.constants)
+    J = [torch.autograd.grad(y, e.x, g, create_graph=True)[0] for g in e.g]
+    total = sum(((j * v).sum() for j, v in zip(J, e.v, strict=True)), (y * e.zeta).sum() * with_zeta)
+    found = torch.autograd.grad(total, [e.x, *e.params, *e.g], allow_unused=True)
+    results: dict[str, Tensor | None] = {"y": y, "x": found[0]}
+    results |= {f"J {k}": j for k, j in enumerate(J)}
+    results |= {f"parameter {i}": bar for i, bar in enumerate(found[1 : 1 + len(e.params)])}
+    results |= {f"y tangent {k}": bar for k, bar in enumerate(found[1 + len(e.params) :])}
+    return results
+
+
+def sweeps(
+    implementation: str,
+    e: Example,
+    *,
+    keep: bool,
+    with_zeta: bool = True,
+    wanted: Sequence[bool] | None = None,
+    want_x: bool = True,
+    want_y: bool = True,
+) -> Results:
+    """The four sweeps by the ops; a result that is not there is zero."""
+    ops, links = IMPLEMENTATIONS[implementation], chain.parse(e.links)
+    flags = [True] * len(e.params) if wanted is None else list(wanted)
+    y, *saved = ops["chain_forward"](e.x, e.params, e.links)
+    results: dict[str, Tensor | None] = {"y": y}
+    sums: list[Tensor] = []
+    records, tangents = [], []
+    for k, (g, v) in enumerate(zip(e.g, e.v, strict=True)):
+        results[f"J {k}"], buffer = ops["chain_data_vjp"](g, e.params, saved, e.links)
+        records += [g, buffer]
+        kept, *rest = ops["chain_data_jvp"](v, e.params, saved, records[-2:], e.links, flags, want_y, keep, sums)
+        tangents += [v, kept]
+        results[f"y tangent {k}"] = rest.pop(0) if want_y else None
+        sums = sums or rest
+    curved = [i for i, link in enumerate(links) if link.curve is not None]
+    want_x = want_x and (with_zeta or bool(curved))
+    zeta = e.zeta if with_zeta else None
+    found = iter(
+        ops["chain_reverse"](zeta, records, tangents, e.x, e.params, saved, e.links, flags, want_x, keep, sums)
+    )
+    results["x"] = next(found) if want_x else None
+    totals = iter(sums)
+    for i, link in enumerate(links):
+        below = with_zeta or i <= max(curved, default=-1)
+        for place, here in ((link.weight, below or keep), (link.bias, below)):
+            if place is not None and flags[place]:
+                source = totals if sums and place == link.weight else found if here else iter([None])
+                results[f"parameter {place}"] = next(source)
+    assert next(found, None) is None
+    return results
+
+
+def agree(actual: Results, expected: Results, dtype: torch.dtype) -> None:
+    """Everything there is as expected; what autograd has no path to is not there, or zero."""
+    for name, ours in actual.items():
+        truth = expected[name]
+        if ours is None:
+            assert truth is None or not truth.any() or name.startswith(("y tangent", "x")), name
+        else:
+            truth = torch.zeros(ours.shape) if truth is None else truth
+            assert (ours.shape, ours.dtype) == (truth.shape, dtype), name
+            assert ours.isfinite().all(), name
+            error = difference(ours, truth)
+            assert error.norm <= TOLERANCES[dtype] or float(ours.double().norm()) <= 1e-3 * TOLERANCES[dtype], (
+                name,
+                error,
+            )
+
+
+implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+dtypes = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+chains = pytest.mark.parametrize("name", CHAINS)
+
+
+def test_every_activation_is_a_row() -> None:
+    assert {"relu", *ACTIVATIONS} == set(FUNCTIONS)
+
+
+@implementations
+@dtypes
+@pytest.mark.parametrize("keep", [False, True], ids=["sums", "keep"])
+@pytest.mark.parametrize("with_zeta", [True, False], ids=["zeta", "no zeta"])
+@chains
+def test_sweeps(name: str, with_zeta: bool, keep: bool, dtype: torch.dtype, implementation: str, device: str) -> None:
+    for rows in ROWS:
+        e = example(name, rows).map(lambda t: t.to(device, dtype))
+        found = sweeps(implementation, e, keep=keep, with_zeta=with_zeta)
+        agree(found, oracle(e, with_zeta), dtype)
+
+
+@implementations
+@pytest.mark.parametrize("keep", [False, True], ids=["sums", "keep"])
+@pytest.mark.parametrize("pairs", [0, 2, 3])
+@chains
+def test_several_data_gradients(name: str, pairs: int, keep: bool, implementation: str, device: str) -> None:
+    e = example(name, 9, pairs).map(lambda t: t.to(device))
+    agree(sweeps(implementation, e, keep=keep), oracle(e, True), torch.float64)
+
+
+@implementations
+@pytest.mark.parametrize("keep", [False, True], ids=["sums", "keep"])
+@pytest.mark.parametrize("with_zeta", [True, False], ids=["zeta", "no zeta"])
+@chains
+def test_only_what_is_wanted(name: str, with_zeta: bool, keep: bool, implementation: str, device: str) -> None:
+    """Any subset of parameters, with and without x and the tangent of y."""
+    e = example(name, 9).map(lambda t: t.to(device))
+    expected, n = oracle(e, with_zeta), len(e.params)
+    for wanted in (
+        [False] * n,
+        [i == n - 1 for i in range(n)],
+        [i == 0 for i in range(n)],
+        [i % 2 == 1 for i in range(n)],
+    ):
+        for want_x, want_y in ((True, False), (False, True), (False, False)):
+            found = sweeps(
+                implementation, e, keep=keep, with_zeta=with_zeta, wanted=wanted, want_x=want_x, want_y=want_y
+            )
+            agree(found, expected, torch.float64)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda t: t.t().contiguous().t() if t.dim() == 2 else t.repeat_interleave(2)[::2],
+    "offset": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),
+    "expanded": lambda t: t[:1].expand(t.shape),
+}
+
+
+@implementations
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("name", ["biases at rectifiers", "curved below", "wide"])
+def test_layouts_of_input_and_parameters(name: str, rows: int, layout: str, implementation: str, device: str) -> None:
+    """x, ζ and parameters of any stride; what a sweep leaves for another is dense."""
+    e = example(name, rows).map(lambda t: t.to(device))
+    change = LAYOUTS[layout]
+    e = Example(e.links, [change(p) for p in e.params], change(e.x), change(e.zeta), e.g, e.v)
+    agree(sweeps(implementation, e, keep=False), oracle(e, True), torch.float64)
+
+
+@implementations
+@pytest.mark.parametrize("name", ["rectifiers", "curved below", "wide"])
+def test_a_nan_is_not_hidden(name: str, implementation: str, device: str) -> None:
+    e = example(name, 5).map(lambda t: t.to(device))
+    e.x[2] = math.nan
+    found = sweeps(implementation, e, keep=False)
+    assert found["y"] is not None
+    assert found["y"].isnan().any(1).tolist() == [False, False, True, False, False]
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    threads, results = torch.get_num_threads(), []
+    e = example("curved below", 700).map(lambda t: t.float())
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(sweeps("op", e, keep=False))
+    finally:
+        torch.set_num_threads(threads)
+    for name, value in results[0].items():
+        assert all(torch.equal(value, other[name]) for other in results[1:]), name  # type: ignore[arg-type]
+
+
+def test_two_threads_at_once() -> None:
+    """The sweeps hold no lock and share no state."""
+    examples = [example(name, 50) for name in ("rectifiers", "curved below")]
+    alone = [sweeps("op", e, keep=False) for e in examples]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(lambda e=e: [sweeps("op", e, keep=False) for _ in range(50)]) for e in examples]
+        for expected, found in zip(alone, [r.result() for r in runs], strict=True):
+            for results in found:
+                assert all(torch.equal(results[k], v) for k, v in expected.items() if v is not None)  # type: ignore[arg-type]
+
+
+def calls(e: Example) -> dict[str, dict[str, Any]]:
+    """Arguments of a right call of every op."""
+    ops = IMPLEMENTATIONS["reference"]
+    _, *saved = ops["chain_forward"](e.x, e.params, e.links)
+    record = [e.g[0], ops["chain_data_vjp"](e.g[0], e.params, saved, e.links)[1]]
+    common = dict(params=e.params, saved=saved, links=e.links)
+    flags = dict(wanted=[True] * len(e.params), keep=False, sums=[])
+    kept = ops["chain_data_jvp"](t=e.v[0], record=record, want_y=False, **common, **flags)[0]
+    return {
+        "chain_forward": dict(x=e.x, params=e.params, links=e.links),
+        "chain_data_vjp": dict(g=e.g[0], **common),
+        "chain_data_jvp": dict(t=e.v[0], record=record, want_y=True, **common, **flags),
+        "chain_reverse": dict(
+            zeta=e.zeta, records=record, tangents=[e.v[0], kept], x=e.x, want_x=True, **common, **flags
+        ),
+    }
+
+
+ALL = NAMES
+LATER = NAMES[1:]
+# ops, the argument that is wrong, how, what the message says
+ERRORS: list[tuple[Sequence[str], str, Callable[[Any], Any], str]] = [
+    (ALL, "links", lambda links: "relu:0.0", "must begin with a linear layer"),
+    (ALL, "links", lambda links: "linear:2.0", "linear has 0 constants, got 1"),
+    (ALL, "params", lambda params: params[:-1], "the chain has 6 parameters, got 5"),
+    (("chain_forward",), "x", lambda x: x[0], "x must be a matrix, got shape"),
+    (("chain_forward",), "x", lambda x: x[:, 1:], "mat1 and mat2 shapes cannot be multiplied"),
+    (("chain_forward",), "x", lambda x: x.float(), "weight must have x's dtype float32, got float64"),
+    (("chain_forward",), "x", lambda x: x.long(), "x must be float32, float64, bfloat16 or float16, got int64"),
+    (LATER, "saved", lambda saved: saved[:1], "the chain has 2 saved buffers, got 1"),
+    (LATER, "saved", lambda saved: [saved[0][:-64], saved[1]], "saved values must have shape"),
+    (LATER, "saved", lambda saved: [saved[0], saved[1].int()], "saved bits must have dtype uint8"),
+    (("chain_data_vjp",), "g", lambda g: g[:, :1], "g must have shape"),
+    (("chain_data_vjp",), "g", lambda g: g[0], "g must be a matrix"),
+    (("chain_data_jvp",), "t", lambda t: t.float(), "t must have the weight's dtype float64, got float32"),
+    (("chain_data_jvp",), "record", lambda r: r[:1], "record has 2 tensors, got 1"),
+    (("chain_data_jvp",), "record", lambda r: [r[0].t().contiguous().t(), r[1]], "record must be contiguous"),
+    (("chain_reverse",), "zeta", lambda z: z[:-1], "zeta must have shape"),
+    (("chain_reverse",), "tangents", lambda t: t[:1], "needs two tensors of tangents for every record of two"),
+    (("chain_reverse",), "tangents", lambda t: [t[0], t[1][:-64]], "tangents must have shape"),
+    (NAMES[2:], "wanted", lambda wanted: wanted[:-1], "the chain has 6 flags, got 5"),
+    (
+        NAMES[2:],
+        "sums",
+        lambda sums: [torch.zeros(20, 6, dtype=torch.float64)],
+        "needs a sum for every wanted weight, got 1",
+    ),
+    (NAMES[2:], "sums", lambda sums: [torch.zeros(2, 2, dtype=torch.float64)] * 3, "sum must have shape"),
+]
+
+
+@implementations
+@pytest.mark.parametrize(
+    ("name", "argument", "change", "message"),
+    [(name, argument, change, message) for names, argument, change, message in ERRORS for name in names],
+)
+def test_wrong_arguments(
+    name: str, argument: str, change: Callable[[Any], Any], message: str, implementation: str, device: str
+) -> None:
+    arguments = calls(example("curved below", 4).map(lambda t: t.to(device)))[name]
+    arguments[argument] = change(arguments[argument])
+    with pytest.raises(RuntimeError, match=message):
+        IMPLEMENTATIONS[implementation][name](**arguments)
+
+
+@implementations
+def test_reverse_needs_something_to_reverse(implementation: str) -> None:
+    reverse = IMPLEMENTATIONS[implementation]["chain_reverse"]
+    arguments = calls(example("rectifiers", 4))["chain_reverse"] | dict(zeta=None)
+    with pytest.raises(RuntimeError, match="without a zeta a chain without smooth links has no cotangent of x"):
+        reverse(**arguments)
+    with pytest.raises(RuntimeError, match="needs a zeta or a record"):
+        reverse(**arguments | dict(records=[], tangents=[]))
