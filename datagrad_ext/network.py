@@ -69,12 +69,7 @@ class Network:
 
     def find(self, module: nn.Module, forward: Forward, adopt: Forward, call: _Call) -> Lowered | Untraceable:
         """The trace for this call: the one that holds, or a new one."""
-        watch = self._watch
-        if watch is None or not watch.holds(module):
-            self.traces.clear()
-            self._latest_key = None
-            watch = self._watch = _Watch(module)
-        key = call.key, watch.state(module)
+        key = call.key, self._state(module)
         if key == self._latest_key:
             return self.latest  # type: ignore[return-value]
         frozen = _frozen(key)
@@ -89,14 +84,24 @@ class Network:
         self._remember(found, key)
         return found
 
+    def _state(self, module: nn.Module) -> tuple[Any, ...]:
+        """What selects between traces; they are dropped if the module is not what they were made of."""
+        state = None if self._watch is None else self._watch.look(module)
+        if state is None:
+            self.traces.clear()
+            self._latest_key = None
+            self._watch = _Watch(module)
+            state = self._watch.look(module)
+            assert state is not None
+        return state
+
     def _remember(self, found: Lowered | Untraceable, key: tuple[Any, Any]) -> None:
         """The latest trace; the state in its key is copied, because hyper-parameters may be lists."""
         self.latest, self._latest_key = found, (key[0], copy.deepcopy(key[1]))
 
     def _give_up(self, module: nn.Module, call: _Call, adopt: Forward, reason: str) -> None:
         """From now on this call goes to the module's own forward, with the parts below it accelerated."""
-        assert self._watch is not None
-        key = call.key, self._watch.state(module)
+        key = call.key, self._state(module)
         found = self.traces[_frozen(key)] = Untraceable(reason)
         self._remember(found, key)
         _adopt_children(module, adopt)
@@ -148,21 +153,22 @@ class _Watch:
         rules = [(i, rule_of_module(m)) for i, m in enumerate(modules)]
         self._configs = [(i, rule.config) for i, rule in rules if rule is not None and rule.config is not None]
 
-    def holds(self, root: nn.Module) -> bool:
-        """Whether modules are where they were, with the attributes they had."""
+    def look(self, root: nn.Module) -> tuple[Any, ...] | None:
+        """Flags, hooks, missing parameters and hyper-parameters, which select between traces.
+
+        None if modules are not where they were, or their attributes are not what they were.
+        """
         modules = [root, *self._inner]
         for i, children in self._children:
             if tuple(modules[i]._modules.values()) != children:
-                return False
-        return all(same(attributes(modules[i]), state) for i, state in self._attributes)
-
-    def state(self, root: nn.Module) -> tuple[Any, ...]:
-        """Flags, hooks, missing parameters and hyper-parameters, which select between traces."""
+                return None
+        for i, state in self._attributes:
+            if not same(attributes(modules[i]), state):
+                return None
         training = [table["training"] for table in self._tables]
-        hooks = hooked(self._tables)
         missing = [table.get(name) is None for table, name in self._parameters]
-        modules = [root, *self._inner]
-        return root.training, training, hooks, missing, [config(modules[i]) for i, config in self._configs]
+        configs = [config(modules[i]) for i, config in self._configs]
+        return root.training, training, hooked(self._tables), missing, configs
 
 
 def _positional(tensors: Any) -> tuple[Any, Any]:

@@ -9,7 +9,8 @@ ACTIVATIONS.
 
 Memory: x is walked in memory order, in its own layout if that is contiguous or channels_last (4-D, 5-D),
 else in a contiguous copy; results have that layout. Bit k of byte i is element 8i + k in memory order.
-16-bit inputs are computed in float32 and rounded once.
+16-bit inputs are computed in float32 and rounded once. The CPU kernels of smooth activations give zero for a result
+below the smallest normal number of the dtype they compute in.
 """
 
 from __future__ import annotations
