@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .autograd import apply, warn_once
-from .layers import Application, rule_of_function
+from .layers import Application, rules_of_function
 from .losses import cross_entropy
 from .network import refusal
 from .program import Program, Ref, Step
@@ -182,9 +182,7 @@ def _program(
     """The program of one call, and which of its tensors are inputs (first x, then host values) and parameters."""
     slots = iter(map(_Slot, range(sum(is_tensor))))
     arguments = [next(slots) if tensor else value for tensor, value in zip(is_tensor, fixed, strict=True)]
-    rule = rule_of_function(function)
-    assert rule is not None
-    application: Application = rule(*arguments, **dict(named))
+    application: Application = rules_of_function(function)[0](*arguments, **dict(named))
     params = [slot for slot in application.params if slot is not None]
     inputs = [*application.inputs, *[a for a in application.host if isinstance(a, _Slot)]]
     host = tuple(Ref(inputs.index(a)) if isinstance(a, _Slot) else a for a in application.host)

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from .autograd import UnsupportedOutput, apply, warn_once
-from .layers import rule_of_module
+from .layers import expanded, rule_of_module
 from .lower import Lowered, Parameter, Value, lower
 from .trace import Untraceable, attributes, hooked, same, trace
 
@@ -110,12 +110,13 @@ class Network:
         _adopt_children(module, adopt)
 
     def _run(self, lowered: Lowered, tensors: list[Tensor]) -> Any:
-        params = lowered.parameters()
+        slots = lowered.parameters()
+        params = slots if len(lowered.used) == len(slots) else [slots[i] for i in lowered.used]
         values = apply(lowered.program, tensors, params, self._warned)
         if isinstance(lowered.structure, Value):
             return values[0]
         rest = iter(values)
-        results = {kind: params[kind.index] if isinstance(kind, Parameter) else next(rest) for kind in lowered.outputs}
+        results = {kind: slots[kind.index] if isinstance(kind, Parameter) else next(rest) for kind in lowered.outputs}
         return _rebuilt(lowered.structure, results)
 
 
@@ -215,7 +216,8 @@ def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untrac
 
     def run(root: nn.Module, *inputs: Any) -> Any:
         args, kwargs = call.rebuild(inputs)
-        return forward(root, *args, **kwargs)
+        value = expanded(root, args, kwargs)
+        return forward(root, *args, **kwargs) if value is NotImplemented else value
 
     leaves: dict[nn.Module, str] = {}
     while True:

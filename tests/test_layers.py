@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cases import CE, LAYERS, Case, Objective, ids, random_numbers
+import torch
+from cases import CE, LAYERS, Body2, Case, Objective, data, ids, random_numbers
 from oracle import check
-from torch import nn
+from torch import Tensor, nn
 
 import datagrad_ext
 
@@ -36,6 +37,7 @@ def test_between_smooth_layers(case: Case, device: str) -> None:
 @pytest.mark.parametrize("case", [c for c in LAYERS if c.opaque is False], ids=ids)
 def test_has_a_rule(case: Case) -> None:
     table = datagrad_ext.program(datagrad_ext.accelerate(nn.Sequential(case.build())), *case.inputs())
+    assert not table.note
     assert [row for row in table.rows if row.kind == "opaque"] == []
 
 
@@ -81,3 +83,27 @@ def test_unbatched(case: Case, device: str) -> None:
         datagrad_ext.accelerate,
         device=device,
     )
+
+
+def test_embedding_of_an_input(device: str) -> None:
+    """Ids among the inputs: they have no data gradient, and their table has one."""
+    ids_, x = torch.tensor([1, 3, 3, 0]), data(4, 6)
+
+    def code(model: nn.Module, ids: Tensor, x: Tensor) -> dict[str, Tensor]:
+        y = model(ids, x)
+        (J,) = torch.autograd.grad(y.logsumexp(1).sum(), x, create_graph=True)
+        (y.square().mean() + J.square().sum()).backward()
+        return {"y": y, "J": J}
+
+    for options in ({}, {"padding_idx": 3}, {"scale_grad_by_freq": True}, {"max_norm": 1.0}):
+        model = Body2(
+            lambda m, ids, x: m.b(m.table(ids) * x.sin()),
+            table=nn.Embedding(5, 6, **options),
+            b=nn.Linear(6, 5),
+        )
+        check(model.double(), [ids_, x], code, datagrad_ext.accelerate, device=device)
+
+
+def test_integer_inputs_alone_are_named() -> None:
+    model = datagrad_ext.accelerate(nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 5)))
+    assert "Integer inputs have none" in str(datagrad_ext.program(model, torch.tensor([1, 2])))
