@@ -1175,7 +1175,7 @@ CORE: list[Case] = [
         "conv_critic",
         "dag_dense",
         "mlp_batch_norm",
-        "dag_softmax",
+        "dag_cumsum",
         "untraceable",
     )
 ]
