@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import Case, network
+from cases import Case, data, network
 from oracle import assert_equal, check, observe
 from torch import Tensor, nn
 from training_code import (
