@@ -18,11 +18,13 @@ OP_TESTS := $(wildcard tests/test_ops_*.py)
 
 .PHONY: test demo bench docs gpu install clean
 
+# A process for each core, with one thread.
 test: export DATAGRAD_REQUIRE_NATIVE = 1
+test: export OMP_NUM_THREADS = 1
 test: install
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto
 
 demo: install
 	$(PY) -m datagrad_ext train --out results/demo
