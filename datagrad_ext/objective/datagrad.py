@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import native
 from .estimators import Estimator, Exact
 from .losses import Loss, check_loss
 from .passes import Passes
@@ -78,15 +79,25 @@ class DataGrad:
     def _evaluate(self, model: Any, x: Any, target: Any) -> Result:
         weights = [term.weight_at(self.step) for term in self.terms]
         active = [self._active(term, weight) for term, weight in zip(self.terms, weights, strict=True) if weight]
+        main: Source | None = None if self.loss is None else (self.loss, None)
+        result = None
+        if type(self.estimator) is Exact:
+            result = native.evaluate(model, x, target, main, self.loss_weight, active)
+        if result is None:
+            result = self._ordinary(model, x, target, main, active)
+        if len(active) == len(self.terms):
+            return result
+        found = iter(result.terms)
+        return replace(result, terms=tuple(next(found) if weight else None for weight in weights))
+
+    def _ordinary(self, model: Any, x: Any, target: Any, main: Source | None, active: list[Active]) -> Result:
+        """The objective in ordinary autograd code."""
         indices = sorted({term.key for term in active if isinstance(term.key, int)})
         names = sorted({name for term in active for name in term.names})
         passes = Passes(model, x, indices, names)
-        main: Source | None = None if self.loss is None else (self.loss, None)
         problem = Problem(passes, target, main, self.loss_weight, active)
         first = passes.first(repeatable=self.estimator.repeats and bool(active))
-        result = self.estimator(problem, first)
-        found = iter(result.terms)
-        return replace(result, terms=tuple(next(found) if weight else None for weight in weights))
+        return self.estimator(problem, first)
 
     def _active(self, term: Term, weight: float) -> Active:
         loss = self.loss if term.loss is None else term.loss
