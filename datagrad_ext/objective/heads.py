@@ -75,7 +75,7 @@ class CrossEntropy(Head):
         each, lse = _ops.cross_entropy_forward.default(y, target, self.label_smoothing, self.ignore_index)
         mean, weight = self._mean(each, target)
         delta = _ops.cross_entropy_vjp.default(y, target, lse, weight, self.label_smoothing, self.ignore_index)
-        return mean.to(y.dtype), delta, (lse, weight)
+        return mean if mean.dtype == y.dtype else mean.to(y.dtype), delta, (lse, weight)
 
     def hvp(self, y: Tensor, target: Tensor, kept: Kept, v: Tensor) -> Tensor:
         found: tuple[Tensor, Tensor] = _ops.cross_entropy_hvp.default(
@@ -85,10 +85,13 @@ class CrossEntropy(Head):
 
     def _mean(self, each: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The mean, and N times the share of each row in it; 'mean' is over the rows that are not ignored."""
-        if self.reduction == "none" or target.is_floating_point():
+        rows = each.shape[0]
+        if self.reduction == "none" or target.dtype != torch.int64:
             return each.mean(), torch.ones_like(each)
         counted = (target != self.ignore_index).sum()
-        return each.sum() / counted, (len(each) / counted).to(each.dtype).expand(len(each)).contiguous()
+        if counted.device.type == "cpu" and counted.item() == rows:  # elsewhere the host would wait
+            return each.mean(), torch.ones_like(each)
+        return each.sum() / counted, torch.ones_like(each) * (rows / counted)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from ..program import Left, Program
 from .estimators import Exact
 from .heads import Differentiated, Head, head_of
 from .passes import Passes
-from .problem import Active, Problem, Source, added, found_gradient
+from .problem import Active, Problem, Source, added, found_gradient, times
 from .result import Result, TermResult
 from .seeds import Seed, seed_of
 
@@ -99,7 +99,7 @@ class _Objective(_Node):
     @staticmethod
     def forward(ctx: Any, batch: tuple[_Step, Any], x: Tensor, *params: Tensor) -> Tensor:
         step, target = batch
-        program, samples = step.program, len(x)
+        program, samples = step.program, x.shape[0]
         thetas = program.thetas(params)
         (y,), saved = program.forward((x,), thetas)
         if type(y) is tuple:
@@ -138,8 +138,10 @@ class _Objective(_Node):
 
 def _total(step: _Step, mean: Tensor, values: Sequence[Tensor]) -> Tensor:
     """λ0 mean + Σ λ_i mean R_i."""
-    parts = [active.weight * value for active, value in zip(step.terms, values, strict=True)]
-    return added(parts if step.main is None else [step.main_weight * mean, *parts])
+    total = None if step.main is None else times(step.main_weight, mean)
+    for active, value in zip(step.terms, values, strict=True):
+        total = active.weight * value if total is None else torch.add(total, value, alpha=active.weight)
+    return total  # type: ignore[return-value]  # there is a term
 
 
 def _sweeps(
@@ -155,12 +157,11 @@ def _sweeps(
 ) -> list[Any]:
     """Sweeps 3 and 4: the gradients of c · total with respect to x and the parameters."""
     target, y, delta, J = head
-    samples = len(J)
-    weights = [(c * (active.weight / samples)).to(each.dtype) for active, each in zip(step.terms, norms, strict=True)]
+    samples = J.shape[0]
     v = added(
         [
-            seed.seed(J, each, weight.expand(samples).contiguous())
-            for seed, each, weight in zip(step.seeds, norms, weights, strict=True)
+            seed.seed(J, each, torch.full_like(each, active.weight / samples) * c)
+            for active, seed, each in zip(step.terms, step.seeds, norms, strict=True)
         ]
     )
     (t,) = step.program.tangent(saved, thetas, records, (v,), (step.head.curved,), left)
