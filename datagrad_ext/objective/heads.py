@@ -72,7 +72,10 @@ class CrossEntropy(Head):
         )
 
     def forward(self, y: Tensor, target: Tensor, samples: int) -> tuple[Tensor, Tensor, Kept]:
-        each, lse = _ops.cross_entropy_forward.default(y, target, self.label_smoothing, self.ignore_index)
+        try:
+            each, lse = _ops.cross_entropy_forward.default(y, target, self.label_smoothing, self.ignore_index)
+        except RuntimeError as error:  # `fits` leaves one: a class index out of bounds
+            raise IndexError(str(error)) from None
         mean, weight = self._mean(each, target)
         delta = _ops.cross_entropy_vjp.default(y, target, lse, weight, self.label_smoothing, self.ignore_index)
         return mean if mean.dtype == y.dtype else mean.to(y.dtype), delta, (lse, weight)
@@ -88,7 +91,7 @@ class CrossEntropy(Head):
         rows = each.shape[0]
         if self.reduction == "none" or target.dtype != torch.int64:
             return each.mean(), torch.ones_like(each)
-        counted = (target != self.ignore_index).sum()
+        counted = (target != self.ignore_index).sum(dtype=each.dtype)
         if counted.device.type == "cpu" and counted.item() == rows:  # elsewhere the host would wait
             return each.mean(), torch.ones_like(each)
         return each.sum() / counted, torch.ones_like(each) * (rows / counted)
