@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import datagrad_ext
 from datagrad_ext import DataGrad, ReferencePathWarning, Term, functional, objective, penalties, presets
-from datagrad_ext.objective.losses import score
+from datagrad_ext.objective import score
 
 CLASSES = 5
 Plain = tuple[float, Callable[[Tensor], Tensor]]
