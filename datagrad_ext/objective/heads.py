@@ -23,8 +23,10 @@ from .. import losses
 from ..ops._library import FLOATING
 from ..trace import hooked
 from .losses import Loss, cross_entropy, means, score
+from .seeds import constant, mean_of
 
 _ops = torch.ops.datagrad
+_FEW = 128  # numbers that Python reads faster than an operation starts
 Kept = tuple[Any, ...]
 
 
@@ -88,13 +90,18 @@ class CrossEntropy(Head):
 
     def _mean(self, each: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The mean, and N times the share of each row in it; 'mean' is over the rows that are not ignored."""
-        rows = each.shape[0]
-        if self.reduction == "none" or target.dtype != torch.int64:
-            return each.mean(), torch.ones_like(each)
+        if self.reduction == "none" or target.dtype != torch.int64 or self._counts_all(target):
+            return mean_of(each), constant(1.0, each)
         counted = (target != self.ignore_index).sum(dtype=each.dtype)
-        if counted.device.type == "cpu" and counted.item() == rows:  # elsewhere the host would wait
-            return each.mean(), torch.ones_like(each)
-        return each.sum() / counted, torch.ones_like(each) * (rows / counted)
+        return each.sum() / counted, constant(1.0, each) * (each.shape[0] / counted)
+
+    def _counts_all(self, target: Tensor) -> bool:
+        """Whether no row is ignored, where the host knows without waiting."""
+        if target.device.type != "cpu":
+            return False
+        if target.shape[0] <= _FEW:
+            return self.ignore_index not in target.tolist()
+        return not bool((target == self.ignore_index).any())
 
 
 @dataclass(frozen=True)

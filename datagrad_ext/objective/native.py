@@ -36,7 +36,7 @@ from .heads import Differentiated, Head, head_of
 from .passes import Passes
 from .problem import Active, Problem, Source, added, found_gradient, times
 from .result import Result, TermResult
-from .seeds import Seed, seed_of
+from .seeds import Seed, constant, mean_of, seed_of
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class _Objective(_Node):
         (J,), records = program.data_gradient(saved, thetas, (delta,), (True,))
         J = found_gradient(J, 0)
         norms = [seed.norms(J) for seed in step.seeds]
-        values = [seed.values(each).mean() for seed, each in zip(step.seeds, norms, strict=True)]
+        values = [mean_of(seed.values(each)) for seed, each in zip(step.seeds, norms, strict=True)]
         step.found += [mean, J, *values]
         tensors: list[Any] = [x, *params]
         ctx.step, ctx.layout = step, _packed([(target, y, delta, J), kept, norms, records, *saved], tensors)
@@ -158,9 +158,11 @@ def _sweeps(
     """Sweeps 3 and 4: the gradients of c · total with respect to x and the parameters."""
     target, y, delta, J = head
     samples = J.shape[0]
+    # The usual c is 1; where the host can look without waiting, it is a number.
+    scale: Any = c.item() if c.device.type == "cpu" else c
     v = added(
         [
-            seed.seed(J, each, torch.full_like(each, active.weight / samples) * c)
+            seed.seed(J, each, times(scale, constant(active.weight / samples, each)))
             for active, seed, each in zip(step.terms, step.seeds, norms, strict=True)
         ]
     )
@@ -168,7 +170,12 @@ def _sweeps(
     zeta = None if t is None else step.head.hvp(y, target, kept, t)
     if step.main is not None:
         share = step.main_weight / samples
-        zeta = delta * (c * share) if zeta is None else torch.addcmul(zeta, delta, c, value=share)
+        if zeta is None:
+            zeta = delta * (scale * share)
+        elif scale is c:
+            zeta = torch.addcmul(zeta, delta, c, value=share)
+        else:
+            zeta = torch.add(zeta, delta, alpha=scale * share)
     return step.program.reverse(saved, thetas, (zeta,), left)
 
 
