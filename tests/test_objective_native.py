@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -201,18 +202,19 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-def _models(case: Case, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _models(case: Case, dtype: torch.dtype, device: str = "cpu") -> tuple[nn.Module, nn.Module, nn.Module]:
     """Plain for the formula, plain for the ordinary path, accelerated."""
-    model = case.build().to(dtype)
+    model = case.build().to(device, dtype)
     return model, copy.deepcopy(model), datagrad_ext.accelerate(copy.deepcopy(model))
 
 
 @pytest.mark.parametrize("case", [*NETWORKS, TIED], ids=ids)
 @pytest.mark.parametrize("row", ROWS, ids=ids)
-def test_total_and_gradients(row: Row, case: Case, dtype: torch.dtype) -> None:
-    plain, ordinary, accelerated = _models(case, dtype)
-    x = case.inputs()[0].to(dtype).requires_grad_()
+def test_total_and_gradients(row: Row, case: Case, dtype: torch.dtype, device: str) -> None:
+    plain, ordinary, accelerated = _models(case, dtype, device)
+    x = case.inputs()[0].to(device, dtype).requires_grad_()
     target = _targets(row.target, len(x), dtype, copy.deepcopy(plain)(x).shape[1])
+    target = None if target is None else target.to(device)
     if len(x) == 1 and row.target == "ignored":
         target = torch.zeros_like(target)
     expected, found = {}, {}
@@ -436,6 +438,13 @@ def test_autocast_takes_the_ordinary_path() -> None:
         assert not _native(evaluate().total)
 
 
+def test_a_sequence_of_inputs_takes_the_ordinary_path() -> None:
+    model, x, target, evaluate = _ready()
+    total = BASIC.make()(model, [x], target).total
+    assert not _native(total)
+    torch.testing.assert_close(total, evaluate().total)
+
+
 def test_an_empty_batch_takes_the_ordinary_path() -> None:
     model, x, target, _ = _ready()
     assert not _native(BASIC.make()(model, x[:0], target[:0]).total)
@@ -459,6 +468,26 @@ def test_bad_targets_are_pytorchs_errors(target: Tensor) -> None:
         F.cross_entropy(model(x), target)
     with pytest.raises(expected.type):
         BASIC.make()(model, x, target)
+
+
+def test_what_the_sweeps_keep_is_saved_and_freed_while_the_total_is_alive() -> None:
+    """Every tensor between the passes goes through hooks on saved tensors, and is gone after the backward."""
+    model, x, _target, evaluate = _ready()
+    expected = _gradients(evaluate().total, model, x)
+    kept: list[weakref.ref] = []
+
+    class Box:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor.detach().clone()
+            kept.append(weakref.ref(self))
+
+    with torch.autograd.graph.saved_tensors_hooks(Box, lambda box: box.tensor):
+        total = evaluate().total
+    assert len(kept) > len(list(model.parameters()))
+    total.backward()
+    assert [box for box in kept if box() is not None] == []
+    _assert_close({"x": x.grad, **{name: p.grad for name, p in model.named_parameters()}}, expected)
+    assert total.isfinite()
 
 
 def test_memory_does_not_grow_over_200_steps() -> None:
