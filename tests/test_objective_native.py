@@ -381,13 +381,24 @@ def _own_loss(output: Tensor, target: Any) -> Tensor:
     return F.cross_entropy(output, target, reduction="none")
 
 
+@dataclass
+class Unhashable:
+    """A callable that no table can look up: R(J), or a loss."""
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        return _l1(arguments[0]) if len(arguments) == 1 else _own_loss(*arguments)
+
+
 WEIGHTS = torch.ones(CLASSES, dtype=torch.float64)
 ORDINARY: dict[str, DataGrad] = {
     "own loss": DataGrad(_own_loss, Term(0.3)),
     "class weights": DataGrad(nn.CrossEntropyLoss(WEIGHTS), Term(0.3)),
-    "positional option": DataGrad(partial(lambda p, y, t: F.cross_entropy(y, t), 1.0), Term(0.3)),
+    "function of a lambda": DataGrad(lambda y, t: F.cross_entropy(y, t), Term(0.3)),
     "own penalty": DataGrad(F.cross_entropy, Term(0.3, lambda J: J.abs().sum(1))),
     "one own penalty of two": DataGrad(F.cross_entropy, [Term(0.3), Term(0.3, lambda J: J.abs().sum(1))]),
+    "penalty without a hash": DataGrad(F.cross_entropy, Term(0.3, Unhashable())),
+    "loss without a hash": DataGrad(partial(Unhashable()), Term(0.3)),
+    "distance of a norm without a hash": DataGrad(F.cross_entropy, Term(0.3, penalties.OneSided(0.0, Unhashable()))),
     "norm of a distance": DataGrad(F.cross_entropy, Term(0.3, penalties.Centred(1.0, penalties.Lp(3)))),
     "two losses": DataGrad(F.cross_entropy, Term(0.3, loss=_own_loss)),
     "two heads": DataGrad(F.cross_entropy, Term(0.3, loss=score)),

@@ -22,7 +22,8 @@ class DataGrad:
     """λ0 mean_n L0_n + Σ_i λi mean_n Ri(J_in): `objective(model, x, target).total.backward()`.
 
     The data gradient J_n is sample n's own: ∂L_n/∂x_n, not the 1/N of it that the gradient of a batch mean has.
-    The model is any callable; an accelerated one is fast by itself. Under torch.no_grad() the figures come without a
+    The model is any callable; an accelerated one is fast by itself, and with a loss and penalties that `heads` and
+    `seeds` know all of the step is one autograd Function (`native`). Under torch.no_grad() the figures come without a
     graph.
 
     Args:

@@ -182,9 +182,10 @@ def head_of(loss: Loss) -> Head | None:
 def _with_options(function: Any, options: Mapping[str, Any]) -> Head | None:
     """The head with these options, None for an option that it does not have."""
     given = {name: value for name, value in options.items() if value is not None}
-    if function not in _ROWS or given.get("reduction", "mean") not in ("mean", "none"):
+    row = _ROWS.get(function) if type(function) is FunctionType else None
+    if row is None or given.get("reduction", "mean") not in ("mean", "none"):
         return None
     try:
-        return _ROWS[function](**given)
+        return row(**given)
     except TypeError:  # class weights, or an option of another version
         return None

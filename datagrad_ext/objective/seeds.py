@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def _full(value: float, n: int, dtype: torch.dtype) -> Tensor:
     return torch.full((n,), value, dtype=dtype)
 
 
-_NORMS = {l1: Seed("l1"), l2: Seed("l2"), l2_squared: Seed("l2_squared"), linf: Seed("linf")}
+_NORMS: dict[Any, Seed] = {l1: Seed("l1"), l2: Seed("l2"), l2_squared: Seed("l2_squared"), linf: Seed("linf")}
 _FUNCTIONS: dict[type, Function] = {
     Centred: Function(lambda norms, c: (norms - c).square(), lambda norms, c: 2 * (norms - c)),
     OneSided: Function(
@@ -81,7 +82,11 @@ _FUNCTIONS: dict[type, Function] = {
 
 def seed_of(penalty: Any) -> Seed | None:
     """The row of a penalty that is in the table, None for others."""
-    if type(penalty) not in _FUNCTIONS:
-        return _NORMS.get(penalty) if callable(penalty) and getattr(penalty, "__hash__", None) else None
-    norm = _NORMS.get(penalty.norm)
-    return None if norm is None else Seed(norm.kind, _FUNCTIONS[type(penalty)], penalty.c)
+    if type(penalty) in _FUNCTIONS:
+        norm = _norm_of(penalty.norm)
+        return None if norm is None else Seed(norm.kind, _FUNCTIONS[type(penalty)], penalty.c)
+    return _norm_of(penalty)
+
+
+def _norm_of(penalty: Any) -> Seed | None:
+    return _NORMS.get(penalty) if type(penalty) is FunctionType else None
