@@ -82,8 +82,12 @@ class Lowered:
     used: list[int]
     """The slots that the program's steps read, in order: the parameters of the program."""
 
-    def parameters(self) -> list[Tensor]:
-        """The slots: parameters, and what is computed from parameters alone, under ordinary autograd."""
+    def parameters(self, slots: list[Tensor]) -> list[Tensor]:
+        """What enters the program as θ."""
+        return slots if len(self.used) == len(slots) else [slots[i] for i in self.used]
+
+    def slots(self) -> list[Tensor]:
+        """Parameters, and what is computed from parameters alone, under ordinary autograd."""
         slots: list[Tensor] = []
         for fetch in self.fetches:
             slots.append(fetch(slots) if callable(fetch) else fetch[0][fetch[1]])

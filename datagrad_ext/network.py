@@ -38,7 +38,7 @@ class Network:
         self.traces: dict[Any, Lowered | Untraceable] = {}
         self.latest: Lowered | Untraceable | None = None
         self._latest_key: Any = None
-        self._warned: set[str] = set()
+        self.warned: set[str] = set()
         self._watch: _Watch | None = None
 
     def __deepcopy__(self, memo: Any) -> Network:
@@ -54,7 +54,7 @@ class Network:
         call = _Call.of(args, kwargs)
         reason = refusal(call.tensors)
         if reason is not None:
-            warn_once(self._warned, f"{type(module).__name__}: {reason}")
+            warn_once(self.warned, f"{type(module).__name__}: {reason}")
             return forward(module, *args, **kwargs)
         if True not in [t.requires_grad for t in call.tensors]:
             return forward(module, *args, **kwargs)
@@ -69,6 +69,15 @@ class Network:
                 before.restore()
             self._give_up(module, call, adopt, str(error))
             return forward(module, *args, **kwargs)
+
+    def trace_of(self, module: nn.Module, forward: Forward, adopt: Forward, x: Tensor) -> Lowered | None:
+        """What module(x) runs if it is a program of one output and nothing else, for who runs the sweeps himself."""
+        if not x.is_floating_point() or x.is_inference() or refusal([]) is not None or _refusal_of(x) is not None:
+            return None
+        found = self.find(module, forward, adopt, _Call.of((x,), {}))
+        if isinstance(found, Untraceable) or not isinstance(found.structure, Value):
+            return None
+        return None if len(found.program.outputs) != 1 or found.program.constant_outputs else found
 
     def find(self, module: nn.Module, forward: Forward, adopt: Forward, call: _Call) -> Lowered | Untraceable:
         """The trace for this call: the one that holds, or a new one."""
@@ -110,9 +119,8 @@ class Network:
         _adopt_children(module, adopt)
 
     def _run(self, lowered: Lowered, tensors: list[Tensor]) -> Any:
-        slots = lowered.parameters()
-        params = slots if len(lowered.used) == len(slots) else [slots[i] for i in lowered.used]
-        values = apply(lowered.program, tensors, params, self._warned)
+        slots = lowered.slots()
+        values = apply(lowered.program, tensors, lowered.parameters(slots), self.warned)
         if isinstance(lowered.structure, Value):
             return values[0]
         rest = iter(values)
@@ -198,16 +206,19 @@ def refusal(tensors: list[Tensor]) -> str | None:
         return "a torch.func transform is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    for t in tensors:
-        if t.requires_grad:
-            if type(t) is not Tensor and type(t) is not nn.Parameter:
-                return f"an input is a {type(t).__name__}, not a plain tensor"
-            if torch._C._functorch.is_functorch_wrapped_tensor(t):
-                return "an input comes out of a torch.func transform that has ended"
-            if t.is_complex() or t.layout is not torch.strided:
-                return f"an input is {t.dtype}, {t.layout}; the layers take dense real tensors"
-            if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(t.device.type):
-                return "autocast is active"
+    return next(filter(None, [_refusal_of(t) for t in tensors if t.requires_grad]), None)
+
+
+def _refusal_of(t: Tensor) -> str | None:
+    """Why this input cannot be one of the two Functions, or None."""
+    if type(t) is not Tensor and type(t) is not nn.Parameter:
+        return f"an input is a {type(t).__name__}, not a plain tensor"
+    if torch._C._functorch.is_functorch_wrapped_tensor(t):
+        return "an input comes out of a torch.func transform that has ended"
+    if t.is_complex() or t.layout is not torch.strided:
+        return f"an input is {t.dtype}, {t.layout}; the layers take dense real tensors"
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(t.device.type):
+        return "autocast is active"
     return None
 
 
