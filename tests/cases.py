@@ -47,7 +47,7 @@ class Case:
 
 
 def ids(row: object) -> str:
-    return str(getattr(row, "name", row))
+    return str(getattr(row, "name", getattr(row, "__name__", row)))
 
 
 class Body(nn.Module):
