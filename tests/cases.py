@@ -656,7 +656,19 @@ PARAMETERS: list[Case] = [
     Case("unused_parameter", lambda: Body(lambda m, x: m.a(x).tanh(), a=_l(), b=_l())),
 ]
 
+def _gated_without_gradient(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        gate = m.a(x).tanh()
+    return m.b(x) * gate
+
+
 NOT_TRACEABLE: list[Case] = [
+    Case("no_grad_inside", lambda: Body(_gated_without_gradient, a=_l(), b=_l()), opaque=None),
+    Case(
+        "no_grad_in_a_part",
+        lambda: nn.Sequential(_l(), Body(_gated_without_gradient, a=_l(), b=_l()), nn.Tanh()),
+        opaque=None,
+    ),
     Case("untraceable", Branching, opaque=None),
     Case(
         "untraceable_shape",
