@@ -1,6 +1,6 @@
 """datagrad_ext: exact and fast double backprop, for training with penalties on a network's gradient by its input."""
 
-from . import attacks, functional, objective, penalties, presets
+from . import amp, attacks, functional, objective, penalties, presets
 from ._native import backends
 from .accelerate import accelerate
 from .autograd import ReferencePathWarning
@@ -16,6 +16,7 @@ __all__ = [
     "ReferencePathWarning",
     "Term",
     "accelerate",
+    "amp",
     "attacks",
     "backends",
     "functional",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from .fusion import fuse
-from .layers import Application, Opaque, OpaqueModule, rule_of_function, rule_of_method, rule_of_module
+from .layers import Application, Layer, Opaque, OpaqueModule, rule_of_function, rule_of_method, rule_of_module
+from .precision import Entry, Precision, insert_casts
 from .program import HostStep, Program, Ref, Step
 from .trace import Untraceable, changes_in_place
 
@@ -63,32 +64,39 @@ class Parameter:
 class Lowered:
     """A program and how to call it: `fetches` give its parameters, `structure` rebuilds the forward's result.
 
-    A fetch is a table and the parameter's name in it, or a function of the slots before.
+    A fetch is a table and the parameter's name in it, or a function of the slots before. Under autocast `entries` say
+    which slots enter the program, and in which dtype.
     """
 
     program: Program
     fetches: list[Fetch]
     structure: Any
     outputs: list[Parameter | Value | Host]
+    entries: list[Entry] | None = None
 
     def parameters(self) -> list[Tensor]:
-        """The tensors that enter as θ, some of them computed from parameters, under ordinary autograd."""
+        """The tensors that θ is made of, some of them computed from parameters, under ordinary autograd."""
         slots: list[Tensor] = []
         for fetch in self.fetches:
             slots.append(fetch(slots) if callable(fetch) else fetch[0][fetch[1]])
         return slots
 
 
-def lower(root: nn.Module, graph: fx.Graph, leaves: dict[nn.Module, str]) -> Lowered:
+def lower(
+    root: nn.Module, graph: fx.Graph, leaves: dict[nn.Module, str], precision: Precision | None = None
+) -> Lowered:
     """The program of a traced forward; `leaves` are modules that did not trace, with the reason."""
-    return _Lowering(root, graph, leaves).run()
+    return _Lowering(root, graph, leaves, precision).run()
 
 
 class _Lowering:
     """One pass over the nodes of a graph."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, leaves: dict[nn.Module, str]) -> None:
-        self._root, self._graph, self._leaves = root, graph, leaves
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, leaves: dict[nn.Module, str], precision: Precision | None
+    ) -> None:
+        self._root, self._graph, self._leaves, self._precision = root, graph, leaves, precision
+        self._context: Any = nullcontext if precision is None else precision.context
         self._kinds: dict[fx.Node, Value | Host | Parameter] = {}
         self._steps: list[Step | HostStep] = []
         self._fetches: list[Fetch] = []
@@ -128,7 +136,10 @@ class _Lowering:
         structure = fx.node.map_arg(result, note)
         values = tuple(kind.index for kind in outputs if not isinstance(kind, Parameter))
         program = Program(len(self._placeholders), len(self._fetches), tuple(self._steps), values)
-        return Lowered(fuse(program), self._fetches, structure, outputs)
+        entries = None
+        if self._precision is not None:
+            program, entries = insert_casts(program, self._precision)
+        return Lowered(fuse(program), self._fetches, structure, outputs, entries)
 
     # nodes
 
@@ -153,7 +164,7 @@ class _Lowering:
         rule = rule_of_module(module)
         if rule is not None and module not in self._leaves and not node.kwargs and len(node.args) == 1:
             application = rule.build(module)
-            if application is not None:
+            if application is not None and self._covers(application.layer):
                 params = tuple(self._optional_slot(module, name) for name in application.params)
                 return self._step(application, (self._kinds[nodes[0]],), params, node)
         return self._opaque_module(module, node)
@@ -180,7 +191,7 @@ class _Lowering:
             application = rule(*node.args, **node.kwargs)
         except TypeError:  # arguments that the rule does not know
             return None
-        if application is None:
+        if application is None or not self._covers(application.layer):
             return None
         inputs = [self._kinds[a] if isinstance(a, fx.Node) else None for a in application.inputs]
         params = [self._kinds[a] if isinstance(a, fx.Node) else a for a in application.params]
@@ -192,6 +203,10 @@ class _Lowering:
             and set(node.all_input_nodes) <= {a for a in named if isinstance(a, fx.Node)}
         )
         return self._step(application, tuple(inputs), tuple(params), node) if covered else None
+
+    def _covers(self, layer: Layer) -> bool:
+        """Whether the layer says what autocast, if it is on, does to it."""
+        return self._precision is None or layer.autocast_on(self._precision.device) is not None
 
     # what nodes become
 
@@ -221,9 +236,11 @@ class _Lowering:
         run = _caller(node)
         nodes = node.all_input_nodes
         places = {n: self._kinds[n].index for n in nodes}
+        context = self._context
 
         def call(values: list[Any]) -> Any:
-            return run(lambda n: values[places[n]])
+            with context():
+                return run(lambda n: values[places[n]])
 
         return self._host(call, tuple(places.values()), _title(node))
 
@@ -242,7 +259,7 @@ class _Lowering:
             found |= dict(zip(hosts, host, strict=True))
             return run(found.__getitem__)
 
-        layer = Opaque(call, _title(node), "no rule for this call", changes_in_place(node))
+        layer = Opaque(call, _title(node), "no rule for this call", changes_in_place(node), self._context)
         return self._opaque(layer, node, tensors, tuple(self._kinds[n] for n in params), hosts)
 
     def _opaque_module(self, module: nn.Module, node: fx.Node) -> Value:
@@ -254,7 +271,7 @@ class _Lowering:
             found = dict(zip(tensors, inputs, strict=True)) | dict(zip(hosts, host, strict=True))
             return fx.node.map_arg(node.args, found.__getitem__), fx.node.map_arg(node.kwargs, found.__getitem__)
 
-        layer = OpaqueModule(module, template, self._leaves.get(module, "no rule for this module"))
+        layer = OpaqueModule(module, template, self._leaves.get(module, "no rule for this module"), self._context)
         slots = []
         for name in layer.names:
             path, _, leaf = name.rpartition(".")

@@ -3,7 +3,7 @@
 A call takes the fast path if gradients are on and an input requires one. Without such an input there is no data
 gradient to speak of, and the module's own forward runs. The reference path (the module's own forward under ordinary
 autograd, with one warning) is for what the two Functions cannot see through: torch.func, torch.compile, forward-mode
-differentiation, autocast, tensor subclasses.
+differentiation, tensor subclasses.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from .autograd import UnsupportedOutput, apply, warn_once
 from .layers import rule_of_module
 from .lower import Lowered, Parameter, Value, lower
+from .precision import Precision, entering
 from .trace import Untraceable, attributes, hooked, same, trace
 
 Forward = Callable[..., Any]
@@ -58,6 +59,8 @@ class Network:
             return forward(module, *args, **kwargs)
         if True not in [t.requires_grad for t in call.tensors]:
             return forward(module, *args, **kwargs)
+        if torch._C._is_any_autocast_enabled():
+            call.enter(Precision.of(call.tensors))
         found = self.find(module, forward, adopt, call)
         if isinstance(found, Untraceable):
             return forward(module, *args, **kwargs)
@@ -103,7 +106,8 @@ class Network:
 
     def _run(self, lowered: Lowered, tensors: list[Tensor]) -> Any:
         params = lowered.parameters()
-        values = apply(lowered.program, tensors, params, self._warned)
+        theta = params if lowered.entries is None else entering(lowered.entries, params)
+        values = apply(lowered.program, tensors, theta, self._warned)
         if isinstance(lowered.structure, Value):
             return values[0]
         rest = iter(values)
@@ -112,12 +116,17 @@ class Network:
 
 
 class _Call:
-    """Arguments of a call: its tensors, and a key and a way back for everything else."""
+    """Arguments of a call: its tensors, a key and a way back for everything else, and the autocast it is under."""
 
-    __slots__ = ("key", "rebuild", "tensors")
+    __slots__ = ("key", "precision", "rebuild", "tensors")
 
     def __init__(self, tensors: list[Tensor], key: Any, rebuild: Callable[[Any], tuple[Any, Any]]) -> None:
         self.tensors, self.key, self.rebuild = tensors, key, rebuild
+        self.precision: Precision | None = None
+
+    def enter(self, precision: Precision | None) -> None:
+        """Take note of the autocast state: it selects the trace."""
+        self.precision, self.key = precision, (self.key, precision)
 
     @classmethod
     def of(cls, args: tuple, kwargs: dict) -> _Call:
@@ -183,8 +192,6 @@ def refusal(tensors: list[Tensor]) -> str | None:
                 return "an input comes out of a torch.func transform that has ended"
             if t.is_complex() or t.layout is not torch.strided:
                 return f"an input is {t.dtype}, {t.layout}; the layers take dense real tensors"
-            if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(t.device.type):
-                return "autocast is active"
     return None
 
 
@@ -198,7 +205,7 @@ def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untrac
     leaves: dict[nn.Module, str] = {}
     while True:
         try:
-            return lower(module, trace(module, run, len(call.tensors), leaves), leaves)
+            return lower(module, trace(module, run, len(call.tensors), leaves), leaves, call.precision)
         except Untraceable as error:
             culprit = module.get_submodule(error.path)
             if culprit is module or culprit in leaves:

@@ -1,8 +1,8 @@
 """nn.Module -> torch.fx graph: which modules are leaves, and which code does not trace.
 
 A leaf is a module with a rule, a module of torch.nn, a module with hooks of its own (they must fire), or one whose
-forward did not trace (control flow on data, state written by the forward, a `with torch.no_grad()` in it). If the outermost forward does not trace,
-`Untraceable` says why.
+forward did not trace (control flow on data, state written by the forward, torch.no_grad() or torch.autocast() entered
+in it). If the outermost forward does not trace, `Untraceable` says why.
 """
 
 from __future__ import annotations

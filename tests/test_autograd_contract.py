@@ -384,57 +384,7 @@ def test_one_model_is_first_called_by_four_threads(device: str) -> None:
         assert_equal({"x": found[k]}, {"x": torch.autograd.grad(penalised(plain, x), x)[0]})
 
 
-# ---------------------------------------------------------------------------- autocast, compile and export
-
-
-@pytest.mark.filterwarnings("ignore::datagrad_ext.ReferencePathWarning")
-@pytest.mark.parametrize("name", ["mlp_relu", "mlp_gelu", "conv_critic", "dag_dense", "mlp_layer_norm"])
-def test_autocast(name: str, device: str) -> None:
-    """Same dtypes as plain autograd under autocast, gradients in the parameters' dtype, no larger error."""
-    case = network(name)
-
-    def code(model: nn.Module, x: Tensor):
-        with torch.autocast(device, dtype=torch.bfloat16):
-            y = model(x)
-            J = data_gradient(loss_of(y.float()), x)
-        (loss_of(y.float()) + J.square().sum()).backward()
-        return {"y": y, "J": J}
-
-    x = [t.to(device, torch.float32) for t in case.inputs()]
-    plain = observe(case.build().to(device, torch.float32), x, code)
-    ours = observe(datagrad_ext.accelerate(case.build().to(device, torch.float32)), x, code)
-    with torch.autocast(device, enabled=False):
-        exact = observe(
-            case.build().to(device), [t.double() for t in x], lambda m, v: code_without_autocast(m, v)
-        )
-    for name, b in exact.items():
-        a, usual = ours[name], plain[name]
-        assert (a is None) == (usual is None), name
-        if a is None or usual is None or not b.is_floating_point():
-            continue
-        assert a.dtype == usual.dtype, name
-        errors = [float((t.double() - b).norm() / b.norm()) for t in (a, usual)]
-        assert errors[0] <= 2 * errors[1] + 0.02, (
-            f"{name}: relative error {errors[0]:.3f}, autograd's own {errors[1]:.3f}"
-        )
-
-
-def code_without_autocast(model: nn.Module, x: Tensor):
-    y = model(x)
-    J = data_gradient(loss_of(y), x)
-    (loss_of(y) + J.square().sum()).backward()
-    return {"y": y, "J": J}
-
-
-@pytest.mark.filterwarnings("ignore::datagrad_ext.ReferencePathWarning")
-def test_autocast_switched_on_after_the_first_call(device: str) -> None:
-    case = network("mlp_relu")
-    model = datagrad_ext.accelerate(case.build().to(device, torch.float32))
-    x = case.inputs()[0].to(device, torch.float32).requires_grad_()
-    assert model(x).dtype == torch.float32
-    with torch.autocast(device, dtype=torch.bfloat16):
-        assert model(x).dtype == torch.bfloat16
-    assert model(x).dtype == torch.float32
+# -------------------------------------------------------------------------------------- compile and export
 
 
 def _first_order(model, x):

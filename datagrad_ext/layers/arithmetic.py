@@ -25,6 +25,7 @@ class Sum(Parameterless):
     """± x₁ ± x₂, broadcasting."""
 
     follows_layout = True
+    autocast = "widest"
 
     def __init__(self, signs: tuple[int, int] = (1, 1)) -> None:
         self._signs = signs
@@ -55,6 +56,7 @@ class Affine(Parameterless):
     """a x + c for numbers a and c."""
 
     follows_layout = True
+    autocast = "same"
 
     def __init__(self, scale: float, shift: float) -> None:
         self._scale, self._shift = scale, shift
@@ -99,6 +101,7 @@ class Product(Parameterless):
     """x₁ x₂, broadcasting."""
 
     curved = paired = True
+    autocast = "widest"
 
     @property
     def name(self) -> str:
@@ -132,6 +135,8 @@ class Product(Parameterless):
 
 class Cat(Parameterless):
     """Concatenation along a dimension."""
+
+    autocast = "widest"
 
     def __init__(self, dim: int) -> None:
         self._dim = dim

@@ -20,6 +20,7 @@ class Dropout(Layer):
     """Dropout of single elements; host values are (p, training)."""
 
     aliases = follows_layout = True
+    autocast = "same"
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x, (p, training) = inputs[0], host

@@ -20,6 +20,7 @@ class Index(Parameterless):
     """x[i] for a constant i."""
 
     aliases = True
+    autocast = "same"
 
     def __init__(self, index: Any) -> None:
         self._index = index

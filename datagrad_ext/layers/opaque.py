@@ -11,7 +11,7 @@ Right for everything that autograd itself can do to second order, at autograd's 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +26,21 @@ _FRESH = {
 }
 
 
+Context = Callable[[], AbstractContextManager[Any]]
+
+
 class Opaque(Layer):
-    """`call(inputs, params, host)` differentiated by autograd; `clones` gives it copies that it may change in place."""
+    """`call(inputs, params, host)` differentiated by autograd; `clones` gives it copies that it may change in place.
+
+    The call runs within `context()`: the autocast of the trace.
+    """
 
     curved = paired = opaque = aliases = True
 
-    def __init__(self, call: Callable[..., Any], title: str, why: str, clones: bool = False) -> None:
-        self._call, self._title, self.why, self.clones = call, title, why, clones
+    def __init__(
+        self, call: Callable[..., Any], title: str, why: str, clones: bool = False, context: Context = nullcontext
+    ) -> None:
+        self._call, self._title, self.why, self.clones, self._context = call, title, why, clones, context
 
     @property
     def name(self) -> str:
@@ -41,7 +49,7 @@ class Opaque(Layer):
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Any, tuple]:
         random = _random_state(inputs)
         x, theta = _leaves(inputs), _leaves(params)
-        with torch.enable_grad():
+        with torch.enable_grad(), self._context():
             y = _value(self._call(self._own(x), theta, host), self._title)
         return _detached(y), (_Graph(x, theta, y), random)
 
@@ -79,7 +87,7 @@ class Opaque(Layer):
         return found[: len(wanted_inputs)], found[len(wanted_inputs) :]
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
-        with _replayed(saved[1]):
+        with _replayed(saved[1]), self._context():
             return self._call(self._own(inputs), params, host)
 
     def _own(self, inputs: Tensors) -> Tensors:
@@ -90,11 +98,17 @@ class Opaque(Layer):
 class OpaqueModule(Opaque):
     """A module called with autograd; its parameters enter by name, its buffers change once, in `forward`."""
 
-    def __init__(self, module: nn.Module, template: Callable[[Tensors, tuple], tuple], why: str) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        template: Callable[[Tensors, tuple], tuple],
+        why: str,
+        context: Context = nullcontext,
+    ) -> None:
         self._module, self._template = module, template
         self.names = [name for name, _ in module.named_parameters()]
         clones = any(getattr(m, "inplace", False) for m in module.modules())
-        super().__init__(self._run, type(module).__name__, why, clones)
+        super().__init__(self._run, type(module).__name__, why, clones, context)
         self.aliases = type(module).__module__ not in _FRESH
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Any, tuple]:
@@ -105,7 +119,7 @@ class OpaqueModule(Opaque):
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
         buffers = {name: b.clone() for name, b in saved[2].items()}
-        with _replayed(saved[1]):
+        with _replayed(saved[1]), self._context():
             return self._run(self._own(inputs), params, host, buffers)
 
     def _run(self, inputs: Tensors, params: Tensors, host: tuple, buffers: dict | None = None) -> Any:
