@@ -15,7 +15,7 @@ forward. What the fast path does not cover (gradients of parameter gradients, th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -322,3 +322,14 @@ def _unpack(layout: list[Any], tensors: Sequence[Any]) -> tuple[Any, ...]:
             for place in layout
         ]
     )
+
+
+def _keep_out_of_compiled_code(*functions: Callable[..., Any]) -> None:
+    """Let torch.compile neither trace the functions nor what they call: a compiled step may run a backward."""
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+    for function in functions:
+        frames.set_code_exec_strategy(function.__code__, skip)
+
+
+_keep_out_of_compiled_code(Forward.backward, DataGradient.backward)
