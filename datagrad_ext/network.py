@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
@@ -27,6 +28,14 @@ from .trace import Untraceable, attributes, hooked, same, trace
 
 Forward = Callable[..., Any]
 _TENSOR = object()
+_STATIC_GRAPH = (
+    "DistributedDataParallel(static_graph=True) counts the first backward, which is the data gradient, as the step's, "
+    "and leaves gradients unsynchronised. Construct it without static_graph."
+)
+_SHARDED = (
+    "FSDP (fully_shard) frees a network's parameters after the first backward, which is the data gradient, and never "
+    "reduces the gradients of the second. Use DistributedDataParallel, or an input that does not require a gradient."
+)
 
 
 @dataclass
@@ -59,6 +68,9 @@ class Network:
             return forward(module, *args, **kwargs)
         if True not in [t.requires_grad for t in call.tensors]:
             return forward(module, *args, **kwargs)
+        ddp = DistributedDataParallel._active_ddp_module
+        if ddp is not None and ddp.static_graph:
+            raise RuntimeError(_STATIC_GRAPH)
         if torch._C._is_any_autocast_enabled():
             call.enter(Precision.of(call.tensors))
         found = self.find(module, forward, adopt, call)
@@ -147,6 +159,7 @@ class _Watch:
     """What a trace has built in, and whether it is still so. Holds no reference to the outermost module."""
 
     def __init__(self, root: nn.Module) -> None:
+        self._type = type(root)
         self._inner = [m for m in root.modules() if m is not root]
         self._tables = [m.__dict__ for m in self._inner]
         modules = [root, *self._inner]
@@ -157,7 +170,9 @@ class _Watch:
         self._configs = [(i, rule.config) for i, rule in rules if rule is not None and rule.config is not None]
 
     def holds(self, root: nn.Module) -> bool:
-        """Whether modules are where they were, with the attributes they had."""
+        """Whether modules are where they were, with the attributes they had (fully_shard changes the class)."""
+        if type(root) is not self._type:
+            return False
         modules = [root, *self._inner]
         for i, children in self._children:
             if tuple(modules[i]._modules.values()) != children:
@@ -202,6 +217,8 @@ def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untrac
         args, kwargs = call.rebuild(inputs)
         return forward(root, *args, **kwargs)
 
+    if any(getattr(m, "_is_fsdp_managed_module", False) for m in module.modules()):
+        raise RuntimeError(_SHARDED)
     leaves: dict[nn.Module, str] = {}
     while True:
         try:
