@@ -4,6 +4,7 @@ from . import amp, attacks, functional, objective, penalties, presets
 from ._native import backends
 from .accelerate import accelerate
 from .autograd import ReferencePathWarning
+from .graphed import GraphedStep
 from .objective import CentralDifference, DataGrad, Exact, FiniteDifference, Term
 from .table import program
 
@@ -13,6 +14,7 @@ __all__ = [
     "DataGrad",
     "Exact",
     "FiniteDifference",
+    "GraphedStep",
     "ReferencePathWarning",
     "Term",
     "accelerate",

@@ -207,9 +207,14 @@ class _Random(NamedTuple):
 
 
 def _random_state(inputs: Tensors) -> _Random:
-    """The random state before the forward, so that the reference path draws the same numbers."""
+    """The random state before the forward, so that the reference path draws the same numbers.
+
+    While a CUDA graph is recorded the GPU's state cannot be read; the reference path is an error of torch's there.
+    """
     device = next((t.device for t in inputs if isinstance(t, Tensor) and t.is_cuda), None)
-    return _Random(torch.get_rng_state(), device, None if device is None else torch.cuda.get_rng_state(device))
+    if device is None or torch.cuda.is_current_stream_capturing():
+        return _Random(torch.get_rng_state(), device, None)
+    return _Random(torch.get_rng_state(), device, torch.cuda.get_rng_state(device))
 
 
 @contextmanager
