@@ -72,8 +72,8 @@ class _Recorded:
                 result = step(*self._inputs)
         except RuntimeError as error:
             raise RuntimeError(
-                f"GraphedStep cannot record this step: {str(error).strip().splitlines()[0]} A step must not read values "
-                "on the CPU (.item(), print, GradScaler.step) or make tensors from data on the CPU; Adam needs "
+                f"GraphedStep cannot record this step: {str(error).strip().splitlines()[0]} A step must not read "
+                "values on the CPU (.item(), print, GradScaler.step) or make tensors from data on the CPU; Adam needs "
                 "capturable=True. Take that out of the step, or call the step without GraphedStep."
             ) from error
         self._outputs, self._structure = pytree.tree_flatten(result)
