@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from .advice import advice
 from .autograd import UnsupportedOutput, apply, warn_once
 from .layers import rule_of_module
 from .lower import Lowered, Parameter, Value, lower
@@ -81,6 +82,11 @@ class Network:
         except UnsupportedOutput as error:
             self._give_up(module, call, adopt, str(error))
             return forward(module, *args, **kwargs)
+        except (RuntimeError, IndexError) as error:
+            said = advice(call.tensors, found.parameters())
+            if said is None:
+                raise
+            raise RuntimeError(f"{type(module).__name__}: {said} The error was: {error}") from error
 
     def find(self, module: nn.Module, forward: Forward, adopt: Forward, call: _Call) -> Lowered | Untraceable:
         """The trace for this call: the one that holds, or a new one."""
@@ -206,7 +212,7 @@ def refusal(tensors: list[Tensor]) -> str | None:
             if torch._C._functorch.is_functorch_wrapped_tensor(t):
                 return "an input comes out of a torch.func transform that has ended"
             if t.is_complex() or t.layout is not torch.strided:
-                return f"an input is {t.dtype}, {t.layout}; the layers take dense real tensors"
+                return f"an input is {t.dtype}, {t.layout}; layers take dense real ones (torch.view_as_real, to_dense())"
     return None
 
 
