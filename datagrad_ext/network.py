@@ -212,7 +212,7 @@ def refusal(tensors: list[Tensor]) -> str | None:
             if torch._C._functorch.is_functorch_wrapped_tensor(t):
                 return "an input comes out of a torch.func transform that has ended"
             if t.is_complex() or t.layout is not torch.strided:
-                return f"an input is {t.dtype}, {t.layout}; layers take dense real ones (torch.view_as_real, to_dense())"
+                return f"an input is {t.dtype}, {t.layout}; layers take dense real ones (torch.view_as_real, to_dense)"
     return None
 
 
