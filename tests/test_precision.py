@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -203,3 +204,46 @@ def test_data_gradient_without_a_scaler_is_that_of_autograd() -> None:
         found = datagrad_ext.amp.data_gradient(loss, inputs, scaler)
         assert_equal(dict(zip("xz", found, strict=True)), dict(zip("xz", expected, strict=True)))
         assert all(J.requires_grad for J in found)
+
+
+@pytest.mark.parametrize("name", ["mlp_gelu", "conv_critic"])
+def test_third_order_under_autocast_takes_the_reference_path(name: str, device: str) -> None:
+    """A penalty on ∂ mean ‖J‖² / ∂x: the program's own casts, run again under ordinary autograd."""
+    case = network(name)
+
+    def code(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Results:
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            y = model(x)
+            J = data_gradient(loss_of(y if dtype is None else y.float()), x)
+            K = data_gradient(J.square().sum(), x)
+            total = K.square().sum()
+        total.backward()
+        return {"K": K}
+
+    single, x = case.build().to(device, torch.float32), case.inputs()[0].to(device, torch.float32)
+    usual = observe(copy.deepcopy(single), [x], lambda m, v: code(m, v, torch.bfloat16))
+    with pytest.warns(datagrad_ext.ReferencePathWarning, match="third order"):
+        ours = observe(datagrad_ext.accelerate(single), [x], lambda m, v: code(m, v, torch.bfloat16))
+    exact = observe(case.build().to(device), [x.double()], lambda m, v: code(m, v, None))
+    _no_worse(ours, usual, exact)
+
+
+def test_no_reference_cycles(device: str) -> None:
+    """With the garbage collector off, ten steps under autocast leave not one tensor behind."""
+    model = datagrad_ext.accelerate(network("mlp_layer_norm").build().to(device, torch.float32))
+    x = network("mlp_layer_norm").inputs()[0].to(device, torch.float32).requires_grad_()
+    step = Penalised(device, torch.bfloat16)
+
+    def alive() -> int:
+        return sum(type(o) in (Tensor, nn.Parameter) for o in gc.get_objects())
+
+    step(model, x)
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for _ in range(10):
+            step(model, x)
+        assert alive() <= before
+    finally:
+        gc.enable()
