@@ -271,7 +271,9 @@ class _Lowering:
             found = dict(zip(tensors, inputs, strict=True)) | dict(zip(hosts, host, strict=True))
             return fx.node.map_arg(node.args, found.__getitem__), fx.node.map_arg(node.kwargs, found.__getitem__)
 
-        layer = OpaqueModule(module, template, self._leaves.get(module, "no rule for this module"), self._context)
+        has_rule = rule_of_module(module) is not None and self._precision is not None
+        why = self._leaves.get(module, f"no rule for this module{' under autocast' if has_rule else ''}")
+        layer = OpaqueModule(module, template, why, self._context)
         slots = []
         for name in layer.names:
             path, _, leaf = name.rpartition(".")

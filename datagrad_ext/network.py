@@ -83,7 +83,7 @@ class Network:
             self._give_up(module, call, adopt, str(error))
             return forward(module, *args, **kwargs)
         except (RuntimeError, IndexError) as error:
-            said = advice(call.tensors, found.parameters())
+            said = advice(error, call.tensors, found.parameters())
             if said is None:
                 raise
             raise RuntimeError(f"{type(module).__name__}: {said} The error was: {error}") from error

@@ -123,3 +123,30 @@ def test_sparse_input_that_pytorch_takes_is_right() -> None:
     with pytest.warns(datagrad_ext.ReferencePathWarning, match="to_dense"):
         y = ours(_leaf(x.to_sparse()))
     assert_equal({"y": y}, {"y": plain(x)})
+
+
+class _NoMoreMemory(RuntimeError):
+    """A user's own error, or torch's for lack of memory: a subclass."""
+
+
+@pytest.mark.parametrize("error", [_NoMoreMemory("a type"), RuntimeError("something else"), ValueError("dtype")])
+def test_an_error_about_something_else_stays_as_it_is(error: Exception) -> None:
+    """Also where the dtypes of a network differ on purpose."""
+
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() > -1e9:
+                raise error
+            return x
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.fails = nn.Linear(6, 3).double(), Fails()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fails(self.first(x.double()))
+
+    with pytest.raises(type(error)) as caught:
+        datagrad_ext.accelerate(Mixed())(data(4, 6).float().requires_grad_())
+    assert caught.value is error
