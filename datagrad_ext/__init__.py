@@ -1,9 +1,10 @@
 """datagrad_ext: exact and fast double backprop, for training with penalties on a network's gradient by its input."""
 
-from . import attacks, functional, objective, penalties, presets
+from . import amp, attacks, functional, objective, penalties, presets
 from ._native import backends
 from .accelerate import accelerate
 from .autograd import ReferencePathWarning
+from .graphed import GraphedStep
 from .objective import CentralDifference, DataGrad, Exact, FiniteDifference, Term
 from .table import program
 
@@ -13,9 +14,11 @@ __all__ = [
     "DataGrad",
     "Exact",
     "FiniteDifference",
+    "GraphedStep",
     "ReferencePathWarning",
     "Term",
     "accelerate",
+    "amp",
     "attacks",
     "backends",
     "functional",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .lower import Lowered
 from .network import Network
@@ -96,10 +97,14 @@ def _accelerated_class(cls: Any) -> type[nn.Module]:
     """The subclass of `cls` that runs programs; generated once for each class."""
     original = cls.forward
 
+    @functools.partial(torch.compiler.disable, reason="a data gradient of it may be asked for: it runs as it is")
+    def outside(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
     @functools.wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return original(self, *args, **kwargs)
+            return (original if _compiles(args, kwargs) else outside)(self, *args, **kwargs)
         network = self.__dict__.get("_datagrad")
         if network is None or network.owner is None or network.owner() is not self:
             network = network_of(self)
@@ -119,6 +124,17 @@ def _accelerated_class(cls: Any) -> type[nn.Module]:
         "__qualname__": cls.__qualname__,
     }
     return type(cls.__name__, (cls,), body)
+
+
+def _compiles(args: tuple, kwargs: dict) -> bool:
+    """Whether torch.compile and torch.export may take the module's own forward into their graph.
+
+    Not if an input requires a gradient: compiled code refuses double backward. Export and torch.func transforms have
+    no autograd graph around it.
+    """
+    if torch.compiler.is_exporting() or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return True
+    return not any(isinstance(t, torch.Tensor) and t.requires_grad for t in pytree.tree_leaves((args, kwargs)))
 
 
 def _rebuild(function: Callable[..., Any], arguments: tuple[Any, ...]) -> nn.Module:

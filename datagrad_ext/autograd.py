@@ -15,7 +15,8 @@ forward. What the fast path does not cover (gradients of parameter gradients, th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from .layers import Tensors, add_each, gradients
 from .program import Flags, Left, Program
 
 _task = torch._C._current_graph_task_id  # the number of the running backward
+_any_autocast = torch._C._is_any_autocast_enabled
+_AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 class ReferencePathWarning(UserWarning):
@@ -111,6 +114,9 @@ class Forward(Node):
 
     @staticmethod
     def forward(ctx: Any, run: Run, *arguments: Tensor) -> tuple[Any, ...]:
+        if _any_autocast():
+            with _autocast_off():
+                return Forward.forward(ctx, run, *arguments)
         program, n_inputs = run.program, run.n_inputs
         outputs, saved = program.forward(arguments[:n_inputs], program.thetas(arguments[n_inputs:]))
         if tuple in map(type, outputs):
@@ -126,6 +132,9 @@ class Forward(Node):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+        if _any_autocast():
+            with _autocast_off():
+                return Forward.backward(ctx, *cotangents)
         run, gs, differentiable = ctx.run, cotangents[:-1], torch.is_grad_enabled()
         visit = run.tape.pop(_task(), None) or run.begin(ctx)
         left = visit.left
@@ -158,6 +167,9 @@ class DataGradient(Node):
 
     @staticmethod
     def backward(ctx: Any, *seeds: Any) -> tuple[Any, ...]:
+        if _any_autocast():
+            with _autocast_off():
+                return DataGradient.backward(ctx, *seeds)
         run, tensors = ctx.forward_node.run, ctx.saved_tensors
         gs = tensors[: len(run.program.outputs)]
         visit = run.meet(ctx.forward_node)
@@ -170,6 +182,19 @@ class DataGradient(Node):
         del tensors
         release(ctx)
         return (None, None, None, *run.program.tangent(visit.saved, visit.thetas, kept, seeds, wanted, visit.left))
+
+
+@contextmanager
+def _autocast_off() -> Iterator[None]:
+    """Sweeps run in the dtypes that a program's own casts give; casts that autocast cached here would have no graph."""
+    devices = [device for device in _AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
+    for device in devices:
+        torch.set_autocast_enabled(device, False)
+    try:
+        yield
+    finally:
+        for device in devices:
+            torch.set_autocast_enabled(device, True)
 
 
 def needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -> bool:
@@ -297,3 +322,14 @@ def unpack(layout: list[Any], tensors: Sequence[Any]) -> tuple[Any, ...]:
             for place in layout
         ]
     )
+
+
+def _keep_out_of_compiled_code(*functions: Callable[..., Any]) -> None:
+    """Let torch.compile neither trace the functions nor what they call: a compiled step may run a backward."""
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+    for function in functions:
+        frames.set_code_exec_strategy(function.__code__, skip)
+
+
+_keep_out_of_compiled_code(Forward.backward, DataGradient.backward)

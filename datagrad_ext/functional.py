@@ -20,6 +20,7 @@ from .autograd import apply, warn_once
 from .layers import Application, rules_of_function
 from .losses import cross_entropy
 from .network import refusal
+from .precision import Precision, entering
 from .program import Program, Ref, Step
 from .single import Single
 
@@ -168,7 +169,16 @@ def _call(
         return function(*arguments, **dict(named))
     fixed = tuple(None if isinstance(a, Tensor) else _frozen(a) for a in arguments)
     program, inputs, params = _program(function, fixed, tuple(isinstance(a, Tensor) for a in arguments), named)
+    if torch._C._is_any_autocast_enabled():
+        tensors = _autocast(program, tensors)
     return apply(program, [tensors[i] for i in inputs], [tensors[i] for i in params], _warned)[0]
+
+
+def _autocast(program: Program, tensors: list[Tensor]) -> list[Tensor]:
+    """The arguments as autocast casts them, under ordinary autograd."""
+    precision = Precision.of(tensors)
+    dtype = None if precision is None else precision.target(program.steps[0].layer)  # type: ignore[union-attr]
+    return entering([(i, dtype) for i in range(len(tensors))], tensors)
 
 
 def _refusal(tensors: list[Tensor]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from .fusion import fuse
 from .layers import (
     Application,
+    Layer,
     Opaque,
     OpaqueModule,
     ParameterValue,
@@ -28,6 +29,7 @@ from .layers import (
     rules_of_function,
     rules_of_method,
 )
+from .precision import Entry, Precision, entering, insert_casts
 from .program import HostStep, Program, Ref, Step
 from .trace import Untraceable, changes_in_place
 
@@ -72,7 +74,8 @@ class Parameter:
 class Lowered:
     """A program and how to call it: `fetches` give its parameters, `structure` rebuilds the forward's result.
 
-    A fetch is a table and the parameter's name in it, or a function of the slots before.
+    A fetch is a table and the parameter's name in it, or a function of the slots before. Under autocast `entries` say
+    which slots enter the program, and in which dtype.
     """
 
     program: Program
@@ -80,11 +83,13 @@ class Lowered:
     structure: Any
     outputs: list[Parameter | Value | Host]
     used: list[int]
-    """The slots that the program's steps read, in order: the parameters of the program."""
+    """The slots that the program's steps read, in order: what its parameters are made of."""
+    entries: list[Entry] | None = None
 
     def parameters(self, slots: list[Tensor]) -> list[Tensor]:
-        """What enters the program as θ."""
-        return slots if len(self.used) == len(slots) else [slots[i] for i in self.used]
+        """What enters the program as θ, under ordinary autograd."""
+        used = slots if len(self.used) == len(slots) else [slots[i] for i in self.used]
+        return used if self.entries is None else entering(self.entries, used)
 
     def slots(self) -> list[Tensor]:
         """Parameters, and what is computed from parameters alone, under ordinary autograd."""
@@ -94,16 +99,21 @@ class Lowered:
         return slots
 
 
-def lower(root: nn.Module, graph: fx.Graph, leaves: dict[nn.Module, str]) -> Lowered:
+def lower(
+    root: nn.Module, graph: fx.Graph, leaves: dict[nn.Module, str], precision: Precision | None = None
+) -> Lowered:
     """The program of a traced forward; `leaves` are modules that did not trace, with the reason."""
-    return _Lowering(root, graph, leaves).run()
+    return _Lowering(root, graph, leaves, precision).run()
 
 
 class _Lowering:
     """One pass over the nodes of a graph."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, leaves: dict[nn.Module, str]) -> None:
-        self._root, self._graph, self._leaves = root, graph, leaves
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, leaves: dict[nn.Module, str], precision: Precision | None
+    ) -> None:
+        self._root, self._graph, self._leaves, self._precision = root, graph, leaves, precision
+        self._context: Any = nullcontext if precision is None else precision.context
         self._kinds: dict[fx.Node, Value | Host | Parameter] = {}
         self._steps: list[Step | HostStep] = []
         self._fetches: list[Fetch] = []
@@ -148,7 +158,10 @@ class _Lowering:
         places = {slot: place for place, slot in enumerate(used)}
         steps = [_with_params(step, places) for step in self._steps]
         program = Program(len(self._placeholders), len(used), tuple(steps), values)
-        return Lowered(fuse(program), self._fetches, structure, outputs, used)
+        entries = None
+        if self._precision is not None:
+            program, entries = insert_casts(program, self._precision)
+        return Lowered(fuse(program), self._fetches, structure, outputs, used, entries)
 
     # nodes
 
@@ -172,7 +185,7 @@ class _Lowering:
         rule = rule_of_module(module)
         if rule is not None and module not in self._leaves and single:
             application = rule.build(module)
-            if isinstance(application, Application):
+            if isinstance(application, Application) and self._covers(application.layer):
                 params = tuple(self._optional_slot(module, name) for name in application.params)
                 return self._step(application, tuple(kinds), params, node)
         if not any(isinstance(kind, Value) for kind in kinds):
@@ -200,7 +213,7 @@ class _Lowering:
             application = rule(*node.args, **node.kwargs)
         except TypeError:  # arguments that the rule does not know
             return None
-        if application is None:
+        if application is None or not self._covers(application.layer):
             return None
         inputs = [self._kinds[a] if isinstance(a, fx.Node) else None for a in application.inputs]
         params = [self._kinds[a] if isinstance(a, fx.Node) else a for a in application.params]
@@ -215,6 +228,10 @@ class _Lowering:
             return None
         values = tuple(self._lifted(kind) if isinstance(kind, Parameter) else kind for kind in inputs)
         return self._step(application, values, tuple(params), node)
+
+    def _covers(self, layer: Layer) -> bool:
+        """Whether the layer says what autocast, if it is on, does to it."""
+        return self._precision is None or layer.autocast_on(self._precision.device) is not None
 
     # what nodes become
 
@@ -266,9 +283,11 @@ class _Lowering:
         kinds = [self._kinds[n] for n in nodes]
         values_of = [self._lifted(kind) if isinstance(kind, Parameter) else kind for kind in kinds]
         places = {n: kind.index for n, kind in zip(nodes, values_of, strict=True)}
+        context = self._context
 
         def call(values: list[Any]) -> Any:
-            return run(lambda n: values[places[n]])
+            with context():
+                return run(lambda n: values[places[n]])
 
         host = self._host(call, tuple(places.values()), _title(node))
         if node.target == "detach":
@@ -290,7 +309,7 @@ class _Lowering:
             found |= dict(zip(hosts, host, strict=True))
             return run(found.__getitem__)
 
-        layer = Opaque(call, _title(node), "no rule for this call", changes_in_place(node))
+        layer = Opaque(call, _title(node), "no rule for this call", changes_in_place(node), self._context)
         layer.attends = node.target is F.scaled_dot_product_attention
         return self._opaque(layer, node, tensors, tuple(self._kinds[n] for n in params), hosts)
 
@@ -303,7 +322,9 @@ class _Lowering:
             found = dict(zip(tensors, inputs, strict=True)) | dict(zip(hosts, host, strict=True))
             return fx.node.map_arg(node.args, found.__getitem__), fx.node.map_arg(node.kwargs, found.__getitem__)
 
-        layer = OpaqueModule(module, template, self._leaves.get(module, "no rule for this module"))
+        has_rule = rule_of_module(module) is not None and self._precision is not None
+        why = self._leaves.get(module, f"no rule for this module{' under autocast' if has_rule else ''}")
+        layer = OpaqueModule(module, template, why, self._context)
         slots = []
         for name in layer.names:
             path, _, leaf = name.rpartition(".")

@@ -3,7 +3,7 @@
 A call takes the fast path if gradients are on and an input requires one. Without such an input there is no data
 gradient to speak of, and the module's own forward runs. The reference path (the module's own forward under ordinary
 autograd, with one warning) is for what the two Functions cannot see through: torch.func, torch.compile, forward-mode
-differentiation, autocast, tensor subclasses.
+differentiation, tensor subclasses.
 """
 
 from __future__ import annotations
@@ -16,16 +16,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from .advice import advice
 from .autograd import UnsupportedOutput, apply, warn_once
 from .layers import expanded, rule_of_module
 from .lower import Lowered, Parameter, Value, lower
+from .precision import Precision
 from .trace import Untraceable, attributes, hooked, same, trace
 
 Forward = Callable[..., Any]
 _TENSOR = object()
+_STATIC_GRAPH = (
+    "DistributedDataParallel(static_graph=True) counts the first backward, which is the data gradient, as the step's, "
+    "and leaves gradients unsynchronised. Construct it without static_graph."
+)
+_SHARDED = (
+    "FSDP (fully_shard) frees a network's parameters after the first backward, which is the data gradient, and never "
+    "reduces the gradients of the second. Use DistributedDataParallel, or an input that does not require a gradient."
+)
 
 
 @dataclass
@@ -58,6 +69,11 @@ class Network:
             return forward(module, *args, **kwargs)
         if True not in [t.requires_grad for t in call.tensors]:
             return forward(module, *args, **kwargs)
+        ddp = DistributedDataParallel._active_ddp_module
+        if ddp is not None and ddp.static_graph:
+            raise RuntimeError(_STATIC_GRAPH)
+        if torch._C._is_any_autocast_enabled():
+            call.enter(Precision.of(call.tensors))
         found = self.find(module, forward, adopt, call)
         if isinstance(found, Untraceable):
             return forward(module, *args, **kwargs)
@@ -69,10 +85,17 @@ class Network:
                 before.restore()
             self._give_up(module, call, adopt, str(error))
             return forward(module, *args, **kwargs)
+        except (RuntimeError, IndexError) as error:
+            said = advice(error, call.tensors, found.slots())
+            if said is None:
+                raise
+            raise RuntimeError(f"{type(module).__name__}: {said} The error was: {error}") from error
 
     def trace_of(self, module: nn.Module, forward: Forward, adopt: Forward, x: Tensor) -> Lowered | None:
         """What module(x) runs if it is a program of one output and nothing else, for who runs the sweeps himself."""
-        if not x.is_floating_point() or x.is_inference() or refusal([]) is not None or _refusal_of(x) is not None:
+        if not x.is_floating_point() or x.is_inference() or torch._C._is_any_autocast_enabled():
+            return None
+        if refusal([]) is not None or _refusal_of(x) is not None:
             return None
         found = self.find(module, forward, adopt, _Call.of((x,), {}))
         if isinstance(found, Untraceable) or not isinstance(found.structure, Value):
@@ -129,12 +152,17 @@ class Network:
 
 
 class _Call:
-    """Arguments of a call: its tensors, and a key and a way back for everything else."""
+    """Arguments of a call: its tensors, a key and a way back for everything else, and the autocast it is under."""
 
-    __slots__ = ("key", "rebuild", "tensors")
+    __slots__ = ("key", "precision", "rebuild", "tensors")
 
     def __init__(self, tensors: list[Tensor], key: Any, rebuild: Callable[[Any], tuple[Any, Any]]) -> None:
         self.tensors, self.key, self.rebuild = tensors, key, rebuild
+        self.precision: Precision | None = None
+
+    def enter(self, precision: Precision | None) -> None:
+        """Take note of the autocast state: it selects the trace."""
+        self.precision, self.key = precision, (self.key, precision)
 
     @classmethod
     def of(cls, args: tuple, kwargs: dict) -> _Call:
@@ -168,6 +196,7 @@ class _Watch:
     """What a trace has built in, and whether it is still so. Holds no reference to the outermost module."""
 
     def __init__(self, root: nn.Module) -> None:
+        self._type = type(root)
         self._inner = [m for m in root.modules() if m is not root]
         self._tables = [m.__dict__ for m in self._inner]
         modules = [root, *self._inner]
@@ -182,6 +211,8 @@ class _Watch:
 
         None if modules are not where they were, or their attributes are not what they were.
         """
+        if type(root) is not self._type:
+            return None
         modules = [root, *self._inner]
         for i, children in self._children:
             if tuple(modules[i]._modules.values()) != children:
@@ -216,9 +247,7 @@ def _refusal_of(t: Tensor) -> str | None:
     if torch._C._functorch.is_functorch_wrapped_tensor(t):
         return "an input comes out of a torch.func transform that has ended"
     if t.is_complex() or t.layout is not torch.strided:
-        return f"an input is {t.dtype}, {t.layout}; the layers take dense real tensors"
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(t.device.type):
-        return "autocast is active"
+        return f"an input is {t.dtype}, {t.layout}; layers take dense real ones (torch.view_as_real, to_dense)"
     return None
 
 
@@ -230,10 +259,12 @@ def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untrac
         value = expanded(root, args, kwargs)
         return forward(root, *args, **kwargs) if value is NotImplemented else value
 
+    if any(getattr(m, "_is_fsdp_managed_module", False) for m in module.modules()):
+        raise RuntimeError(_SHARDED)
     leaves: dict[nn.Module, str] = {}
     while True:
         try:
-            return lower(module, trace(module, run, len(call.tensors), leaves), leaves)
+            return lower(module, trace(module, run, len(call.tensors), leaves), leaves, call.precision)
         except Untraceable as error:
             culprit = module.get_submodule(error.path)
             if culprit is module or culprit in leaves:

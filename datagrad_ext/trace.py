@@ -1,8 +1,8 @@
 """nn.Module -> torch.fx graph: which modules are leaves, and which code does not trace.
 
 A leaf is a module with a rule, a module of torch.nn, a module with hooks of its own (they must fire), or one whose
-forward did not trace (control flow on data, state written by the forward). If the outermost forward does not trace,
-`Untraceable` says why.
+forward did not trace (control flow on data, state written by the forward, torch.no_grad() or torch.autocast() entered
+in it). If the outermost forward does not trace, `Untraceable` says why.
 """
 
 from __future__ import annotations
@@ -94,6 +94,12 @@ class _Tracer(fx.Tracer):
         self._thread = threading.get_ident()
         self._forward, self._n_inputs, self._leaves = forward, n_inputs, leaves
         self.inside: list[nn.Module] = []
+        self._modes = _modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self._modes:  # a context leaves no node: the graph would run as if it were not there
+            raise RuntimeError("it enters torch.no_grad() or torch.autocast() itself")
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if True in hooked([m.__dict__]):
@@ -140,6 +146,12 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         inputs = [self.create_proxy("placeholder", f"input_{i}", (), {}) for i in range(self._n_inputs)]
         return self._forward, [self.root, *inputs]
+
+
+def _modes() -> tuple[Any, ...]:
+    """What a `with` in a forward may change and a graph does not record: grad mode, and autocast by device."""
+    devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    return torch.is_grad_enabled(), [(device, torch.get_autocast_dtype(device)) for device in devices]
 
 
 def _changed(before: dict[nn.Module, dict[str, Any]]) -> nn.Module | None:

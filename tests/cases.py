@@ -1148,7 +1148,30 @@ PARAMETERS: list[Case] = [
     Case("unused_parameter", lambda: Body(lambda m, x: m.a(x).tanh(), a=_l(), b=_l())),
 ]
 
+def _gated_without_gradient(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        gate = m.a(x).tanh()
+    return m.b(x) * gate
+
+
+def _inner_autocast(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        h = torch.mm(m.a(x).float(), m.w.float())
+    return m.b(x) + h.to(x.dtype)
+
+
 NOT_TRACEABLE: list[Case] = [
+    Case(
+        "autocast_inside",
+        lambda: Body(_inner_autocast, a=_l(), b=_l(), w=nn.Parameter(torch.randn(6, 6))),
+        opaque=None,
+    ),
+    Case("no_grad_inside", lambda: Body(_gated_without_gradient, a=_l(), b=_l()), opaque=None),
+    Case(
+        "no_grad_in_a_part",
+        lambda: nn.Sequential(_l(), Body(_gated_without_gradient, a=_l(), b=_l()), nn.Tanh()),
+        opaque=None,
+    ),
     Case("untraceable", Branching, opaque=None),
     Case(
         "untraceable_shape",

@@ -12,7 +12,7 @@ import torch
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PICTURES = ["sdf_eikonal", "wgan_gp", "robust_digits", "forces", "jacobian"]
-WITHOUT = ["input_gradient_penalty"]
+WITHOUT = ["distributed", "input_gradient_penalty"]
 
 
 @pytest.fixture(autouse=True)

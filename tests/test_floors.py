@@ -15,9 +15,9 @@ PACKAGE = ROOT / "datagrad_ext"
 # From the ground up; what stands on one floor does not see its neighbours. A package is one unit.
 FLOORS = (
     {"_format", "_native", "ops"},
-    {"layers", "penalties", "losses"},
+    {"advice", "amp", "graphed", "layers", "penalties", "losses"},
     {"program", "trace"},
-    {"autograd", "single"},
+    {"autograd", "precision", "single"},
     {"fusion"},
     {"lower"},
     {"network"},

@@ -28,6 +28,7 @@ class _Activation(Layer):
     """What both families share: the optional bias along `dim`."""
 
     follows_layout = True
+    autocast = "same"
 
     def __init__(self) -> None:
         self.dim: int | None = None
@@ -127,6 +128,9 @@ class SmoothActivation(_Activation):
         constants = ", ".join(f"{c:g}" for c in self.constants)
         head = f"{self.row.name}({constants})" if constants else self.row.name
         return head if self.dim is None else f"bias + {head}"
+
+    def autocast_on(self, device: str) -> str | None:
+        return "float32" if (device, self.row.name) == ("cuda", "softplus") else self.autocast
 
     def link(self, n_params: int) -> str | None:
         return word(self.row.name, n_params == 1, self.constants)

@@ -27,6 +27,7 @@ class Sum(Parameterless):
     """x₁ + s x₂ for a number s, broadcasting."""
 
     follows_layout = True
+    autocast = "widest"
 
     def __init__(self, scale: float = 1) -> None:
         self._scale = scale
@@ -59,6 +60,7 @@ class Affine(Parameterless):
     """a x + c for numbers a and c."""
 
     follows_layout = True
+    autocast = "same"
 
     def __init__(self, scale: float, shift: float) -> None:
         self._scale, self._shift = scale, shift
@@ -103,6 +105,7 @@ class Product(Parameterless):
     """x₁ x₂, broadcasting."""
 
     curved = paired = follows_layout = True
+    autocast = "widest"
 
     @property
     def name(self) -> str:
@@ -175,6 +178,7 @@ class Cat(Parameterless):
     """Concatenation along a dimension."""
 
     follows_layout = True
+    autocast = "widest"
 
     def __init__(self, dim: int) -> None:
         self._dim = dim

@@ -42,6 +42,7 @@ class Layer:
     aliases = False  # True if y may share memory with x
     follows_layout = False  # True if the maps keep channels_last: out of x into y, and so for tangents and cotangents
     wants_channels_last = False  # True if it follows the layout and two-dimensional images are faster in channels_last
+    autocast: str | None = None  # what torch.autocast does to it (`autocast_on`)
     ops: tuple[str, ...] = ()  # the project's ops that the maps call; empty: vendor libraries only
 
     @property
@@ -52,6 +53,14 @@ class Layer:
     def acted(self, saved: Any) -> bool:
         """Whether the layer did something at this forward; the table of a program lists what did."""
         return True
+
+    def autocast_on(self, device: str) -> str | None:
+        """What torch.autocast does to the operation on a device type.
+
+        "low", "float32": inputs and parameters are cast to the low dtype, to float32. "widest": inputs are promoted to
+        the widest dtype among them. "same": it runs in its input's dtype. None: not said; the layer is opaque there.
+        """
+        return self.autocast
 
     def link(self, n_params: int) -> str | None:
         """How the ops of chains spell the layer if it has so many parameters; None: it cannot be a link of a chain."""

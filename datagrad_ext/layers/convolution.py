@@ -27,6 +27,7 @@ class Convolution(Layer):
     """w * x + b; params are (w, b), or (w,) without a bias. x is (N, C, …) or, unbatched, (C, …)."""
 
     paired = True
+    autocast = "low"
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class Dropout(Layer):
     """m x with m = `mask(x, p)`; host values are (p, training)."""
 
     aliases = follows_layout = True
+    autocast = "same"
 
     def __init__(self, name: str, mask: Callable[[Tensor, float], Tensor]) -> None:
         self._name, self._mask = name, mask

@@ -25,6 +25,7 @@ class Index(Parameterless):
     """x[i]; the host value is i."""
 
     aliases = True
+    autocast = "same"
 
     def apply(self, *inputs: Any) -> Any:
         return inputs[0][inputs[1]]

@@ -24,6 +24,7 @@ class Linear(Layer):
     """x Wᵀ + b; params are (W, b), or (W,) without a bias."""
 
     paired = True
+    autocast = "low"
     bias_dim = -1  # the dimension of y along which the bias lies
 
     def link(self, n_params: int) -> str | None:

@@ -28,15 +28,23 @@ _FRESH = {
 }
 
 
+Context = Callable[[], AbstractContextManager[Any]]
+
+
 class Opaque(Layer):
-    """`call(inputs, params, host)` differentiated by autograd; `clones` gives it copies that it may change in place."""
+    """`call(inputs, params, host)` differentiated by autograd; `clones` gives it copies that it may change in place.
+
+    The call runs within `context()`: the autocast of the trace.
+    """
 
     curved = paired = opaque = aliases = True
 
     attends = False
 
-    def __init__(self, call: Callable[..., Any], title: str, why: str, clones: bool = False) -> None:
-        self._call, self._title, self.why, self.clones = call, title, why, clones
+    def __init__(
+        self, call: Callable[..., Any], title: str, why: str, clones: bool = False, context: Context = nullcontext
+    ) -> None:
+        self._call, self._title, self.why, self.clones, self._context = call, title, why, clones, context
 
     @property
     def name(self) -> str:
@@ -45,7 +53,7 @@ class Opaque(Layer):
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Any, tuple]:
         random = _random_state(inputs)
         x, theta = _leaves(inputs), _leaves(params)
-        with torch.enable_grad(), self._kernels():
+        with torch.enable_grad(), self._context(), self._kernels():
             y = _value(self._call(self._own(x), theta, host), self._title)
         return _detached(y), (_Graph(x, theta, y), random)
 
@@ -82,7 +90,7 @@ class Opaque(Layer):
         return found[: len(wanted_inputs)], found[len(wanted_inputs) :]
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
-        with _replayed(saved[1]), self._kernels():
+        with _replayed(saved[1]), self._context(), self._kernels():
             return self._call(self._own(inputs), params, host)
 
     def _kernels(self) -> AbstractContextManager:
@@ -97,11 +105,17 @@ class Opaque(Layer):
 class OpaqueModule(Opaque):
     """A module called with autograd; its parameters enter by name, its buffers change once, in `forward`."""
 
-    def __init__(self, module: nn.Module, template: Callable[[Tensors, tuple], tuple], why: str) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        template: Callable[[Tensors, tuple], tuple],
+        why: str,
+        context: Context = nullcontext,
+    ) -> None:
         self._module, self._template = module, template
         self.names = [name for name, _ in module.named_parameters()]
         clones = any(getattr(m, "inplace", False) for m in module.modules())
-        super().__init__(self._run, type(module).__name__, why, clones)
+        super().__init__(self._run, type(module).__name__, why, clones, context)
         self.attends = any(isinstance(m, nn.MultiheadAttention) for m in module.modules())
         self.aliases = type(module).__module__ not in _FRESH
 
@@ -113,7 +127,7 @@ class OpaqueModule(Opaque):
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
         buffers = {name: b.clone() for name, b in saved[2].items()}
-        with _replayed(saved[1]), self._kernels():
+        with _replayed(saved[1]), self._context(), self._kernels():
             return self._run(self._own(inputs), params, host, buffers)
 
     def _run(self, inputs: Tensors, params: Tensors, host: tuple, buffers: dict | None = None) -> Any:
@@ -206,9 +220,14 @@ class _Random(NamedTuple):
 
 
 def _random_state(inputs: Tensors) -> _Random:
-    """The random state before the forward, so that the reference path draws the same numbers."""
+    """The random state before the forward, so that the reference path draws the same numbers.
+
+    While a CUDA graph is recorded the GPU's state cannot be read; the reference path is an error of torch's there.
+    """
     device = next((t.device for t in inputs if isinstance(t, Tensor) and t.is_cuda), None)
-    return _Random(torch.get_rng_state(), device, None if device is None else torch.cuda.get_rng_state(device))
+    if device is None or torch.cuda.is_current_stream_capturing():
+        return _Random(torch.get_rng_state(), device, None)
+    return _Random(torch.get_rng_state(), device, torch.cuda.get_rng_state(device))
 
 
 @contextmanager

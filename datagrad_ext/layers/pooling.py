@@ -21,10 +21,18 @@ from .registry import Application, function_rule, module_rule
 _aten = torch.ops.aten
 
 
+def _autocast_on(device: str, dims: int) -> str:
+    """torch's autocast for CPUs has rules for pooling in three dimensions, that for CUDA has none."""
+    return "float32" if device == "cpu" and dims == 3 else "same"
+
+
 class AvgPool(Parameterless):
     """Mean over windows."""
 
     follows_layout = True
+
+    def autocast_on(self, device: str) -> str:
+        return _autocast_on(device, self._dims)
 
     def __init__(self, dims: int, kernel: Any, stride: Any, padding: Any, ceil: bool, count: bool, divisor: Any = None):
         self._dims = dims
@@ -55,6 +63,9 @@ class AdaptiveAvgPool(Parameterless):
     """Mean over windows that give an output of a wanted size."""
 
     follows_layout = True
+
+    def autocast_on(self, device: str) -> str:
+        return _autocast_on(device, self._dims)
 
     def __init__(self, dims: int, size: Any) -> None:
         self._dims = dims
@@ -88,6 +99,9 @@ class MaxPool(Layer):
     """Maximum over windows; saves the places of the maxima."""
 
     follows_layout = True
+
+    def autocast_on(self, device: str) -> str:
+        return _autocast_on(device, self._dims)
 
     def __init__(self, dims: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> None:
         self._dims = dims

@@ -25,6 +25,7 @@ class Reshape(Parameterless):
     """The same elements in the same order under another shape: `method(x, *host)` of torch.Tensor."""
 
     aliases = True
+    autocast = "same"
 
     def __init__(self, method: Callable[..., Tensor]) -> None:
         self._method = method
@@ -51,6 +52,7 @@ class Permute(Parameterless):
     """Dimensions in another order; `order(dims)` gives it for a tensor of that many dimensions."""
 
     aliases = True
+    autocast = "same"
 
     def __init__(self, order: Callable[[int], list[int]]) -> None:
         self._order = order
