@@ -1,6 +1,7 @@
 # make test   install everything into a virtual environment, build, lint, type check, test
 # make demo   install everything into a virtual environment, build, train on real digits and show what it bought
 # make bench  the same environment: measure, write benchmarks/results/
+# make docs   the same environment: the documentation with an API reference, as build/site; a warning is an error
 # make gpu    on a machine with a GPU and an environment of its own (PYTHON): tests, compute-sanitizer, benchmark
 # make clean  remove what was built
 #
@@ -12,15 +13,18 @@ TORCH ?= torch>=2.10
 SANITIZER ?= compute-sanitizer
 
 PY := $(VENV)/bin/python
+EXTRAS := test,demo,bench
 OP_TESTS := $(wildcard tests/test_ops_*.py)
 
-.PHONY: test demo bench gpu install clean
+.PHONY: test demo bench docs gpu install clean
 
+# A process for each core, with one thread.
 test: export DATAGRAD_REQUIRE_NATIVE = 1
+test: export OMP_NUM_THREADS = 1
 test: install
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto
 
 demo: install
 	$(PY) -m datagrad_ext train --out results/demo
@@ -28,11 +32,15 @@ demo: install
 bench: install
 	$(PY) -m benchmarks.run
 
+docs: EXTRAS := test,demo,bench,docs
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 # torch comes first: the kernels are compiled with its headers. The build is run by itself to show its progress.
 install: $(PY)
 	$(PY) -m pip install --quiet '$(TORCH)' 'setuptools>=77' ninja pybind11
 	$(PY) setup.py --quiet build_ext --inplace
-	$(PY) -m pip install --quiet --no-build-isolation --editable '.[test,demo,bench]'
+	$(PY) -m pip install --quiet --no-build-isolation --editable '.[$(EXTRAS)]'
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)

@@ -78,6 +78,8 @@ _paper = partial(networks.mlp, 784, 784, 784, CLASSES)
 _narrow = partial(networks.mlp, 64, 64, 64, 64, 64, CLASSES)
 _critic = partial(networks.critic, (32, 64, 128), 32)
 _vgg = partial(networks.vgg, ((16, 16), (32, 32)), 32, CLASSES)
+_normalised = partial(networks.normalised, (32, 64, 128), 32, CLASSES)
+_resnet = partial(networks.resnet, (16, 32, 64), 1, CLASSES)
 _surface = partial(networks.signed_distance, 256, 4)
 
 PAPER = Subject("MLP 784-784-784-10, 128 rows", _paper, (128, 784))
@@ -87,6 +89,8 @@ ONE = Subject("MLP 64-64-64-64-64-10, 1 row", _narrow, (1, 64))
 CRITIC = Subject("critic, 3 conv, 32×3×32×32", partial(_critic, CLASSES), (32, 3, 32, 32))
 CRITIC_LINEAR = Subject("critic, 3 conv, 32×3×32×32", partial(_critic, 1), (32, 3, 32, 32))
 VGG = Subject("vgg, 4 conv, 32×3×32×32", _vgg, (32, 3, 32, 32))
+CONVBN = Subject("conv + BN, 3 conv, 32×3×32×32", _normalised, (32, 3, 32, 32))
+RESNET = Subject("resnet 16-32-64, 9 conv, 16×3×32×32", _resnet, (16, 3, 32, 32))
 SURFACE = Subject("SDF 3-256×4-1 softplus, 4096 points", _surface, (4096, 3))
 
 CPU_CASES = (
@@ -98,6 +102,8 @@ CPU_CASES = (
     Case("critic_r1", CRITIC_LINEAR, R1, 5.0),
     Case("vgg", VGG, CROSS_ENTROPY_L2, 500.0),
     Case("vgg_channels_last", VGG, CROSS_ENTROPY_L2, 500.0, layout="channels_last"),
+    Case("convbn", CONVBN, CROSS_ENTROPY_L2, 100.0),
+    Case("resnet", RESNET, CROSS_ENTROPY_L2, 100.0),
     Case("sdf", SURFACE, EIKONAL, 5.0),
 )
 
@@ -110,6 +116,11 @@ VGG32 = Subject("vgg 64…512, 8 conv, 256×3×32×32", partial(_vgg32, CLASSES)
 VGG32_LINEAR = Subject("vgg 64…512, 8 conv, 256×3×32×32", partial(_vgg32, 1), (256, 3, 32, 32))
 NARROW_LONG = Subject("MLP 64-64-64-64-64-10, 65536 rows", _narrow, (65536, 64))
 WIDE = Subject("MLP 4096×4-10, 8192 rows", partial(networks.mlp, *[4096] * 5, CLASSES), (8192, 4096))
+RESNET32 = Subject(
+    "resnet 64…512, 20 conv, 256×3×32×32",
+    partial(networks.resnet, (64, 128, 256, 512), 2, CLASSES),
+    (256, 3, 32, 32),
+)
 SURFACE_DEEP = Subject(
     "SDF 3-256×7-1 softplus, 65536 points", partial(networks.signed_distance, 256, 7), (65536, 3)
 )
@@ -129,6 +140,7 @@ CUDA_CASES = (
     *_on_cuda("critic64_r1", CRITIC64_LINEAR, R1, 30.0, "bf16", "tf32"),
     *_on_cuda("vgg32", VGG32, CROSS_ENTROPY_L2, 3e5, "bf16", "tf32"),
     *_on_cuda("vgg32_r1", VGG32_LINEAR, R1, 3e4, "bf16"),
+    *_on_cuda("resnet32", RESNET32, CROSS_ENTROPY_L2, 1000.0, "bf16", "tf32"),
     *_on_cuda("mlp_paper", PAPER, CROSS_ENTROPY_L1, 0.5, "bf16"),
     *_on_cuda("mlp_narrow", NARROW_LONG, CROSS_ENTROPY_L2, 50.0, "bf16", "tf32"),
     *_on_cuda("mlp_wide", WIDE, CROSS_ENTROPY_L2, 500.0, "bf16", "tf32"),

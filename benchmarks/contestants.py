@@ -3,9 +3,11 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import objectives
 from .capture import Step, captured
@@ -79,6 +81,34 @@ def _ours(case: Case) -> Prepared:
     )
 
 
+def _as_objective(case: Case) -> Any:
+    """The case's loss and penalty as one DataGrad objective."""
+    from datagrad_ext import DataGrad, Term, penalties
+    from datagrad_ext.objective import score
+
+    rows = {
+        objectives.CROSS_ENTROPY_L1: lambda weight: DataGrad(F.cross_entropy, Term(weight, penalties.l1)),
+        objectives.CROSS_ENTROPY_L2: lambda weight: DataGrad(
+            F.cross_entropy, Term(weight, penalties.l2_squared)
+        ),
+        objectives.R1: lambda weight: DataGrad(None, Term(weight, penalties.l2_squared, score)),
+    }
+    return rows[case.objective](case.weight)
+
+
+def _objective(case: Case) -> Prepared:
+    import datagrad_ext
+
+    model, x, t = case.build()
+    model, objective = datagrad_ext.accelerate(model), _as_objective(case)
+    parameters = list(model.parameters())
+
+    def step() -> objectives.Gradients:
+        return objectives.gradients(objective(model, x, t).total, parameters)
+
+    return Prepared(step, lambda: _off_the_native_path(model))
+
+
 @dataclass(frozen=True)
 class Contestant:
     """A row. `role`: "plain" (no penalty), "peer" (what exists), "ours". `graph`: a CUDA graph replay."""
@@ -89,9 +119,13 @@ class Contestant:
     make: Callable[[Case], Prepared]
     convolutions_only: bool = False
     graph: bool = False
+    restricted_to: tuple[objectives.Objective, ...] | None = None
+    """The objectives that it has code for, None for all."""
 
     def enters(self, case: Case) -> bool:
         """Whether this contestant has something of its own to show on `case`."""
+        if self.restricted_to is not None and case.objective not in self.restricted_to:
+            return False
         possible = case.device == "cuda" or not self.graph
         return possible and (case.has_convolutions or not self.convolutions_only)
 
@@ -107,6 +141,13 @@ _DIRECT = (
     Contestant("fixed_conv", "eager, fixed convolution", "peer", _fixed_convolution, convolutions_only=True),
     Contestant("compile", "torch.compile(func.grad)", "peer", _compiled),
     Contestant("ours", "datagrad_ext", "ours", _ours),
+    Contestant(
+        "objective",
+        "datagrad_ext objective",
+        "ours",
+        _objective,
+        restricted_to=(objectives.CROSS_ENTROPY_L1, objectives.CROSS_ENTROPY_L2, objectives.R1),
+    ),
 )
 
 CONTESTANTS = _DIRECT + tuple(

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -33,6 +33,42 @@ def vgg(stages: tuple[tuple[int, ...], ...], size: int, outputs: int) -> nn.Sequ
         layers.append(nn.MaxPool2d(2))
     remaining = size // 2 ** len(stages)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs * remaining**2, outputs))
+
+
+def normalised(channels: tuple[int, ...], size: int, outputs: int) -> nn.Sequential:
+    """Strided 4x4 convolutions without biases, batch norm and ReLU after each, linear head."""
+    layers: list[nn.Module] = []
+    for inputs, width in zip((3, *channels[:-1]), channels, strict=True):
+        layers += [nn.Conv2d(inputs, width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    remaining = size // 2 ** len(channels)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * remaining**2, outputs))
+
+
+class Residual(nn.Module):
+    """Basic block: two 3x3 convolutions with batch norm, plus the input (by a 1x1 convolution where it shrinks)."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(width), nn.BatchNorm2d(width)])
+        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(inputs, width, 1, stride, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[1](self.second(self.relu(self.norms[0](self.first(x)))))
+        return self.relu(y + self.shortcut(x))
+
+
+def resnet(widths: tuple[int, ...], blocks: int, outputs: int) -> nn.Sequential:
+    """A 3x3 convolution, `blocks` residual blocks a width, the size halved from width to width, linear head."""
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+    inputs = widths[0]
+    for width in widths:
+        for _ in range(blocks):
+            layers.append(Residual(inputs, width, 1 if inputs == width else 2))
+            inputs = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, outputs))
 
 
 def signed_distance(width: int, hidden: int) -> nn.Sequential:

@@ -63,7 +63,8 @@ R1 = Objective("R1, linear head", _output_sum, _sample_mean, _l2_squared, penalt
 EIKONAL = Objective("|f| + eikonal", _output_sum, _absolute_mean, _eikonal)
 
 
-def _gradients(total: Tensor, parameters: Sequence[Tensor]) -> Gradients:
+def gradients(total: Tensor, parameters: Sequence[Tensor]) -> Gradients:
+    """Parameter gradients of the total by `backward`."""
     for p in parameters:
         p.grad = None
     total.backward(inputs=list(parameters))
@@ -75,7 +76,7 @@ def plain_step(
 ) -> Gradients:
     """Parameter gradients of the loss alone."""
     y = model(x)
-    return _gradients(objective.loss(objective.primal(y, t), y), parameters)
+    return gradients(objective.loss(objective.primal(y, t), y), parameters)
 
 
 def penalty_step(
@@ -96,7 +97,7 @@ def penalty_step(
     total = weight * objective.penalty(J)
     if not objective.penalty_only:
         total = total + objective.loss(s, y)
-    return _gradients(total, parameters)
+    return gradients(total, parameters)
 
 
 def penalty_total(

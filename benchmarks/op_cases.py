@@ -139,6 +139,48 @@ def _torch_smooth_reverse(kind: str, x: Tensor, bias: Tensor, g: Tensor, zeta: T
     return call
 
 
+# Normalisation: x, weight, bias, g, ζ, t. The number is that of the groups, 0 for the batch.
+
+_NORMS: dict[str, tuple[int, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
+    "batch": (0, lambda x, w, b: F.batch_norm(x, None, None, w, b, True)),
+    "group": (8, lambda x, w, b: F.group_norm(x, 8, w, b)),
+    "layer": (1, lambda x, w, b: F.layer_norm(x, w.shape, w, b)),
+}
+
+
+def _norm_inputs(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    x, g, zeta, t = (torch.randn(shape, dtype=torch.float64) for _ in range(4))
+    weight, bias = (torch.randn(shape[1], dtype=torch.float64) for _ in range(2))
+    return x, weight, bias, g, zeta, t
+
+
+def _norm_forward(kind: str, x: Tensor, weight: Tensor, bias: Tensor, *_: Tensor) -> Call:
+    op, groups = _datagrad("normalise_forward"), _NORMS[kind][0]
+    return lambda: (op(x, weight, bias, None, None, groups, 0.0, 1e-5)[0],)
+
+
+def _torch_norm_forward(kind: str, x: Tensor, weight: Tensor, bias: Tensor, *_: Tensor) -> Call:
+    norm = _NORMS[kind][1]
+    return lambda: (norm(x, weight, bias),)
+
+
+def _norm_reverse(
+    kind: str, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor, zeta: Tensor, t: Tensor
+) -> Call:
+    op, groups = _datagrad("normalise_reverse"), _NORMS[kind][0]
+    _, mean, rstd = _datagrad("normalise_forward")(x, weight, bias, None, None, groups, 0.0, 1e-5)
+    return lambda: op(zeta, [t], [g], x, mean, rstd, weight, groups, None, 0.0, True, True)
+
+
+def _torch_norm_reverse(
+    kind: str, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor, zeta: Tensor, t: Tensor
+) -> Call:
+    leaves = [leaf.requires_grad_() for leaf in (x, weight, bias)]
+    y = _NORMS[kind][1](*leaves)
+    (gx,) = torch.autograd.grad(y, x, g, create_graph=True)
+    return lambda: torch.autograd.grad((y, gx), leaves, (zeta, t), retain_graph=True)
+
+
 # Penalties: J, weight
 
 _PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -246,6 +288,10 @@ _SMOOTH_SWEEPS: dict[str, tuple[str, Build, Build]] = {
     "gate": ("{} gate", _smooth_gate, _torch_smooth_gate),
     "reverse": ("{} gate + curvature + bias gradient", _smooth_reverse, _torch_smooth_reverse),
 }
+_NORM_SWEEPS: dict[str, tuple[str, Build, Build]] = {
+    "forward": ("{} norm", _norm_forward, _torch_norm_forward),
+    "reverse": ("{} norm, sweep 4 whole", _norm_reverse, _torch_norm_reverse),
+}
 _CROSS_ENTROPY: dict[str, tuple[str, Build, Build]] = {
     "forward": ("cross-entropy", _ce_forward, _torch_ce_forward),
     "vjp": ("cross-entropy gradient", _ce_vjp, _torch_ce_vjp),
@@ -263,6 +309,14 @@ def _smooth(shape: tuple[int, ...]) -> Iterator[Operation]:
         for sweep, (title, ours, theirs) in _SMOOTH_SWEEPS.items():
             sides = partial(ours, kind), partial(theirs, kind)
             yield Operation(f"{kind}_{sweep}", title.format(kind), shape, _activation_inputs, *sides)
+
+
+def _norms(shape: tuple[int, ...], *kinds: str, channels_last: bool = False) -> Iterator[Operation]:
+    for kind in kinds:
+        for sweep, (title, ours, theirs) in _NORM_SWEEPS.items():
+            sides = partial(ours, kind), partial(theirs, kind)
+            name = f"{kind}_norm_{sweep}"
+            yield Operation(name, title.format(kind), shape, _norm_inputs, *sides, channels_last)
 
 
 def _penalties(shape: tuple[int, ...]) -> Iterator[Operation]:
@@ -291,6 +345,9 @@ def operations(device: str) -> list[Operation]:
         *_relu((32 * scale, 32, 32, 32), channels_last=False),
         *_relu((32 * scale, 32, 32, 32), channels_last=True),
         *_smooth((4096 * scale, 256)),
+        *_norms((32 * scale, 32, 32, 32), "batch", "group"),
+        *_norms((32 * scale, 32, 32, 32), "batch", "group", channels_last=True),
+        *_norms((4096 * scale, 256), "layer"),
         *_penalties((1024 * scale, 3072)),
         *_cross_entropies((4096 * scale, 10)),
         *_cross_entropies((256 * scale, 1000)),

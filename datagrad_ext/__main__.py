@@ -7,10 +7,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from datagrad_ext.cli import check, info, train
+from datagrad_ext.cli import check, info, reproduce, train
 from datagrad_ext.cli.errors import UserError
 
-COMMANDS = {"train": train, "check": check, "info": info}
+COMMANDS = {"train": train, "reproduce": reproduce, "check": check, "info": info}
 
 DESCRIPTION = """\
 datagrad_ext makes training with a penalty on the data gradient ∂L/∂x exact and fast: one line,
@@ -29,6 +29,8 @@ examples:
     python -m datagrad_ext train --quick
   The full demonstration, with results.json and a picture:
     python -m datagrad_ext train --out results/demo
+  DataGrad against its baselines and relatives, over seeds, with a report:
+    python -m datagrad_ext reproduce --out results/mnist.jsonl --report results/mnist.md
   Are the gradients of your own model the same when it is accelerated?
     python -m datagrad_ext check --model mynet:Net --input 8,3,32,32
 

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .lower import Lowered
 from .network import Network
+from .trace import hooked
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -65,6 +67,21 @@ def network_of(model: nn.Module) -> Network:
 def is_accelerated(module: nn.Module) -> bool:
     """Whether accelerate() has taken this module over."""
     return hasattr(type(module), "_datagrad_forward")
+
+
+def traced(model: Any, x: Tensor) -> tuple[Network, Lowered] | None:
+    """The network behind `model` and the trace that model(x) runs, for who runs its sweeps by himself.
+
+    None where model(x) is anything else than a program of one input and one output: not accelerated, not traceable,
+    hooks on the module, or where the module's own forward would run (autocast, transforms).
+    """
+    if not is_accelerated(model) or torch.compiler.is_compiling() or model._compiled_call_impl is not None:
+        return None
+    if True in hooked([model.__dict__]) or nn.modules.module._has_any_global_hook():
+        return None
+    network = network_of(model)
+    found = network.trace_of(model, type(model)._datagrad_forward, _adopt, x)
+    return None if found is None else (network, found)
 
 
 def _adopt(module: Module) -> Module:

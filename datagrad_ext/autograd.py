@@ -7,7 +7,7 @@ Every DataGradient takes the network's anchor as an input and returns no gradien
 output of Forward: the edge it makes lets autograd run Forward's backward after that of every DataGradient, whatever the
 loss looks like, so sweep 4 happens once, with the loss and all penalties merged.
 
-What is asked of a backward is read from the engine (`_wanted`), not from `needs_input_grad`, which is fixed at the
+What is asked of a backward is read from the engine (`asked_for`), not from `needs_input_grad`, which is fixed at the
 forward. What the fast path does not cover (gradients of parameter gradients, third order) takes the reference path:
 `Program.reference` under ordinary autograd, with one warning naming the reason.
 """
@@ -54,7 +54,7 @@ class Visit:
         self.inputs: tuple[Tensor, ...] = tensors[1 : 1 + run.n_inputs]
         self.params: tuple[Tensor, ...] = tensors[1 + run.n_inputs : end]
         self.thetas = run.program.thetas(self.params)
-        self.saved = [_unpack(layout, tensors) for layout in node.layout]
+        self.saved = [unpack(layout, tensors) for layout in node.layout]
         self.left: Left | None = None
         self.parts: list[Tensors] = []
 
@@ -74,7 +74,7 @@ class Run:
         visit = Visit(node)
         if self.nodes is None:
             self.nodes = [following for following, _ in node.next_functions]
-        visit.left = Left(self.n_inputs, _wanted(self.nodes, self.n_inputs))
+        visit.left = Left(self.n_inputs, asked_for(self.nodes, self.n_inputs))
         return visit
 
     def meet(self, node: Any) -> Visit:
@@ -101,7 +101,7 @@ def warn_once(warned: set[str], reason: str) -> None:
         warnings.warn(f"datagrad_ext: reference path (right, but slow): {reason}", ReferencePathWarning, stacklevel=3)
 
 
-class _Node(Function):
+class Node(Function):
     """A Function without torch's look for wrappers that an ended torch.func transform left: `network.refusal` looks."""
 
     @classmethod
@@ -109,7 +109,7 @@ class _Node(Function):
         return super(Function, cls).apply(*arguments)  # type: ignore[misc]
 
 
-class Forward(_Node):
+class Forward(Node):
     """y = network(x, θ): apply(run, *inputs, *params) -> (*outputs, anchor)."""
 
     @staticmethod
@@ -123,7 +123,7 @@ class Forward(_Node):
             raise UnsupportedOutput("its result is a layer's tuple")
         anchor = next(filter(Tensor.is_floating_point, arguments)).new_empty(0)
         tensors = [anchor, *arguments]
-        ctx.run, ctx.layout = run, _packed(saved, tensors)
+        ctx.run, ctx.layout = run, packed(saved, tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         if program.constant_outputs:
@@ -138,17 +138,17 @@ class Forward(_Node):
         run, gs, differentiable = ctx.run, cotangents[:-1], torch.is_grad_enabled()
         visit = run.tape.pop(_task(), None) or run.begin(ctx)
         left = visit.left
-        if visit.parts or _needs_reference(run, gs, differentiable and True in left.wanted_params):
+        if visit.parts or needs_reference(run, gs, differentiable and True in left.wanted_params):
             found = _differentiable_reverse(run, visit, gs)
         elif differentiable:
             found = [*DataGradient.apply(ctx, visit, visit.anchor, *gs), *[None] * len(visit.params)]
         else:
-            _release(ctx)
+            release(ctx)
             found = run.program.reverse(visit.saved, visit.thetas, gs, left)
-        return (None, *_filled(found, (*visit.inputs, *visit.params), left.wanted))
+        return (None, *filled(found, (*visit.inputs, *visit.params), left.wanted))
 
 
-class DataGradient(_Node):
+class DataGradient(Node):
     """J = ∂⟨g, network(x)⟩/∂x for the wanted inputs: apply(forward, visit, anchor, *g) -> one J or None for each input.
 
     What the layers saved stays with the Forward, whose sweep 4 comes after: only g and the records are saved here.
@@ -160,10 +160,10 @@ class DataGradient(_Node):
         cut = [None if g is None else g.detach() for g in gs]  # a record must not hold the graph of the loss
         found, records = forward.run.program.data_gradient(visit.saved, visit.thetas, cut, wanted)
         tensors = list(gs)
-        ctx.forward_node, ctx.wanted, ctx.layout = forward, wanted, _packed([records], tensors)
+        ctx.forward_node, ctx.wanted, ctx.layout = forward, wanted, packed([records], tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        return tuple(_filled(found, visit.inputs, wanted))
+        return tuple(filled(found, visit.inputs, wanted))
 
     @staticmethod
     def backward(ctx: Any, *seeds: Any) -> tuple[Any, ...]:
@@ -173,14 +173,14 @@ class DataGradient(_Node):
         run, tensors = ctx.forward_node.run, ctx.saved_tensors
         gs = tensors[: len(run.program.outputs)]
         visit = run.meet(ctx.forward_node)
-        if _needs_reference(run, seeds, torch.is_grad_enabled()):
+        if needs_reference(run, seeds, torch.is_grad_enabled()):
             bars, g_bars = _differentiable_tangent(run, visit, ctx.wanted, gs, seeds)
             visit.parts.append(bars)
             return (None, None, None, *g_bars)
         wanted = tuple([g is not None and g.requires_grad for g in gs])
-        kept = list(_unpack(ctx.layout[0], tensors))
+        kept = list(unpack(ctx.layout[0], tensors))
         del tensors
-        _release(ctx)
+        release(ctx)
         return (None, None, None, *run.program.tangent(visit.saved, visit.thetas, kept, seeds, wanted, visit.left))
 
 
@@ -197,7 +197,7 @@ def _autocast_off() -> Iterator[None]:
             torch.set_autocast_enabled(device, True)
 
 
-def _needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -> bool:
+def needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -> bool:
     """Whether a backward is beyond the fast path; warns once. `differentiable`: its result must have a graph."""
     if differentiable:
         reason = (
@@ -221,7 +221,7 @@ def _any_batched(cotangents: Sequence[Any]) -> bool:
 def _differentiable_reverse(run: Run, visit: Visit, gs: Sequence[Any]) -> list[Any]:
     """Sweep 4 on the reference path: differentiable gradients of inputs and parameters, plus those left by sweep 3."""
     with torch.enable_grad():
-        x, theta = _aliases(visit.inputs), _aliases(visit.params)
+        x, theta = aliases(visit.inputs), aliases(visit.params)
         outputs = run.program.reference(visit.saved, x, theta)
         found = gradients(zip(outputs, gs, strict=True), [*x, *theta], create_graph=True)
     for bars in visit.parts:
@@ -234,7 +234,7 @@ def _differentiable_tangent(
 ) -> tuple[Tensors, Tensors]:
     """∂⟨v, J⟩ with respect to (inputs and parameters), and with respect to g, differentiable."""
     with torch.enable_grad():
-        x, theta, g = _aliases(visit.inputs), _aliases(visit.params), _aliases(gs)
+        x, theta, g = aliases(visit.inputs), aliases(visit.params), aliases(gs)
         outputs = run.program.reference(visit.saved, x, theta)
         asked = [t if want else None for t, want in zip(x, wanted, strict=True)]
         J = gradients(zip(outputs, g, strict=True), asked, create_graph=True)
@@ -243,19 +243,19 @@ def _differentiable_tangent(
     return found[:split], found[split:]
 
 
-def _aliases(values: Sequence[Any]) -> list[Any]:
+def aliases(values: Sequence[Any]) -> list[Any]:
     """New names for the same tensors, so that a gradient stops here and not at what they were computed from."""
     return [v.view_as(v) if isinstance(v, Tensor) else v for v in values]
 
 
-def _filled(bars: Sequence[Any], like: Sequence[Any], wanted: Flags) -> list[Any]:
+def filled(bars: Sequence[Any], like: Sequence[Any], wanted: Flags) -> list[Any]:
     """The gradients; a wanted one that nothing flows to is zero, not undefined: its argument is part of the graph."""
     return [
         torch.zeros_like(t) if want and bar is None else bar for bar, t, want in zip(bars, like, wanted, strict=True)
     ]
 
 
-def _wanted(nodes: Sequence[Any], n_inputs: int) -> Flags:
+def asked_for(nodes: Sequence[Any], n_inputs: int) -> Flags:
     """Which arguments the running backward asks for, by the nodes that their gradients go to.
 
     The engine answers for every node, but for a leaf that autograd.grad captures it answers with an exception, which
@@ -285,15 +285,15 @@ def _executes(node: Any) -> bool:
         return True
 
 
-def _release(ctx: Any) -> None:
+def release(ctx: Any) -> None:
     """Let go of what the node keeps, unless the graph is retained, so that memory goes as the sweep passes."""
     if not torch._C._autograd._get_current_graph_task_keep_graph():
         ctx.maybe_clear_saved_tensors()
         ctx.layout = None
 
 
-def _packed(items: Sequence[Sequence[Any]], tensors: list[Any]) -> list[list[Any]]:
-    """The items with every tensor moved to the end of `tensors`, unless it is there: what `_unpack` reads.
+def packed(items: Sequence[Sequence[Any]], tensors: list[Any]) -> list[list[Any]]:
+    """The items with every tensor moved to the end of `tensors`, unless it is there: what `unpack` reads.
 
     A tensor becomes its place, a tuple a list, anything else a tuple of one.
     """
@@ -314,11 +314,11 @@ def _pack(items: Sequence[Any], tensors: list[Any], places: dict[int, int]) -> l
     return layout
 
 
-def _unpack(layout: list[Any], tensors: Sequence[Any]) -> tuple[Any, ...]:
+def unpack(layout: list[Any], tensors: Sequence[Any]) -> tuple[Any, ...]:
     """The items as they were packed."""
     return tuple(
         [
-            tensors[place] if type(place) is int else place[0] if type(place) is tuple else _unpack(place, tensors)
+            tensors[place] if type(place) is int else place[0] if type(place) is tuple else unpack(place, tensors)
             for place in layout
         ]
     )

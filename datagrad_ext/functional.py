@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .autograd import apply, warn_once
-from .layers import Application, rule_of_function
+from .layers import Application, rules_of_function
 from .losses import cross_entropy
 from .network import refusal
 from .precision import Precision, entering
-from .program import Program, Step
+from .program import Program, Ref, Step
 from .single import Single
 
 _warned: set[str] = set()
@@ -69,6 +69,52 @@ def conv3d(
 ) -> Tensor:
     """Convolution of (N, C, D, H, W) with (C', C/groups, K, K, K). Equivalent to F.conv3d with the same arguments."""
     return _call(F.conv3d, (input, weight, bias, stride, padding, dilation, groups))
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch norm of (N, C, …); all others are (C,). Equivalent to F.batch_norm with the same arguments."""
+    return _call(F.batch_norm, (input, running_mean, running_var, weight, bias, training, momentum, eps))
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Instance norm of (N, C, …); all others are (C,). Equivalent to F.instance_norm with the same arguments."""
+    return _call(F.instance_norm, (input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps))
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Group norm of (N, C, …), weight and bias (C,). Equivalent to F.group_norm with the same arguments."""
+    return _call(F.group_norm, (input, num_groups, weight, bias, eps))
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Layer norm of (…, *normalized_shape), weight and bias of that shape. Equivalent to F.layer_norm."""
+    return _call(F.layer_norm, (input, normalized_shape, weight, bias, eps))
 
 
 def relu(input: Tensor) -> Tensor:
@@ -122,10 +168,10 @@ def _call(
     if reason is not None or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return function(*arguments, **dict(named))
     fixed = tuple(None if isinstance(a, Tensor) else _frozen(a) for a in arguments)
-    program = _program(function, fixed, tuple(isinstance(a, Tensor) for a in arguments), named)
+    program, inputs, params = _program(function, fixed, tuple(isinstance(a, Tensor) for a in arguments), named)
     if torch._C._is_any_autocast_enabled():
         tensors = _autocast(program, tensors)
-    return apply(program, tensors[:1], tensors[1:], _warned)[0]
+    return apply(program, [tensors[i] for i in inputs], [tensors[i] for i in params], _warned)[0]
 
 
 def _autocast(program: Program, tensors: list[Tensor]) -> list[Tensor]:
@@ -140,16 +186,23 @@ def _refusal(tensors: list[Tensor]) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _program(function: Any, fixed: tuple, is_tensor: tuple[bool, ...], named: tuple) -> Program:
-    """The program of one call: value 0 is the input, the other tensors are its parameters in order."""
-    slots = iter(range(sum(is_tensor)))
+def _program(
+    function: Any, fixed: tuple, is_tensor: tuple[bool, ...], named: tuple
+) -> tuple[Program, list[_Slot], list[_Slot]]:
+    """The program of one call, and which of its tensors are inputs (first x, then host values) and parameters."""
+    slots = iter(map(_Slot, range(sum(is_tensor))))
     arguments = [next(slots) if tensor else value for tensor, value in zip(is_tensor, fixed, strict=True)]
-    rule = rule_of_function(function)
-    assert rule is not None
-    application: Application = rule(*arguments, **dict(named))
-    params = tuple(slot - 1 for slot in application.params if slot is not None)
-    step = Step(application.layer, (0,), 1, params, application.host, function.__name__)
-    return Single.of(Program(1, sum(is_tensor) - 1, (step,), (1,)))
+    application: Application = rules_of_function(function)[0](*arguments, **dict(named))
+    params = [slot for slot in application.params if slot is not None]
+    inputs = [*application.inputs, *[a for a in application.host if isinstance(a, _Slot)]]
+    host = tuple(Ref(inputs.index(a)) if isinstance(a, _Slot) else a for a in application.host)
+    output = len(inputs)
+    step = Step(application.layer, (0,), output, tuple(range(len(params))), host, function.__name__)
+    return Single.of(Program(len(inputs), len(params), (step,), (output,))), inputs, params
+
+
+class _Slot(int):
+    """A tensor among the arguments of a call, by its place."""
 
 
 def _frozen(value: Any) -> Any:
@@ -157,12 +210,16 @@ def _frozen(value: Any) -> Any:
 
 
 __all__ = [
+    "batch_norm",
     "conv1d",
     "conv2d",
     "conv3d",
     "cross_entropy",
     "elu",
     "gelu",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "relu",

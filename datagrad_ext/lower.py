@@ -1,8 +1,8 @@
 """torch.fx graph -> program: every node becomes a layer, a host value, or a parameter.
 
-    value      depends on an input                       -> a Step (a layer by rule, or an opaque layer)
-    host       sizes, constants, buffers, masks          -> a HostStep, computed outside of every gradient
-    parameter  depends on parameters and nothing else    -> computed before Forward, under ordinary autograd
+value      depends on an input                       -> a Step (a layer by rule, or an opaque layer)
+host       sizes, constants, buffers, masks          -> a HostStep, computed outside of every gradient
+parameter  depends on parameters and nothing else    -> computed before Forward, under ordinary autograd
 """
 
 from __future__ import annotations
@@ -11,20 +11,30 @@ import operator
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from .fusion import fuse
-from .layers import Application, Layer, Opaque, OpaqueModule, rule_of_function, rule_of_method, rule_of_module
-from .precision import Entry, Precision, insert_casts
+from .layers import (
+    Application,
+    Layer,
+    Opaque,
+    OpaqueModule,
+    ParameterValue,
+    rule_of_module,
+    rules_of_function,
+    rules_of_method,
+)
+from .precision import Entry, Precision, entering, insert_casts
 from .program import HostStep, Program, Ref, Step
 from .trace import Untraceable, changes_in_place
 
 _DATA = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "itemsize")
-_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "element_size", "type"}
+_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "element_size"}
 _CONSTANT_METHODS = {
     "detach", "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "sign",
     "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "bool", "long", "int", "get_device",
@@ -72,10 +82,17 @@ class Lowered:
     fetches: list[Fetch]
     structure: Any
     outputs: list[Parameter | Value | Host]
+    used: list[int]
+    """The slots that the program's steps read, in order: what its parameters are made of."""
     entries: list[Entry] | None = None
 
-    def parameters(self) -> list[Tensor]:
-        """The tensors that θ is made of, some of them computed from parameters, under ordinary autograd."""
+    def parameters(self, slots: list[Tensor]) -> list[Tensor]:
+        """What enters the program as θ, under ordinary autograd."""
+        used = slots if len(self.used) == len(slots) else [slots[i] for i in self.used]
+        return used if self.entries is None else entering(self.entries, used)
+
+    def slots(self) -> list[Tensor]:
+        """Parameters, and what is computed from parameters alone, under ordinary autograd."""
         slots: list[Tensor] = []
         for fetch in self.fetches:
             slots.append(fetch(slots) if callable(fetch) else fetch[0][fetch[1]])
@@ -101,9 +118,11 @@ class _Lowering:
         self._steps: list[Step | HostStep] = []
         self._fetches: list[Fetch] = []
         self._slots: dict[tuple[int, str], int] = {}
+        self._values: dict[Parameter, Value] = {}
         self._placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        self._views: set[int] = set(range(len(self._placeholders)))  # values that share memory with an earlier one
-        self._viewed: set[int] = set()
+        self._foreign: set[int] = set(range(len(self._placeholders)))  # values whose memory is not the program's own
+        self._sharing: dict[int, set[int]] = {}  # value -> the values that may share its memory
+        self._order = {node: i for i, node in enumerate(graph.nodes)}
 
     def run(self) -> Lowered:
         for i, node in enumerate(self._placeholders):
@@ -135,11 +154,14 @@ class _Lowering:
 
         structure = fx.node.map_arg(result, note)
         values = tuple(kind.index for kind in outputs if not isinstance(kind, Parameter))
-        program = Program(len(self._placeholders), len(self._fetches), tuple(self._steps), values)
+        used = sorted({slot for step in self._steps if isinstance(step, Step) for slot in step.params})
+        places = {slot: place for place, slot in enumerate(used)}
+        steps = [_with_params(step, places) for step in self._steps]
+        program = Program(len(self._placeholders), len(used), tuple(steps), values)
         entries = None
         if self._precision is not None:
             program, entries = insert_casts(program, self._precision)
-        return Lowered(fuse(program), self._fetches, structure, outputs, entries)
+        return Lowered(fuse(program), self._fetches, structure, outputs, used, entries)
 
     # nodes
 
@@ -154,39 +176,39 @@ class _Lowering:
 
     def _call_module(self, node: fx.Node) -> Value | Host | Parameter:
         module = self._root.get_submodule(str(node.target))
-        nodes = node.all_input_nodes
-        if not any(isinstance(self._kinds[n], Value) for n in nodes):
-            if any(isinstance(self._kinds[n], Host) for n in nodes):
-                raise Untraceable(f"{node.target} is called with values that do not depend on the input")
+        kinds = [self._kinds[n] for n in node.all_input_nodes]
+        if all(isinstance(kind, Parameter) for kind in kinds):
             return self._computed_parameter(node, module)
-        if isinstance(module, nn.Identity) and len(node.args) == 1:
-            return self._kinds[nodes[0]]
+        single = len(node.args) == len(kinds) == 1 and not node.kwargs and not isinstance(kinds[0], Parameter)
+        if isinstance(module, nn.Identity) and single:
+            return kinds[0]
         rule = rule_of_module(module)
-        if rule is not None and module not in self._leaves and not node.kwargs and len(node.args) == 1:
+        if rule is not None and module not in self._leaves and single:
             application = rule.build(module)
-            if application is not None and self._covers(application.layer):
+            if isinstance(application, Application) and self._covers(application.layer):
                 params = tuple(self._optional_slot(module, name) for name in application.params)
-                return self._step(application, (self._kinds[nodes[0]],), params, node)
+                return self._step(application, tuple(kinds), params, node)
+        if not any(isinstance(kind, Value) for kind in kinds):
+            raise Untraceable(f"{node.target} is called with values that do not depend on the input")
         return self._opaque_module(module, node)
 
     def _call(self, node: fx.Node) -> Value | Host | Parameter:
         kinds = [self._kinds[n] for n in node.all_input_nodes]
         if self._is_host(node, kinds):
             return self._host_call(node)
-        if not any(isinstance(kind, Value) for kind in kinds):
-            if all(isinstance(kind, Parameter) for kind in kinds):
-                return self._computed_parameter(node, None)
-            return self._opaque_call(node)
-        if node.op == "call_function" and node.target is getattr:
+        if all(isinstance(kind, Parameter) for kind in kinds):
+            return self._computed_parameter(node, None)
+        rules = rules_of_method(str(node.target)) if node.op == "call_method" else rules_of_function(node.target)
+        for rule in rules:
+            value = self._by_rule(rule, node)
+            if value is not None:
+                return value
+        if node.target is getattr:
             raise Untraceable(f"it reads the attribute {node.args[1]!r} of a tensor")
-        application = self._by_rule(node)
-        return self._opaque_call(node) if application is None else application
+        return self._opaque_call(node)
 
-    def _by_rule(self, node: fx.Node) -> Value | None:
-        """The step of a call that has a rule which covers it."""
-        rule = rule_of_method(str(node.target)) if node.op == "call_method" else rule_of_function(node.target)
-        if rule is None:
-            return None
+    def _by_rule(self, rule: Callable, node: fx.Node) -> Value | None:
+        """The step of a call, if the rule covers it. A parameter where the layer takes a value becomes one."""
         try:
             application = rule(*node.args, **node.kwargs)
         except TypeError:  # arguments that the rule does not know
@@ -195,14 +217,17 @@ class _Lowering:
             return None
         inputs = [self._kinds[a] if isinstance(a, fx.Node) else None for a in application.inputs]
         params = [self._kinds[a] if isinstance(a, fx.Node) else a for a in application.params]
-        named = [*application.inputs, *application.params, *application.host]
+        named = _nodes((application.inputs, application.params, application.host))
         covered = (
-            all(isinstance(kind, (Value, Host)) for kind in inputs)
+            None not in inputs
             and all(kind is None or isinstance(kind, Parameter) for kind in params)
-            and all(isinstance(self._kinds[a], Host) for a in application.host if isinstance(a, fx.Node))
-            and set(node.all_input_nodes) <= {a for a in named if isinstance(a, fx.Node)}
+            and all(isinstance(self._kinds[n], Host) for n in _nodes(application.host))
+            and set(node.all_input_nodes) <= set(named)
         )
-        return self._step(application, tuple(inputs), tuple(params), node) if covered else None
+        if not covered:
+            return None
+        values = tuple(self._lifted(kind) if isinstance(kind, Parameter) else kind for kind in inputs)
+        return self._step(application, values, tuple(params), node)
 
     def _covers(self, layer: Layer) -> bool:
         """Whether the layer says what autocast, if it is on, does to it."""
@@ -212,10 +237,9 @@ class _Lowering:
 
     def _step(self, application: Application, inputs: Any, params: Any, node: fx.Node) -> Value:
         layer = application.layer
+        host = tuple(map(self._host_argument, application.host))
         if layer.aliases:
-            self._views.add(self._next)
-            self._viewed.update(kind.index for kind in inputs)
-        host = tuple(Ref(self._kinds[a].index) if isinstance(a, fx.Node) else a for a in application.host)
+            self._share([self._next, *[kind.index for kind in inputs]])
         step = Step(
             layer,
             tuple(kind.index for kind in inputs),
@@ -227,6 +251,27 @@ class _Lowering:
         self._steps.append(step)
         return Value(step.output)
 
+    def _lifted(self, kind: Parameter) -> Value:
+        """A parameter as a value."""
+        if kind not in self._values:
+            self._values[kind] = Value(self._next)
+            self._foreign.add(self._next)
+            self._steps.append(Step(ParameterValue(), (), self._next, (kind.index,), name="parameter"))
+        return self._values[kind]
+
+    def _host_argument(self, argument: Any) -> Any:
+        """A plain value, or the place of a host value; what has host values in it is put together by a step."""
+        if isinstance(argument, fx.Node):
+            return Ref(self._kinds[argument].index)
+        places = {n: self._kinds[n].index for n in _nodes(argument)}
+        if not places:
+            return argument
+
+        def gather(values: list[Any]) -> Any:
+            return fx.node.map_arg(argument, lambda n: values[places[n]])
+
+        return Ref(self._host(gather, tuple(places.values()), "arguments").index)
+
     def _host(self, call: Callable[[list[Any]], Any], inputs: tuple[int, ...], name: str) -> Host:
         step = HostStep(call, inputs, self._next, name)
         self._steps.append(step)
@@ -235,14 +280,19 @@ class _Lowering:
     def _host_call(self, node: fx.Node) -> Host:
         run = _caller(node)
         nodes = node.all_input_nodes
-        places = {n: self._kinds[n].index for n in nodes}
+        kinds = [self._kinds[n] for n in nodes]
+        values_of = [self._lifted(kind) if isinstance(kind, Parameter) else kind for kind in kinds]
+        places = {n: kind.index for n, kind in zip(nodes, values_of, strict=True)}
         context = self._context
 
         def call(values: list[Any]) -> Any:
             with context():
                 return run(lambda n: values[places[n]])
 
-        return self._host(call, tuple(places.values()), _title(node))
+        host = self._host(call, tuple(places.values()), _title(node))
+        if node.target == "detach":
+            self._share([host.index, *places.values()])
+        return host
 
     def _computed_parameter(self, node: fx.Node, module: nn.Module | None) -> Parameter:
         run = _caller(node, module)
@@ -260,6 +310,7 @@ class _Lowering:
             return run(found.__getitem__)
 
         layer = Opaque(call, _title(node), "no rule for this call", changes_in_place(node), self._context)
+        layer.attends = node.target is F.scaled_dot_product_attention
         return self._opaque(layer, node, tensors, tuple(self._kinds[n] for n in params), hosts)
 
     def _opaque_module(self, module: nn.Module, node: fx.Node) -> Value:
@@ -293,13 +344,13 @@ class _Lowering:
 
     def _is_host(self, node: fx.Node, kinds: list[Any]) -> bool:
         """Whether no gradient flows through the call."""
-        if all(isinstance(kind, Host) for kind in kinds):
+        if all(isinstance(kind, Host) for kind in kinds) or _reads_shape(node):
             return True
         if any(isinstance(kind, Parameter) for kind in kinds):
             return False
         if node.op == "call_method":
-            return node.target in _SHAPE_METHODS or node.target in _CONSTANT_METHODS
-        return node.target in _CONSTANT_FUNCTIONS or (node.target is getattr and node.args[1] in _DATA)
+            return node.target in _CONSTANT_METHODS
+        return node.target in _CONSTANT_FUNCTIONS
 
     # parameters
 
@@ -327,12 +378,26 @@ class _Lowering:
         target = node.args[0] if node.args else None
         if not isinstance(target, fx.Node):
             raise Untraceable(f"{_title(node)} changes something in place")
-        kind = self._kinds[target]
-        if isinstance(kind, Value) and kind.index not in self._views and kind.index not in self._viewed:
+        if self._is_last_name(target, node):
             return target
         if module is not None and getattr(module, "inplace", None) is None and len(target.users) == 1:
             return None  # an opaque module whose input nobody else reads
         raise Untraceable(f"{_title(node)} changes in place what other names may refer to")
+
+    def _is_last_name(self, target: fx.Node, change: fx.Node) -> bool:
+        """Whether nothing reads the memory of `target` after the change, but under that name."""
+        kind = self._kinds[target]
+        if not isinstance(kind, Value):
+            return False
+        same = self._sharing.get(kind.index, {kind.index})
+        names = [n for n, k in self._kinds.items() if isinstance(k, (Value, Host)) and k.index in same]
+        readers = [self._order[user] for n in names if n is not target for user in n.users]
+        return not same & self._foreign and max(readers, default=-1) <= self._order[change]
+
+    def _share(self, values: list[int]) -> None:
+        """Note that the values may lie in the same memory."""
+        same = set().union(*[self._sharing.get(value, {value}) for value in values])
+        self._sharing.update(dict.fromkeys(same, same))
 
     @property
     def _next(self) -> int:
@@ -355,6 +420,27 @@ def _caller(node: fx.Node, module: nn.Module | None = None) -> Callable[[Callabl
         return function(*fx.node.map_arg(args, look_up), **fx.node.map_arg(kwargs, look_up))
 
     return run
+
+
+def _with_params(step: Step | HostStep, places: dict[int, int]) -> Step | HostStep:
+    """The step with its parameters in the places that they have in the program."""
+    if isinstance(step, HostStep):
+        return step
+    return replace(step, params=tuple(places[slot] for slot in step.params))
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    """Whether the call asks for a tensor's shape, dtype or device."""
+    if node.op == "call_method":
+        return node.target in _SHAPE_METHODS or (node.target == "type" and len(node.args) + len(node.kwargs) == 1)
+    return node.target is getattr and node.args[1] in _DATA
+
+
+def _nodes(arguments: Any) -> list[fx.Node]:
+    """The nodes in nested arguments."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(arguments, found.append)
+    return found
 
 
 def _reader(owner: nn.Module, name: str) -> Fetch:

@@ -22,9 +22,9 @@ from torch.utils import _pytree as pytree
 
 from .advice import advice
 from .autograd import UnsupportedOutput, apply, warn_once
-from .layers import rule_of_module
+from .layers import expanded, rule_of_module
 from .lower import Lowered, Parameter, Value, lower
-from .precision import Precision, entering
+from .precision import Precision
 from .trace import Untraceable, attributes, hooked, same, trace
 
 Forward = Callable[..., Any]
@@ -49,7 +49,7 @@ class Network:
         self.traces: dict[Any, Lowered | Untraceable] = {}
         self.latest: Lowered | Untraceable | None = None
         self._latest_key: Any = None
-        self._warned: set[str] = set()
+        self.warned: set[str] = set()
         self._watch: _Watch | None = None
 
     def __deepcopy__(self, memo: Any) -> Network:
@@ -65,7 +65,7 @@ class Network:
         call = _Call.of(args, kwargs)
         reason = refusal(call.tensors)
         if reason is not None:
-            warn_once(self._warned, f"{type(module).__name__}: {reason}")
+            warn_once(self.warned, f"{type(module).__name__}: {reason}")
             return forward(module, *args, **kwargs)
         if True not in [t.requires_grad for t in call.tensors]:
             return forward(module, *args, **kwargs)
@@ -77,25 +77,34 @@ class Network:
         found = self.find(module, forward, adopt, call)
         if isinstance(found, Untraceable):
             return forward(module, *args, **kwargs)
+        before = None if found.program.rows else _State(module)  # only the first run tells whether the program can
         try:
             return self._run(found, call.tensors)
         except UnsupportedOutput as error:
+            if before is not None:
+                before.restore()
             self._give_up(module, call, adopt, str(error))
             return forward(module, *args, **kwargs)
         except (RuntimeError, IndexError) as error:
-            said = advice(error, call.tensors, found.parameters())
+            said = advice(error, call.tensors, found.slots())
             if said is None:
                 raise
             raise RuntimeError(f"{type(module).__name__}: {said} The error was: {error}") from error
 
+    def trace_of(self, module: nn.Module, forward: Forward, adopt: Forward, x: Tensor) -> Lowered | None:
+        """What module(x) runs if it is a program of one output and nothing else, for who runs the sweeps himself."""
+        if not x.is_floating_point() or x.is_inference() or torch._C._is_any_autocast_enabled():
+            return None
+        if refusal([]) is not None or _refusal_of(x) is not None:
+            return None
+        found = self.find(module, forward, adopt, _Call.of((x,), {}))
+        if isinstance(found, Untraceable) or not isinstance(found.structure, Value):
+            return None
+        return None if len(found.program.outputs) != 1 or found.program.constant_outputs else found
+
     def find(self, module: nn.Module, forward: Forward, adopt: Forward, call: _Call) -> Lowered | Untraceable:
         """The trace for this call: the one that holds, or a new one."""
-        watch = self._watch
-        if watch is None or not watch.holds(module):
-            self.traces.clear()
-            self._latest_key = None
-            watch = self._watch = _Watch(module)
-        key = call.key, watch.state(module)
+        key = call.key, self._state(module)
         if key == self._latest_key:
             return self.latest  # type: ignore[return-value]
         frozen = _frozen(key)
@@ -110,26 +119,35 @@ class Network:
         self._remember(found, key)
         return found
 
+    def _state(self, module: nn.Module) -> tuple[Any, ...]:
+        """What selects between traces; they are dropped if the module is not what they were made of."""
+        state = None if self._watch is None else self._watch.look(module)
+        if state is None:
+            self.traces.clear()
+            self._latest_key = None
+            self._watch = _Watch(module)
+            state = self._watch.look(module)
+            assert state is not None
+        return state
+
     def _remember(self, found: Lowered | Untraceable, key: tuple[Any, Any]) -> None:
         """The latest trace; the state in its key is copied, because hyper-parameters may be lists."""
         self.latest, self._latest_key = found, (key[0], copy.deepcopy(key[1]))
 
     def _give_up(self, module: nn.Module, call: _Call, adopt: Forward, reason: str) -> None:
         """From now on this call goes to the module's own forward, with the parts below it accelerated."""
-        assert self._watch is not None
-        key = call.key, self._watch.state(module)
+        key = call.key, self._state(module)
         found = self.traces[_frozen(key)] = Untraceable(reason)
         self._remember(found, key)
         _adopt_children(module, adopt)
 
     def _run(self, lowered: Lowered, tensors: list[Tensor]) -> Any:
-        params = lowered.parameters()
-        theta = params if lowered.entries is None else entering(lowered.entries, params)
-        values = apply(lowered.program, tensors, theta, self._warned)
+        slots = lowered.slots()
+        values = apply(lowered.program, tensors, lowered.parameters(slots), self.warned)
         if isinstance(lowered.structure, Value):
             return values[0]
         rest = iter(values)
-        results = {kind: params[kind.index] if isinstance(kind, Parameter) else next(rest) for kind in lowered.outputs}
+        results = {kind: slots[kind.index] if isinstance(kind, Parameter) else next(rest) for kind in lowered.outputs}
         return _rebuilt(lowered.structure, results)
 
 
@@ -161,6 +179,19 @@ class _Call:
         return cls([leaf for leaf in leaves if isinstance(leaf, Tensor)], key, rebuild)
 
 
+class _State:
+    """What a forward changes, and the way back: buffers (running statistics), and the CPU's random state."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._buffers = [(b, b.clone()) for b in module.buffers()]
+        self._random = torch.get_rng_state()
+
+    def restore(self) -> None:
+        for buffer, old in self._buffers:
+            buffer.data.copy_(old)
+        torch.set_rng_state(self._random)
+
+
 class _Watch:
     """What a trace has built in, and whether it is still so. Holds no reference to the outermost module."""
 
@@ -175,23 +206,24 @@ class _Watch:
         rules = [(i, rule_of_module(m)) for i, m in enumerate(modules)]
         self._configs = [(i, rule.config) for i, rule in rules if rule is not None and rule.config is not None]
 
-    def holds(self, root: nn.Module) -> bool:
-        """Whether modules are where they were, with the attributes they had (fully_shard changes the class)."""
+    def look(self, root: nn.Module) -> tuple[Any, ...] | None:
+        """Flags, hooks, missing parameters and hyper-parameters, which select between traces.
+
+        None if modules are not where they were, or their attributes are not what they were.
+        """
         if type(root) is not self._type:
-            return False
+            return None
         modules = [root, *self._inner]
         for i, children in self._children:
             if tuple(modules[i]._modules.values()) != children:
-                return False
-        return all(same(attributes(modules[i]), state) for i, state in self._attributes)
-
-    def state(self, root: nn.Module) -> tuple[Any, ...]:
-        """Flags, hooks, missing parameters and hyper-parameters, which select between traces."""
+                return None
+        for i, state in self._attributes:
+            if not same(attributes(modules[i]), state):
+                return None
         training = [table["training"] for table in self._tables]
-        hooks = hooked(self._tables)
         missing = [table.get(name) is None for table, name in self._parameters]
-        modules = [root, *self._inner]
-        return root.training, training, hooks, missing, [config(modules[i]) for i, config in self._configs]
+        configs = [config(modules[i]) for i, config in self._configs]
+        return root.training, training, hooked(self._tables), missing, configs
 
 
 def _positional(tensors: Any) -> tuple[Any, Any]:
@@ -205,14 +237,17 @@ def refusal(tensors: list[Tensor]) -> str | None:
         return "a torch.func transform is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    for t in tensors:
-        if t.requires_grad:
-            if type(t) is not Tensor and type(t) is not nn.Parameter:
-                return f"an input is a {type(t).__name__}, not a plain tensor"
-            if torch._C._functorch.is_functorch_wrapped_tensor(t):
-                return "an input comes out of a torch.func transform that has ended"
-            if t.is_complex() or t.layout is not torch.strided:
-                return f"an input is {t.dtype}, {t.layout}; layers take dense real ones (torch.view_as_real, to_dense)"
+    return next(filter(None, [_refusal_of(t) for t in tensors if t.requires_grad]), None)
+
+
+def _refusal_of(t: Tensor) -> str | None:
+    """Why this input cannot be one of the two Functions, or None."""
+    if type(t) is not Tensor and type(t) is not nn.Parameter:
+        return f"an input is a {type(t).__name__}, not a plain tensor"
+    if torch._C._functorch.is_functorch_wrapped_tensor(t):
+        return "an input comes out of a torch.func transform that has ended"
+    if t.is_complex() or t.layout is not torch.strided:
+        return f"an input is {t.dtype}, {t.layout}; layers take dense real ones (torch.view_as_real, to_dense)"
     return None
 
 
@@ -221,7 +256,8 @@ def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untrac
 
     def run(root: nn.Module, *inputs: Any) -> Any:
         args, kwargs = call.rebuild(inputs)
-        return forward(root, *args, **kwargs)
+        value = expanded(root, args, kwargs)
+        return forward(root, *args, **kwargs) if value is NotImplemented else value
 
     if any(getattr(m, "_is_fsdp_managed_module", False) for m in module.modules()):
         raise RuntimeError(_SHARDED)

@@ -276,7 +276,7 @@ class Program:
             read = {i for i, want in zip(self.outputs, wanted, strict=True) if want}
             plan = []
             for i, step in reversed(list(enumerate(self.steps))):
-                if isinstance(step, HostStep):
+                if isinstance(step, HostStep) or not step.inputs:  # nor does a tangent reach a parameter
                     continue
                 needed = step.output in read
                 if needed or step.layer.paired:

@@ -15,6 +15,10 @@ from .ops import is_native
 from .program import Row
 from .trace import Untraceable
 
+_INTEGERS = (
+    "Integer inputs have none: take the data gradient at what is computed from them (the output of an embedding), and "
+    "accelerate the part that reads it."
+)
 _COLUMNS = ("name", "layer", "kind", "input_shape", "output_shape", "saved_bytes", "note")
 
 
@@ -92,7 +96,7 @@ def _table(model: nn.Module) -> Table:
     found = network_of(model).latest
     name = type(model).__name__
     if found is None:
-        return Table(name, (), "not called with an input that requires a gradient")
+        return Table(name, (), f"not called with an input that requires a gradient. {_INTEGERS}")
     if isinstance(found, Untraceable):
         rows = tuple(_rows_below(model, ""))
         return Table(name, rows, f"no single program: {found}. Its parts are networks of their own:")

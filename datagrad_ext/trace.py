@@ -7,6 +7,7 @@ in it). If the outermost forward does not trace, `Untraceable` says why.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import threading
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .layers import rule_of_module
+from .layers import expanded, expanded_call, rule_of_module
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _ONE_AT_A_TIME = threading.RLock()
@@ -52,6 +53,8 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
                 graph = tracer.trace(root)
             culprit, reason = _changed(before), "its forward changes the module's attributes"
         except Exception as error:
+            if not tracer.inside and n_inputs == 1 and _has_layer(root):
+                return _one_call()
             culprit, reason = (
                 tracer.inside[-1] if tracer.inside else root,
                 f"its forward does not trace ({_first_line(error)})",
@@ -65,8 +68,26 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
         leaves[culprit] = reason
 
 
+def _has_layer(root: nn.Module) -> bool:
+    """Whether the outermost module as a whole is a layer."""
+    rule = rule_of_module(root)
+    return rule is not None and rule.build(root) is not None
+
+
+def _one_call() -> fx.Graph:
+    """The graph that calls the outermost module: for one that is a layer, but whose forward does not trace."""
+    graph = fx.Graph()
+    graph.output(graph.call_module("", (graph.placeholder("input_0"),)))
+    return graph
+
+
 class _Tracer(fx.Tracer):
-    """Traces through user modules and stops at leaves; remembers which module it is inside of."""
+    """Traces through user modules and stops at leaves; remembers which module it is inside of.
+
+    Buffers are read by the program, at each call: what is computed from one must not be built in.
+    """
+
+    proxy_buffer_attributes = True
 
     def __init__(self, forward: Callable[..., Any], n_inputs: int, leaves: dict[nn.Module, str]) -> None:
         super().__init__()
@@ -90,10 +111,30 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:  # fx patches nn.Module for every thread
             return forward(*args, **kwargs)
-        if self.is_leaf_module(m, self.path_of_module(m)):
-            return super().call_module(m, forward, args, kwargs)
-        self.inside.append(m)
-        value = super().call_module(m, forward, args, kwargs)
+        if not self.is_leaf_module(m, self.path_of_module(m)):
+            self.inside.append(m)
+            value = super().call_module(m, forward, args, kwargs)
+            self.inside.pop()
+            return value
+        value = self._expanded(m, args, kwargs)
+        return super().call_module(m, forward, args, kwargs) if value is NotImplemented else value
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        value = expanded_call(target, args, kwargs) if kind == "call_function" else NotImplemented
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named) if value is NotImplemented else value
+
+    def create_arg(self, a: Any) -> Any:
+        """Named tuples stay what they are: fx makes calls of their classes of them."""
+        if isinstance(a, tuple) and hasattr(a, "_fields"):
+            return type(a)(*map(self.create_arg, a))
+        return super().create_arg(a)
+
+    def _expanded(self, m: nn.Module, args: Any, kwargs: Any) -> Any:
+        """What stands for a call of a leaf in simpler calls, or NotImplemented."""
+        if m in self._leaves:
+            return NotImplemented
+        self.inside.append(m)  # it becomes an opaque leaf if the expansion does not trace
+        value = expanded(m, args, kwargs)
         self.inside.pop()
         return value
 
@@ -158,9 +199,20 @@ _INPLACE_OPERATORS = {
 }
 
 
+def _inplace_by_position(node: fx.Node) -> bool:
+    """Whether a call like F.relu(x, True) passes `inplace` without its name."""
+    if node.op != "call_function" or True not in node.args:
+        return False
+    try:
+        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    except ValueError:  # a builtin
+        return False
+    return "inplace" in names and node.args[names.index("inplace") :][:1] == (True,)
+
+
 def changes_in_place(node: fx.Node) -> bool:
     """Whether the call changes its first argument in place."""
-    if node.kwargs.get("inplace") is True:
+    if node.kwargs.get("inplace") is True or _inplace_by_position(node):
         return True
     if node.op == "call_method":
         name = str(node.target)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import Case, network
+from cases import Case, data, network
 from oracle import assert_equal, check, observe
 from torch import Tensor, nn
 from training_code import (
@@ -392,6 +392,8 @@ PRIVATE = [
     ("_are_functorch_transforms_active", torch._C),
     ("_get_current_graph_task_keep_graph", torch._C._autograd),
     ("is_legacy_batchedtensor", torch._C._functorch),
+    ("is_functorch_wrapped_tensor", torch._C._functorch),
+    ("_is_any_autocast_enabled", torch._C),
     ("set_code_exec_strategy", torch._C._dynamo.eval_frame),
     ("_FrameExecStrategy", torch._C._dynamo.eval_frame),
     ("_FrameAction", torch._C._dynamo.eval_frame),
@@ -465,6 +467,23 @@ def test_engine_numbers_its_backwards_and_knows_whether_the_graph_is_kept() -> N
     assert (first["keep"], _Probe.seen["keep"]) == (True, False), (
         "torch._C._autograd._get_current_graph_task_keep_graph no longer tells whether the graph is retained"
     )
+
+
+def test_an_input_out_of_an_ended_transform() -> None:
+    """torch.autograd.Function would unwrap it; the two Functions leave it to the reference path."""
+    model, kept = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double(), []
+    x = data(2, 3).requires_grad_()
+    torch.func.grad(lambda v: kept.append(v) or v.sum())(x)
+
+    def gradients() -> list[Tensor]:
+        (J,) = torch.autograd.grad(model(kept[0]).sum(), x, create_graph=True)
+        return [J, *torch.autograd.grad(J.square().sum(), [p for p in model.parameters() if p.dim() == 2])]
+
+    expected = gradients()
+    datagrad_ext.accelerate(model)
+    with pytest.warns(datagrad_ext.ReferencePathWarning, match="comes out of a torch.func transform that has ended"):
+        found = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_functorch_tells_that_a_transform_is_active() -> None:

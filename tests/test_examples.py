@@ -11,7 +11,7 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-PICTURES = ["sdf_eikonal", "wgan_gp", "robust_digits"]
+PICTURES = ["sdf_eikonal", "wgan_gp", "robust_digits", "forces", "jacobian"]
 WITHOUT = ["distributed", "input_gradient_penalty"]
 
 

@@ -58,7 +58,7 @@ def test_every_op_has_its_kernels(name: str) -> None:
 
 def test_every_family_of_ops_is_reported() -> None:
     names = {op.name for op in datagrad_ext.backends().ops}
-    families = ("relu", "smooth", "penalty", "cross_entropy", "chain")
+    families = ("relu", "smooth", "penalty", "cross_entropy", "chain", "normalise")
     assert all(any(name.startswith(family) for name in names) for family in families), names
 
 

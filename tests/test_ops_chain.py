@@ -132,12 +132,13 @@ def sweeps(
     sums: list[Tensor] = []
     records, tangents = [], []
     for k, (g, v) in enumerate(zip(e.g, e.v, strict=True)):
-        results[f"J {k}"], buffer = ops["chain_data_vjp"](g, e.params, saved, e.links)
-        records += [g, buffer]
-        kept, *rest = ops["chain_data_jvp"](v, e.params, saved, records[-2:], e.links, flags, want_y, keep, sums)
-        tangents += [v, kept]
+        results[f"J {k}"], *buffers = ops["chain_data_vjp"](g, e.params, saved, e.links)
+        records += [g, *buffers]
+        rest = ops["chain_data_jvp"](v, e.params, saved, [g, *buffers], e.links, flags, want_y, keep, sums)
         results[f"y tangent {k}"] = rest.pop(0) if want_y else None
-        sums = sums or rest
+        n_sums = 0 if keep or sums else sum(flags[k.weight] for k in links if k.weight is not None)
+        sums = sums or rest[:n_sums]
+        tangents += [v, *rest[n_sums:]]
     curved = [i for i, link in enumerate(links) if link.curve is not None]
     want_x = want_x and (with_zeta or bool(curved))
     zeta = e.zeta if with_zeta else None
@@ -192,6 +193,14 @@ def test_sweeps(name: str, with_zeta: bool, keep: bool, dtype: torch.dtype, impl
         e = example(name, rows).map(lambda t: t.to(device, dtype))
         found = sweeps(implementation, e, keep=keep, with_zeta=with_zeta)
         agree(found, oracle(e, with_zeta), dtype)
+
+
+@implementations
+@pytest.mark.parametrize(("name", "rows"), [("rectifiers", 40000), ("curved below", 30000), ("wide", 8000)])
+def test_large_matrices(name: str, rows: int, implementation: str, device: str) -> None:
+    """Too many elements for one buffer."""
+    e = example(name, rows, 2).map(lambda t: t.to(device))
+    agree(sweeps(implementation, e, keep=False), oracle(e, True), torch.float64)
 
 
 @implementations
@@ -281,16 +290,16 @@ def calls(e: Example) -> dict[str, dict[str, Any]]:
     """Arguments of a right call of every op."""
     ops = IMPLEMENTATIONS["reference"]
     _, *saved = ops["chain_forward"](e.x, e.params, e.links)
-    record = [e.g[0], ops["chain_data_vjp"](e.g[0], e.params, saved, e.links)[1]]
+    record = [e.g[0], *ops["chain_data_vjp"](e.g[0], e.params, saved, e.links)[1:]]
     common = dict(params=e.params, saved=saved, links=e.links)
     flags = dict(wanted=[True] * len(e.params), keep=False, sums=[])
-    kept = ops["chain_data_jvp"](t=e.v[0], record=record, want_y=False, **common, **flags)[0]
+    tangents = [e.v[0], *ops["chain_data_jvp"](t=e.v[0], record=record, want_y=False, **common, **flags)[3:]]
     return {
         "chain_forward": dict(x=e.x, params=e.params, links=e.links),
         "chain_data_vjp": dict(g=e.g[0], **common),
         "chain_data_jvp": dict(t=e.v[0], record=record, want_y=True, **common, **flags),
         "chain_reverse": dict(
-            zeta=e.zeta, records=record, tangents=[e.v[0], kept], x=e.x, want_x=True, **common, **flags
+            zeta=e.zeta, records=record, tangents=tangents, x=e.x, want_x=True, **common, **flags
         ),
     }
 
@@ -307,15 +316,15 @@ ERRORS: list[tuple[Sequence[str], str, Callable[[Any], Any], str]] = [
     (("chain_forward",), "x", lambda x: x.float(), "weight must have x's dtype float32, got float64"),
     (("chain_forward",), "x", lambda x: x.long(), "x must be float32, float64, bfloat16 or float16, got int64"),
     (LATER, "saved", lambda saved: saved[:1], "the chain has 2 saved buffers, got 1"),
-    (LATER, "saved", lambda saved: [saved[0][:-64], saved[1]], "saved values must have shape"),
-    (LATER, "saved", lambda saved: [saved[0], saved[1].int()], "saved bits must have dtype uint8"),
+    (LATER, "saved", lambda saved: [saved[0], saved[1][:-64]], "saved values must have shape"),
+    (LATER, "saved", lambda saved: [saved[0].int(), saved[1]], "saved bits must have dtype uint8"),
     (("chain_data_vjp",), "g", lambda g: g[:, :1], "g must have shape"),
     (("chain_data_vjp",), "g", lambda g: g[0], "g must be a matrix"),
     (("chain_data_jvp",), "t", lambda t: t.float(), "t must have the weight's dtype float64, got float32"),
-    (("chain_data_jvp",), "record", lambda r: r[:1], "record has 2 tensors, got 1"),
+    (("chain_data_jvp",), "record", lambda r: r[:1], "the chain has 2 tensors in a record, got 1"),
     (("chain_data_jvp",), "record", lambda r: [r[0].t().contiguous().t(), r[1]], "record must be contiguous"),
     (("chain_reverse",), "zeta", lambda z: z[:-1], "zeta must have shape"),
-    (("chain_reverse",), "tangents", lambda t: t[:1], "needs two tensors of tangents for every record of two"),
+    (("chain_reverse",), "tangents", lambda t: t[:1], "a record has 2 tensors here and its tangents have 2"),
     (("chain_reverse",), "tangents", lambda t: [t[0], t[1][:-64]], "tangents must have shape"),
     (NAMES[2:], "wanted", lambda wanted: wanted[:-1], "the chain has 6 flags, got 5"),
     (

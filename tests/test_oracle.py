@@ -133,7 +133,7 @@ def _twice(model: nn.Module) -> nn.Module:
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    model[0].bias.requires_grad_(False)
+    model[1].bias.requires_grad_(False)
     return model
 
 

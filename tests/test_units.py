@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_code import data_gradient, loss_of, penalised, potential, weights
 
 import datagrad_ext
-from datagrad_ext import CentralDifference, DataGrad, FiniteDifference, Term, fusion, penalties
+from datagrad_ext import CentralDifference, DataGrad, FiniteDifference, Term, fusion, penalties, presets
 from datagrad_ext.fusion.chains import collect_chains
 from datagrad_ext.layers import Layer
 from datagrad_ext.layers.convolution import Convolution
@@ -164,6 +164,10 @@ def _objective(*terms: Term, estimator: Any = None) -> Callable[[nn.Module, Tens
     return lambda model, x: DataGrad(F.cross_entropy, terms, estimator)(model, x, torch.arange(N)).total
 
 
+def _critic_objective(model: nn.Module, x: Tensor) -> Tensor:
+    return presets.r1()(model, x).total
+
+
 # total, activation, also x̄?, units of [first, …, head]. A linear head needs no tangent: one unit less.
 ROWS = [
     pytest.param(_loss, nn.ReLU, False, [2, 3, 3, 3], id="plain_step"),
@@ -180,6 +184,8 @@ ROWS = [
     pytest.param(_loss_and_two_penalties, nn.ReLU, False, [8, 9, 9, 9], id="loss_and_two_penalties"),
     pytest.param(_objective(Term(0.1)), nn.ReLU, False, [5, 6, 6, 6], id="objective"),
     pytest.param(_objective(Term(0.1), Term(0.1, penalties.l2)), nn.ReLU, False, [5, 6, 6, 6], id="objective_one_J"),
+    pytest.param(_objective(Term(0.1)), nn.Softplus, True, [6, 6, 6, 6], id="objective_smooth_with_input"),
+    pytest.param(_critic_objective, nn.ReLU, False, [4, 4, 4, 3], id="objective_critic"),
 ]
 
 

@@ -21,6 +21,11 @@ inline Tensor part_of(const Tensor& buffer, int64_t offset, int64_t rows, int64_
   return Tensor(view);
 }
 
+// The matrix at a place of the buffers from the list's `first` on.
+inline Tensor part_of(const Tensors& list, size_t first, const Place& place, int64_t rows, int64_t columns) {
+  return part_of(list[first + place.buffer], place.offset, rows, columns);
+}
+
 inline Tensor part_of(const Tensor& buffer, int64_t offset, int64_t size) {
   const int64_t stride = 1;
   AtenTensorHandle view = nullptr;
@@ -28,19 +33,26 @@ inline Tensor part_of(const Tensor& buffer, int64_t offset, int64_t size) {
   return Tensor(view);
 }
 
+// What sweeps 2 and 3 of every data gradient left.
+struct Pairs {
+  const Tensors &records, &tangents;
+  const Places& places;  // of the tangents
+  size_t count;
+};
+
 template <class Backend>
 class Chain {
  public:
   using Kind = Link::Kind;
 
-  explicit Chain(const ChainPlan& plan, const Tensors& saved) : p_(plan), values_(saved[0]), masks_(saved[1]) {}
+  explicit Chain(const ChainPlan& plan, const Tensors& saved) : p_(plan), saved_(saved) {}
 
   void forward(const Tensor& x, const Tensor& y) const {
     Tensor h = x;
     for (int64_t i = 0; i < p_.size(); ++i) {
       const Link& link = p_.links[i];
-      const int64_t place = i < p_.last() ? p_.values.of[i + 1] : Places::kElsewhere;
-      const Tensor out = place < 0 ? y : part_of(values_, place, p_.rows, p_.width[i + 1]);
+      const Place place = i < p_.last() ? p_.values.of[i + 1] : Place();
+      const Tensor out = place ? part_of(saved_, 1, place, p_.rows, p_.width[i + 1]) : y;
       if (link.kind == Kind::linear) {
         Backend::nt(out, h, p_.weight(link), link.bias < 0 ? nullptr : &p_.params[link.bias]);
       } else {
@@ -55,10 +67,11 @@ class Chain {
     }
   }
 
-  void data_vjp(Tensor g, const Tensor& buffer, const Tensor& J) const {
+  // `found`: J, and the buffers of the record.
+  void data_vjp(Tensor g, const Tensors& found) const {
     for (int64_t i = p_.last(); i >= 0; --i) {
       const Link& link = p_.links[i];
-      const Tensor out = i == 0 ? J : part_of(buffer, p_.cotangents.of[i - 1], p_.rows, p_.width[i]);
+      const Tensor out = i == 0 ? found[0] : part_of(found, 1, p_.cotangents.of[i - 1], p_.rows, p_.width[i]);
       if (link.kind == Kind::linear) {
         Backend::nn(out, g, p_.weight(link));
       } else {
@@ -68,40 +81,39 @@ class Chain {
     }
   }
 
-  // Tangents into `kept`, that of y into `y_tangent` if there is one, δᵀt added to the sums of the weights wanted, if not
+  // Tangents into the buffers `kept`, that of y into `y_tangent` if there is one, δᵀt added to the sums of the weights wanted, if not
   // `keep`; a fresh sum is overwritten.
   void data_jvp(Tensor t, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, bool keep,
-                const Tensor& kept, const Tensors& sums, bool fresh_sums) const {
-    const Places places = p_.tangents(keep);
+                const Places& places, const Tensors& kept, const Tensors& sums, bool fresh_sums) const {
     const std::vector<size_t> order = p_.order(wanted);
     const int64_t end = p_.tangent_end(wanted, y_tangent != nullptr);
     bool fresh = false;
     for (int64_t i = 0; i < end; ++i) {
       const Link& link = p_.links[i];
       const bool wants_weight = !keep && ChainPlan::wants_weight(link, wanted);
-      if (wants_weight) Backend::tn(sums[order[i]], delta(record, i), t, !fresh_sums);
+      if (wants_weight) Backend::tn(sums[order[i]], delta(record, i, 0), t, !fresh_sums);
       const bool last = i + 1 == end;
       if (last && y_tangent == nullptr) break;
-      const int64_t place = last ? Places::kElsewhere : places.of[i + 1];
-      const bool in_place = fresh && place < 0 && !last && link.kind == Kind::relu;
-      const Tensor out = last         ? *y_tangent
-                         : place >= 0 ? part_of(kept, place, p_.rows, p_.width[i + 1])
-                         : in_place   ? t
-                                      : empty_matrix(t, p_.rows, p_.width[i + 1]);
+      const Place place = last ? Place() : places.of[i + 1];
+      const bool in_place = fresh && !place && !last && link.kind == Kind::relu;
+      const Tensor out = last       ? *y_tangent
+                         : place    ? part_of(kept, 0, place, p_.rows, p_.width[i + 1])
+                         : in_place ? t
+                                    : empty_matrix(t, p_.rows, p_.width[i + 1]);
       if (link.kind == Kind::linear) {
         Backend::nt(out, t, p_.weight(link), nullptr);
       } else {
         gate(i, t, out);
       }
       t = out;
-      fresh = place < 0;
+      fresh = !place;
     }
   }
 
   // Cotangent of x into `x_bar` if there is one; ζᵀh, and with `keep` δᵀt, added to the sums of the weights (overwriting
   // where `fresh_sums`); gradients of biases. `biases` and `sums` have a tensor for each flag that is wanted here.
-  void reverse(std::optional<Tensor> zeta, const Tensors& records, const Tensors& kept, bool keep, const Tensor& x,
-               const Flags& wanted, const Tensor* x_bar, const Tensors& sums, bool fresh_sums, const Tensors& biases) const {
+  void reverse(std::optional<Tensor> zeta, const Pairs& pairs, bool keep, const Tensor& x, const Flags& wanted,
+               const Tensor* x_bar, const Tensors& sums, bool fresh_sums, const Tensors& biases) const {
     const std::vector<size_t> order = p_.order(wanted);
     const int64_t stop = x_bar != nullptr ? 0 : p_.first_wanted(wanted);
     bool fresh = false;
@@ -112,18 +124,18 @@ class Chain {
       if (link.kind == Kind::linear) {
         if (bias_bar != nullptr) column_sums(*zeta, *bias_bar);
         if (ChainPlan::wants_weight(link, wanted)) {
-          add_outer(i, zeta, records, kept, keep, x, sums[order[i]], fresh_sums);
+          add_outer(i, zeta, pairs, keep, x, sums[order[i]], fresh_sums);
         }
         if (!zeta || (last && x_bar == nullptr)) continue;
         const Tensor out = last ? *x_bar : empty_matrix(*zeta, p_.rows, p_.width[i]);
         Backend::nn(out, *zeta, p_.weight(link));
         zeta = out;
         fresh = true;
-      } else if (zeta || (link.kind == Kind::smooth && !records.empty())) {
+      } else if (zeta || (link.kind == Kind::smooth && pairs.count > 0)) {
         const Tensor out = fresh ? *zeta : empty_matrix(x, p_.rows, p_.width[i]);
         // A smooth link may be where ζ begins.
         if (bias_bar == nullptr && ChainPlan::wants_bias(link, wanted)) bias_bar = &biases[link.bias];
-        activation_reverse(i, zeta, records, kept, keep, out, bias_bar);
+        activation_reverse(i, zeta, pairs, out, bias_bar);
         zeta = out;
         fresh = true;
       }
@@ -132,29 +144,36 @@ class Chain {
 
  private:
   Tensor input(int64_t i, const Tensor& x) const {
-    return i == 0 ? x : part_of(values_, p_.values.of[i], p_.rows, p_.width[i]);
+    return i == 0 ? x : part_of(saved_, 1, p_.values.of[i], p_.rows, p_.width[i]);
   }
 
-  Tensor bits(int64_t i) const { return part_of(masks_, p_.bits.of[i], p_.bit_bytes(i)); }
+  Tensor bits(int64_t i) const { return part_of(saved_[0], p_.bits.of[i].offset, p_.bit_bytes(i)); }
 
-  // The cotangent of the output of link i in sweep 2, and the tangent of its input in sweep 3.
-  Tensor delta(const Tensors& records, int64_t i, size_t first = 0) const {
+  // The cotangent of the output of link i in sweep 2; `first`: where its record begins.
+  Tensor delta(const Tensors& records, int64_t i, size_t first) const {
     if (i == p_.last()) return records[first];
-    return part_of(records[first + 1], p_.cotangents.of[i], p_.rows, p_.width[i + 1]);
+    return part_of(records, first + 1, p_.cotangents.of[i], p_.rows, p_.width[i + 1]);
   }
 
-  Tensor tangent(const Tensors& kept, bool keep, int64_t i, size_t first) const {
-    return i == 0 ? kept[first] : part_of(kept[first + 1], p_.tangents(keep).of[i], p_.rows, p_.width[i]);
+  Tensor delta(const Pairs& pairs, int64_t i, size_t pair) const {
+    return delta(pairs.records, i, pair * p_.record_size());
   }
 
-  void add_outer(int64_t i, const std::optional<Tensor>& zeta, const Tensors& records, const Tensors& kept, bool keep,
-                 const Tensor& x, const Tensor& sum, bool fresh) const {
+  // The tangent of the input of link i in sweep 3.
+  Tensor tangent(const Pairs& pairs, int64_t i, size_t pair) const {
+    const size_t first = pair * (1 + pairs.places.sizes.size());
+    return i == 0 ? pairs.tangents[first]
+                  : part_of(pairs.tangents, first + 1, pairs.places.of[i], p_.rows, p_.width[i]);
+  }
+
+  void add_outer(int64_t i, const std::optional<Tensor>& zeta, const Pairs& pairs, bool keep, const Tensor& x,
+                 const Tensor& sum, bool fresh) const {
     if (zeta) {
       Backend::tn(sum, *zeta, input(i, x), !fresh);
       fresh = false;
     }
-    for (size_t first = 0; keep && first < records.size(); first += 2) {
-      Backend::tn(sum, delta(records, i, first), tangent(kept, keep, i, first), !fresh);
+    for (size_t pair = 0; keep && pair < pairs.count; ++pair) {
+      Backend::tn(sum, delta(pairs, i, pair), tangent(pairs, i, pair), !fresh);
       fresh = false;
     }
   }
@@ -177,14 +196,14 @@ class Chain {
   }
 
   // Sweep 4 at an activation: the cotangent of its input, and the gradient of its bias into `bias_bar`, if there is one.
-  void activation_reverse(int64_t i, const std::optional<Tensor>& zeta, const Tensors& records, const Tensors& kept,
-                          bool keep, const Tensor& out, const Tensor* bias_bar) const {
+  void activation_reverse(int64_t i, const std::optional<Tensor>& zeta, const Pairs& pairs, const Tensor& out,
+                          const Tensor* bias_bar) const {
     const Link& link = p_.links[i];
     if (link.kind == Kind::smooth) {
       Tensors t, d;
-      for (size_t first = 0; first < records.size(); first += 2) {
-        t.push_back(tangent(kept, keep, i, first));
-        d.push_back(delta(records, i, first));
+      for (size_t pair = 0; pair < pairs.count; ++pair) {
+        t.push_back(tangent(pairs, i, pair));
+        d.push_back(delta(pairs, i, pair));
       }
       const PreActivation z(p_.op, input(i, out), p_.bias(link), -1, bias_bar != nullptr);
       smooth_reverse_into(p_.op, Curved(p_.op, zeta, t, d, z), link.name, link.constants, out, bias_bar);
@@ -197,22 +216,26 @@ class Chain {
   }
 
   const ChainPlan& p_;
-  Tensor values_, masks_;
+  const Tensors& saved_;  // bits, and the buffers of values
 };
+
+inline void add_buffers(Tensors& list, const Tensor& like, const Places& places) {
+  for (const int64_t size : places.sizes) list.push_back(empty_vector(like, size, like.scalar_type()));
+}
 
 template <class Backend>
 Tensors chain_forward(const Tensor& x, Tensors params, std::string links) {
   ChainPlan plan("chain_forward", links, params);
   plan.begin(x);
   const Tensor rows = in_layout(x, Layout::contiguous);
-  const Tensors found = {empty_matrix(x, plan.rows, plan.width.back()),
-                         empty_vector(x, plan.values.total, x.scalar_type()),
-                         empty_vector(x, plan.bits.total, ScalarType::Byte)};
-  const Tensors saved = {found[1], found[2]};
-  if (!Backend::narrow(plan, saved, [&](const auto& chain) { chain.forward(rows, found[0]); })) {
-    Chain<Backend>(plan, saved).forward(rows, found[0]);
+  const Tensor y = empty_matrix(x, plan.rows, plan.width.back());
+  Tensors saved = {empty_vector(x, plan.bit_bytes(), ScalarType::Byte)};
+  add_buffers(saved, x, plan.values);
+  if (!Backend::narrow(plan, saved, [&](const auto& chain) { chain.forward(rows, y); })) {
+    Chain<Backend>(plan, saved).forward(rows, y);
   }
-  return found;
+  saved.insert(saved.begin(), y);
+  return saved;
 }
 
 template <class Backend>
@@ -220,10 +243,10 @@ Tensors chain_data_vjp(const Tensor& g, Tensors params, Tensors saved, std::stri
   ChainPlan plan("chain_data_vjp", links, params);
   plan.resume("g", g, plan.width.back(), saved);
   const Tensor top = in_layout(g, Layout::contiguous);
-  const Tensors found = {empty_matrix(g, plan.rows, plan.width[0]),
-                         empty_vector(g, plan.cotangents.total, g.scalar_type())};
-  if (!Backend::narrow(plan, saved, [&](const auto& chain) { chain.data_vjp(top, found[1], found[0]); })) {
-    Chain<Backend>(plan, saved).data_vjp(top, found[1], found[0]);
+  Tensors found = {empty_matrix(g, plan.rows, plan.width[0])};
+  add_buffers(found, g, plan.cotangents);
+  if (!Backend::narrow(plan, saved, [&](const auto& chain) { chain.data_vjp(top, found); })) {
+    Chain<Backend>(plan, saved).data_vjp(top, found);
   }
   return found;
 }
@@ -237,17 +260,22 @@ Tensors chain_data_jvp(const Tensor& t, Tensors params, Tensors saved, Tensors r
   plan.check_record(record);
   plan.check_sums(sums, wanted);
   const Tensor v = in_layout(t, Layout::contiguous);
-  Tensors found = {empty_vector(t, plan.tangents(keep).total, t.scalar_type())};
+  const Places places = plan.tangents(keep);
+  Tensors found, kept;
   if (want_y) found.push_back(empty_matrix(t, plan.rows, plan.width.back()));
-  const Tensor* y_tangent = want_y ? &found[1] : nullptr;
+  const Tensor y_tangent = want_y ? found[0] : v;
+  add_buffers(kept, t, places);
   const bool fresh = !keep && sums.empty();
   for (const Link& link : plan.links) {
     if (!fresh || !ChainPlan::wants_weight(link, wanted)) continue;
     sums.push_back(empty_matrix(t, plan.weight(link).size(0), plan.weight(link).size(1)));
   }
-  const auto run = [&](const auto& chain) { chain.data_jvp(v, record, wanted, y_tangent, keep, found[0], sums, fresh); };
+  const auto run = [&](const auto& chain) {
+    chain.data_jvp(v, record, wanted, want_y ? &y_tangent : nullptr, keep, places, kept, sums, fresh);
+  };
   if (!Backend::narrow(plan, saved, run)) run(Chain<Backend>(plan, saved));
   if (fresh) found.insert(found.end(), sums.begin(), sums.end());
+  found.insert(found.end(), kept.begin(), kept.end());
   return found;
 }
 
@@ -258,7 +286,8 @@ Tensors chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors tange
   plan.resume("x", x, plan.width[0], saved);
   if (zeta) plan.check_flow("zeta", *zeta, plan.width.back());
   plan.check_flags(wanted);
-  plan.check_pairs(records, tangents, keep);
+  const Places places = plan.tangents(keep);
+  plan.check_pairs(records, tangents, places);
   plan.check_sums(sums, wanted);
   DATAGRAD_CHECK(zeta || !records.empty(), plan.op, ": needs a zeta or a record");
   const Tensor rows = in_layout(x, Layout::contiguous);
@@ -281,8 +310,9 @@ Tensors chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors tange
       found.push_back(biases[link.bias]);
     }
   }
+  const Pairs pairs{records, tangents, places, records.size() / plan.record_size()};
   const auto run = [&](const auto& chain) {
-    chain.reverse(zeta, records, tangents, keep, rows, wanted, want_x ? &found[0] : nullptr, weights, fresh, biases);
+    chain.reverse(zeta, pairs, keep, rows, wanted, want_x ? &found[0] : nullptr, weights, fresh, biases);
   };
   if (!Backend::narrow(plan, saved, run)) run(Chain<Backend>(plan, saved));
   return found;

@@ -1,13 +1,15 @@
 // What the four sweeps of a chain share: its links and widths, where what they keep lies, and the checks. Ops and letters as
 // in datagrad_ext/ops/chain.py.
 //
-// What a sweep keeps lies in one buffer: a small network notices every tensor that Python has to hold.
+// What a sweep keeps lies in few buffers: a small network notices every tensor that Python has to hold. A large matrix has one
+// of its own: tens of megabytes in one piece go back to the system when freed, and come back page by page.
 #pragma once
 
 #include <common/chain_links.h>
 #include <common/layout.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 namespace datagrad {
@@ -24,19 +26,30 @@ inline Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
   return empty_dense(like, IntHeaderOnlyArrayRef(&size, 1), dtype);
 }
 
-// Where the matrices of a sweep lie in its buffer, one for each link; kElsewhere: not in the buffer.
-struct Places {
-  static constexpr int64_t kAlign = 64, kElsewhere = -1;
+struct Place {
+  int64_t buffer = -1, offset = 0;  // buffer -1: nowhere
 
-  explicit Places(int64_t links = 0) : of(links, kElsewhere) {}
+  explicit operator bool() const { return buffer >= 0; }
+};
+
+// Where the matrices of a sweep lie in its buffers, one for each link.
+struct Places {
+  static constexpr int64_t kAlign = 64, kLargest = int64_t{1} << 20;  // elements
+
+  explicit Places(int64_t links = 0, int64_t largest = kLargest) : of(links), largest(largest) {}
 
   void add(int64_t link, int64_t size) {
-    of[link] = total;
-    total += (size + kAlign - 1) / kAlign * kAlign;
+    const int64_t rounded = (size + kAlign - 1) / kAlign * kAlign;
+    if (sizes.empty() || sizes.back() + rounded > largest) sizes.push_back(0);
+    of[link] = {buffers() - 1, sizes.back()};
+    sizes.back() += rounded;
   }
 
-  std::vector<int64_t> of;
-  int64_t total = 0;
+  int64_t buffers() const { return static_cast<int64_t>(sizes.size()); }
+
+  std::vector<Place> of;
+  std::vector<int64_t> sizes;  // of the buffers
+  int64_t largest;
 };
 
 // A rectifier works in place: its input and its output are one matrix, and nobody needs what it overwrites.
@@ -64,6 +77,7 @@ class ChainPlan {
   }
 
   int64_t bit_bytes(int64_t i) const { return (rows * width[i] + 7) / 8; }
+  int64_t bit_bytes() const { return bits.sizes.empty() ? 0 : bits.sizes[0]; }
 
   // Sweep 1 at rows of x. The input of each link but the first lies in `values`, unless nothing but rectifiers lies between
   // it and y: then it is in y.
@@ -74,13 +88,14 @@ class ChainPlan {
 
   // A later sweep, at the rows of what enters it.
   void resume(const char* name, const Tensor& flow, int64_t columns, const Tensors& saved) {
-    check_count("saved buffers", saved.size(), 2);
     DATAGRAD_CHECK(flow.dim() == 2, op, ": ", name, " must be a matrix, got shape ", text(flow.sizes()));
     lay_out(flow.size(0));
     check_flow(name, flow, columns);
-    check_dense("saved values", saved[0], IntHeaderOnlyArrayRef(&values.total, 1));
-    check_dtype(op, "saved bits", saved[1], ScalarType::Byte);
-    check_shape(op, "saved bits", saved[1], IntHeaderOnlyArrayRef(&bits.total, 1));
+    check_count("saved buffers", saved.size(), 1 + values.buffers());
+    check_dtype(op, "saved bits", saved[0], ScalarType::Byte);
+    const int64_t bytes = bit_bytes();
+    check_shape(op, "saved bits", saved[0], IntHeaderOnlyArrayRef(&bytes, 1));
+    check_buffers("saved values", saved, 1, values);
   }
 
   void check_flow(const char* name, const Tensor& flow, int64_t columns) const {
@@ -135,9 +150,12 @@ class ChainPlan {
 
   void check_flags(const Flags& wanted) const { check_count("flags", wanted.size(), counts_.params); }
 
-  // A record: what sweep 2 began with, and its buffer. A pair's tangents: what sweep 3 began with, and its buffer.
-  void check_record(const Tensors& record, size_t first = 0) const {
-    check_two("record", record, first, width.back(), cotangents);
+  // A record: what sweep 2 began with, and its buffers. A pair's tangents: what sweep 3 began with, and its buffers.
+  size_t record_size() const { return 1 + cotangents.sizes.size(); }
+
+  void check_record(const Tensors& record) const {
+    check_count("tensors in a record", record.size(), static_cast<int64_t>(record_size()));
+    check_part("record", record, 0, width.back(), cotangents);
   }
 
   // No sums, or one for each wanted weight.
@@ -153,14 +171,13 @@ class ChainPlan {
     DATAGRAD_CHECK(place == sums.size(), op, ": needs a sum for every wanted weight, got ", sums.size());
   }
 
-  void check_pairs(const Tensors& records, const Tensors& kept, bool keep) const {
-    DATAGRAD_CHECK(records.size() == kept.size() && kept.size() % 2 == 0, op,
-                   ": needs two tensors of tangents for every record of two, got ", kept.size(), " and ",
-                   records.size());
-    const Places places = tangents(keep);
-    for (size_t first = 0; first < records.size(); first += 2) {
-      check_record(records, first);
-      check_two("tangents", kept, first, width[0], places);
+  void check_pairs(const Tensors& records, const Tensors& kept, const Places& tangents) const {
+    const size_t record = record_size(), tangent = 1 + tangents.sizes.size();
+    DATAGRAD_CHECK(records.size() % record == 0 && records.size() / record * tangent == kept.size(), op, ": a record has ",
+                   record, " tensors here and its tangents have ", tangent, ", got ", records.size(), " and ", kept.size());
+    for (size_t pair = 0; pair < records.size() / record; ++pair) {
+      check_part("record", records, pair * record, width.back(), cotangents);
+      check_part("tangents", kept, pair * tangent, width[0], tangents);
     }
   }
 
@@ -176,7 +193,8 @@ class ChainPlan {
 
   void lay_out(int64_t n) {
     rows = n;
-    values = bits = cotangents = Places(size());
+    values = cotangents = Places(size());
+    bits = Places(size(), std::numeric_limits<int64_t>::max());
     int64_t end = last();
     while (links[end].kind == Kind::relu) --end;
     for (int64_t i = 1; i <= end; ++i) share_or_add(values, i, i - 1, links[i - 1], width[i]);
@@ -188,18 +206,23 @@ class ChainPlan {
 
   // A place for link i: that of its neighbour if a rectifier lies between the two.
   void share_or_add(Places& places, int64_t i, int64_t neighbour, const Link& between, int64_t columns) {
-    if (between.kind == Kind::relu && places.of[neighbour] >= 0) {
+    if (between.kind == Kind::relu && places.of[neighbour]) {
       places.of[i] = places.of[neighbour];
     } else {
       places.add(i, rows * columns);
     }
   }
 
-  void check_two(const char* name, const Tensors& tensors, size_t first, int64_t columns, const Places& places) const {
-    DATAGRAD_CHECK(tensors.size() >= first + 2, op, ": ", name, " has 2 tensors, got ", tensors.size() - first);
+  void check_part(const char* name, const Tensors& tensors, size_t first, int64_t columns, const Places& places) const {
     const int64_t shape[] = {rows, columns};
     check_dense(name, tensors[first], IntHeaderOnlyArrayRef(shape, 2));
-    check_dense(name, tensors[first + 1], IntHeaderOnlyArrayRef(&places.total, 1));
+    check_buffers(name, tensors, first + 1, places);
+  }
+
+  void check_buffers(const char* name, const Tensors& tensors, size_t first, const Places& places) const {
+    for (size_t i = 0; i < places.sizes.size(); ++i) {
+      check_dense(name, tensors[first + i], IntHeaderOnlyArrayRef(&places.sizes[i], 1));
+    }
   }
 
   void check_dense(const char* name, const Tensor& t, IntHeaderOnlyArrayRef shape) const {

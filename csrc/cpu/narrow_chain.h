@@ -36,8 +36,8 @@ class NarrowChain {
 
   NarrowChain(const ChainPlan& plan, const Tensors& saved)
       : p_(plan),
-        values_(mutable_data<T>(saved[0])),
-        bits_(mutable_data<uint8_t>(saved[1])),
+        values_(pointers(saved, 1, plan.values)),
+        bits_(mutable_data<uint8_t>(saved[0])),
         widest_(*std::max_element(plan.width.begin(), plan.width.end())),
         loops_(plan.size()) {
     for (int64_t i = 0; i < p_.size(); ++i) {
@@ -54,8 +54,8 @@ class NarrowChain {
       const T* h = x_data + rows.first * p_.width[0];
       for (int64_t i = 0; i < p_.size(); ++i) {
         const Link& link = p_.links[i];
-        const int64_t place = i < p_.last() ? p_.values.of[i + 1] : Places::kElsewhere;
-        T* out = at(place < 0 ? y_data : values_ + place, rows, i + 1);
+        const Place place = i < p_.last() ? p_.values.of[i + 1] : Place();
+        T* out = at(place ? in(values_, place) : y_data, rows, i + 1);
         if (link.kind == Kind::linear) {
           times_transposed(i, turned, h, out, rows);
           add_bias(link, out, out, rows, i + 1);
@@ -68,13 +68,14 @@ class NarrowChain {
     });
   }
 
-  void data_vjp(const Tensor& top, const Tensor& buffer, const Tensor& J) const {
+  void data_vjp(const Tensor& top, const Tensors& found) const {
     const T* top_data = data<T>(top);
-    T *record = mutable_data<T>(buffer), *J_data = mutable_data<T>(J);
+    const std::vector<T*> record = pointers(found, 1, p_.cotangents);
+    T* J_data = mutable_data<T>(found[0]);
     for_each_tile([&](const Rows& rows, Scratch& scratch) {
       const T* g = at(top_data, rows, p_.size());
       for (int64_t i = p_.last(); i >= 0; --i) {
-        T* out = at(i == 0 ? J_data : record + p_.cotangents.of[i - 1], rows, i);
+        T* out = at(i == 0 ? J_data : in(record, p_.cotangents.of[i - 1]), rows, i);
         if (p_.links[i].kind == Kind::linear) {
           times(i, g, out, rows);
         } else {
@@ -86,12 +87,12 @@ class NarrowChain {
   }
 
   void data_jvp(const Tensor& v, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, bool keep,
-                const Tensor& kept, const Tensors& sums, bool fresh) const {
-    const Places places = p_.tangents(keep);
+                const Places& places, const Tensors& kept, const Tensors& sums, bool fresh) const {
     const Cotangents delta(p_, record, 0);
     const int64_t end = p_.tangent_end(wanted, y_tangent != nullptr);
     const T* v_data = data<T>(v);
-    T *kept_data = mutable_data<T>(kept), *y_data = y_tangent == nullptr ? nullptr : mutable_data<T>(*y_tangent);
+    const std::vector<T*> kept_data = pointers(kept, 0, places);
+    T* y_data = y_tangent == nullptr ? nullptr : mutable_data<T>(*y_tangent);
     const std::vector<T> turned = turned_weights();
     Sums total(p_, keep ? Flags(wanted.size(), false) : wanted, sums, fresh, {});
     for_each_block(total, [&](const Rows& rows, Part& part, Scratch& scratch) {
@@ -100,8 +101,8 @@ class NarrowChain {
         part.add_outer(p_, i, delta.at(i, rows), t, rows);
         const bool last = i + 1 == end;
         if (last && y_data == nullptr) break;
-        const int64_t place = last ? Places::kElsewhere : places.of[i + 1];
-        T* out = last ? at(y_data, rows, i + 1) : place >= 0 ? at(kept_data + place, rows, i + 1) : scratch.other(t);
+        const Place place = last ? Place() : places.of[i + 1];
+        T* out = last ? at(y_data, rows, i + 1) : place ? at(in(kept_data, place), rows, i + 1) : scratch.other(t);
         if (p_.links[i].kind == Kind::linear) {
           times_transposed(i, turned, t, out, rows);
         } else {
@@ -112,14 +113,14 @@ class NarrowChain {
     });
   }
 
-  void reverse(const std::optional<Tensor>& cotangent, const Tensors& records, const Tensors& kept, bool keep,
-               const Tensor& x, const Flags& wanted, const Tensor* x_bar, const Tensors& sums, bool fresh,
-               const Tensors& biases) const {
+  template <class Pairs>
+  void reverse(const std::optional<Tensor>& cotangent, const Pairs& pairs, bool keep, const Tensor& x, const Flags& wanted,
+               const Tensor* x_bar, const Tensors& sums, bool fresh, const Tensors& biases) const {
     std::vector<Cotangents> deltas;
     std::vector<Tangents> tangents;
-    for (size_t first = 0; first < records.size(); first += 2) {
-      deltas.emplace_back(p_, records, first);
-      tangents.emplace_back(p_, kept, first, keep);
+    for (size_t pair = 0; pair < pairs.count; ++pair) {
+      deltas.emplace_back(p_, pairs.records, pair * p_.record_size());
+      tangents.emplace_back(p_, pairs.tangents, pair * (1 + pairs.places.sizes.size()), pairs.places);
     }
     const int64_t stop = x_bar != nullptr ? 0 : p_.first_wanted(wanted);
     const T *x_data = data<T>(x), *top = cotangent ? data<T>(*cotangent) : nullptr;
@@ -132,7 +133,7 @@ class NarrowChain {
         if (p_.links[i].kind == Kind::linear) {
           if (zeta != nullptr) {
             part.add_rows(p_, i, zeta, rows);
-            part.add_outer(p_, i, zeta, i == 0 ? at(x_data, rows, 0) : at(values_ + p_.values.of[i], rows, i), rows);
+            part.add_outer(p_, i, zeta, i == 0 ? at(x_data, rows, 0) : at(in(values_, p_.values.of[i]), rows, i), rows);
           }
           for (size_t k = 0; keep && k < deltas.size(); ++k) {
             part.add_outer(p_, i, deltas[k].at(i, rows), tangents[k].at(i, rows), rows);
@@ -162,6 +163,15 @@ class NarrowChain {
     int64_t first, count;
   };
 
+  // Where the buffers of `places` begin; they are the list's from `first` on.
+  static std::vector<T*> pointers(const Tensors& list, size_t first, const Places& places) {
+    std::vector<T*> found;
+    for (size_t i = 0; i < places.sizes.size(); ++i) found.push_back(mutable_data<T>(list[first + i]));
+    return found;
+  }
+
+  static T* in(const std::vector<T*>& buffers, const Place& place) { return buffers[place.buffer] + place.offset; }
+
   // Two buffers of a tile for what flows, and two more for the operands of a smooth link.
   class Scratch {
    public:
@@ -185,32 +195,34 @@ class NarrowChain {
   class Cotangents {
    public:
     Cotangents(const ChainPlan& plan, const Tensors& record, size_t first)
-        : p_(&plan), top_(data<T>(record[first])), buffer_(data<T>(record[first + 1])) {}
+        : p_(&plan), top_(data<T>(record[first])), buffers_(pointers(record, first + 1, plan.cotangents)) {}
 
     const T* at(int64_t i, const Rows& rows) const {
-      const T* matrix = i == p_->last() ? top_ : buffer_ + p_->cotangents.of[i];
+      const T* matrix = i == p_->last() ? top_ : in(buffers_, p_->cotangents.of[i]);
       return matrix + rows.first * p_->width[i + 1];
     }
 
    private:
     const ChainPlan* p_;
-    const T *top_, *buffer_;
+    const T* top_;
+    std::vector<T*> buffers_;
   };
 
   // The tangents that sweep 3 kept: of the input of link i.
   class Tangents {
    public:
-    Tangents(const ChainPlan& plan, const Tensors& kept, size_t first, bool keep)
-        : p_(&plan), places_(plan.tangents(keep)), v_(data<T>(kept[first])), buffer_(data<T>(kept[first + 1])) {}
+    Tangents(const ChainPlan& plan, const Tensors& kept, size_t first, const Places& places)
+        : p_(&plan), places_(&places), v_(data<T>(kept[first])), buffers_(pointers(kept, first + 1, places)) {}
 
     const T* at(int64_t i, const Rows& rows) const {
-      return (i == 0 ? v_ : buffer_ + places_.of[i]) + rows.first * p_->width[i];
+      return (i == 0 ? v_ : in(buffers_, places_->of[i])) + rows.first * p_->width[i];
     }
 
    private:
     const ChainPlan* p_;
-    Places places_;
-    const T *v_, *buffer_;
+    const Places* places_;
+    const T* v_;
+    std::vector<T*> buffers_;
   };
 
   // Gradients of parameters. A part has those of one block of rows: the tensors themselves if there is but one block.
@@ -438,16 +450,16 @@ class NarrowChain {
 
   // z of a smooth link, in `buffer` if it has a bias.
   const T* pre_activation(int64_t i, const Rows& rows, T* buffer) const {
-    const T* h = at(static_cast<const T*>(values_) + p_.values.of[i], rows, i);
+    const T* h = at(static_cast<const T*>(in(values_, p_.values.of[i])), rows, i);
     if (p_.links[i].bias < 0) return h;
     add_bias(p_.links[i], h, buffer, rows, i);
     return buffer;
   }
 
-  uint8_t* bits_of(int64_t i, const Rows& rows) const { return bits_ + p_.bits.of[i] + rows.first * p_.width[i] / 8; }
+  uint8_t* bits_of(int64_t i, const Rows& rows) const { return bits_ + p_.bits.of[i].offset + rows.first * p_.width[i] / 8; }
 
   const ChainPlan& p_;
-  T* values_;
+  std::vector<T*> values_;
   uint8_t* bits_;
   int64_t widest_;
   std::vector<std::shared_ptr<const Loops<T>>> loops_;

@@ -1,1 +1,1 @@
-"""Command line, `python -m datagrad_ext`: a module a sub-command (train, check, info) and what they share."""
+"""Command line, `python -m datagrad_ext`: train, reproduce, check and info, a module each, and what they share."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,8 @@ def write_json(run: Run, path: Path) -> None:
     """Versions, device, seeds, settings and every figure of every network."""
     content = {
         "command": run.command,
-        "versions": _versions(),
-        "device": _device(run.device),
+        "versions": versions(),
+        "device": describe_device(run.device),
         "seeds": {"training": run.budget.seed, "split": SPLIT_SEED},
         "model": run.model,
         "budget": asdict(run.budget),
@@ -132,7 +133,8 @@ def write_json(run: Run, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and of what its figures depend on."""
     return {
         "datagrad_ext": datagrad_ext.__version__,
         "torch": torch.__version__,
@@ -142,10 +144,16 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _device(device: torch.device) -> dict[str, Any]:
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Its name, and the cores and threads of this machine."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"type": str(device), "name": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    """The processor's name as Linux gives it, elsewhere as Python does."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()

@@ -6,9 +6,11 @@ from ..program import Program
 from ..single import Single
 from .biases import move_biases
 from .chains import collect_chains
+from .folding import fold_norms
 from .layout import run_in_channels_last
+from .norms import rectify_norms
 
-PASSES = (move_biases, run_in_channels_last, collect_chains)
+PASSES = (move_biases, fold_norms, rectify_norms, run_in_channels_last, collect_chains)
 
 
 def fuse(program: Program) -> Program:
@@ -18,4 +20,4 @@ def fuse(program: Program) -> Program:
     return Single.of(program)
 
 
-__all__ = ["PASSES", "fuse"]
+__all__ = ["PASSES", "collect_chains", "fold_norms", "fuse", "move_biases", "rectify_norms", "run_in_channels_last"]

@@ -1,8 +1,10 @@
 """Where branches meet: sums, products and concatenations of values, and operations with a number.
 
-    Sum      y = Σ sᵢ xᵢ (sᵢ = ±1)   vjp  sᵢ g            jvp  Σ sᵢ tᵢ
+    Sum      y = x₁ + s x₂           vjp  (g, s g)        jvp  t₁ + s t₂
     Affine   y = a x + c             vjp  a g             jvp  a t
     Product  y = x₁ x₂               vjp  (g x₂, g x₁)    jvp  t₁ x₂ + x₁ t₂    curvature  (δ t₂, δ t₁)
+    Quotient y = x₁ / x₂             vjp  (q, −q y), q = g / x₂                 jvp  (t₁ − y t₂) / x₂
+                                     curvature  (−q t₂, q (2 y t₂ − t₁)) / x₂, q = δ / x₂
     Cat      y = [x₁ … x_k]          vjp  split           jvp  [t₁ … t_k]
 
 Operands broadcast; cotangents are summed back to the operand's shape.
@@ -17,38 +19,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Pairs, Parameterless, Tensors, add_each, reduce_to
+from .base import Pairs, Parameterless, Tensors, add, add_each, reduce_to
 from .registry import Application, function_rule
 
 
 class Sum(Parameterless):
-    """± x₁ ± x₂, broadcasting."""
+    """x₁ + s x₂ for a number s, broadcasting."""
 
     follows_layout = True
     autocast = "widest"
 
-    def __init__(self, signs: tuple[int, int] = (1, 1)) -> None:
-        self._signs = signs
+    def __init__(self, scale: float = 1) -> None:
+        self._scale = scale
 
     @property
     def name(self) -> str:
-        return "Add" if self._signs[1] > 0 else "Sub"
+        if self._scale in (1, -1):
+            return "Add" if self._scale == 1 else "Sub"
+        return f"Add({self._scale:g})"
 
     def apply(self, *inputs: Any) -> Tensor:
-        return inputs[0] + inputs[1] if self._signs[1] > 0 else inputs[0] - inputs[1]
+        return inputs[0] - inputs[1] if self._scale == -1 else inputs[0] + _scaled(inputs[1], self._scale)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         y = self.apply(*inputs)
-        return y, (tuple(x.shape for x in inputs), y.shape)
+        return y, (tuple(_shape(x) for x in inputs), y.shape)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        terms = zip(self._signs, saved[0], wanted, strict=True)
-        return tuple(_signed(reduce_to(g, shape), sign) if want else None for sign, shape, want in terms)
+        terms = zip((1, self._scale), saved[0], wanted, strict=True)
+        return tuple(_scaled(reduce_to(g, shape), scale) if want else None for scale, shape, want in terms)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         first, second = tangents
         if first is None or second is None:
-            return _signed(first if second is None else second, self._signs[second is not None]).expand(saved[1])
+            return (_scaled(second, self._scale) if first is None else first).expand(saved[1])
         return self.apply(first, second)
 
 
@@ -100,7 +104,7 @@ class Division(Affine):
 class Product(Parameterless):
     """x₁ x₂, broadcasting."""
 
-    curved = paired = True
+    curved = paired = follows_layout = True
     autocast = "widest"
 
     @property
@@ -133,9 +137,47 @@ class Product(Parameterless):
         return tuple(reduce_to(g * f, x.shape) if want and f is not None else None for f, x, want in terms)
 
 
+class Quotient(Parameterless):
+    """x₁ / x₂, broadcasting."""
+
+    curved = paired = True
+
+    @property
+    def name(self) -> str:
+        return "Div"
+
+    def apply(self, *inputs: Any) -> Tensor:
+        return inputs[0] / inputs[1]
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        y = self.apply(*inputs)
+        return y, (tuple(map(_shape, inputs)), inputs[1], y)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        shapes, divisor, y = saved
+        q = g / divisor
+        return _reduced((q, -q * y if wanted[1] else None), shapes, wanted)
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        _, divisor, y = saved
+        first, second = tangents
+        return add(first, None if second is None else -y * second) / divisor
+
+    def curvature(self, saved: Any, params: Tensors, pairs: Pairs, wanted: Sequence[bool]) -> Tensors:
+        shapes, divisor, y = saved
+        total: Tensors = (None, None)
+        for delta, (first, second) in pairs:
+            q = delta / (divisor * divisor)
+            bar = None if second is None else -q * second
+            divisor_bar = add(None if first is None else -q * first, None if bar is None else -2 * bar * y)
+            total = add_each(total, _reduced((bar, divisor_bar), shapes, wanted))
+        return total
+
+
 class Cat(Parameterless):
     """Concatenation along a dimension."""
 
+    follows_layout = True
     autocast = "widest"
 
     def __init__(self, dim: int) -> None:
@@ -167,8 +209,21 @@ def _legacy_dim(shapes: tuple[torch.Size, ...], dim: int) -> int:
     return dim % max(len(shape) for shape in shapes)
 
 
-def _signed(x: Tensor, sign: int) -> Tensor:
-    return x if sign > 0 else -x
+def _shape(x: Any) -> torch.Size:
+    """The shape of an operand; a host value may be a number."""
+    return x.shape if isinstance(x, Tensor) else torch.Size()
+
+
+def _reduced(bars: Tensors, shapes: Sequence[torch.Size], wanted: Sequence[bool]) -> Tensors:
+    """The wanted cotangents, summed to the shapes of their operands."""
+    terms = zip(bars, shapes, wanted, strict=True)
+    return tuple(reduce_to(bar, shape) if want and bar is not None else None for bar, shape, want in terms)
+
+
+def _scaled(x: Any, scale: float) -> Any:
+    if scale == -1:
+        return -x
+    return x if scale == 1 else x * scale
 
 
 def _is_number(value: Any) -> bool:
@@ -176,21 +231,21 @@ def _is_number(value: Any) -> bool:
 
 
 @function_rule(operator.add, operator.iadd, torch.add, methods=("add", "add_"))
-def _add(input: Any, other: Any) -> Application:
+def _add(input: Any, other: Any, *, alpha: float = 1) -> Application:
     if _is_number(other):
-        return Application(Affine(1, other), inputs=(input,))
+        return Application(Affine(1, alpha * other), inputs=(input,))
     if _is_number(input):
-        return Application(Affine(1, input), inputs=(other,))
-    return Application(Sum(), inputs=(input, other))
+        return Application(Affine(alpha, input), inputs=(other,))
+    return Application(Sum(alpha), inputs=(input, other))
 
 
 @function_rule(operator.sub, operator.isub, torch.sub, torch.subtract, methods=("sub", "sub_"))
-def _sub(input: Any, other: Any) -> Application:
+def _sub(input: Any, other: Any, *, alpha: float = 1) -> Application:
     if _is_number(other):
-        return Application(Affine(1, -other), inputs=(input,))
+        return Application(Affine(1, -alpha * other), inputs=(input,))
     if _is_number(input):
-        return Application(Affine(-1, input), inputs=(other,))
-    return Application(Sum((1, -1)), inputs=(input, other))
+        return Application(Affine(-alpha, input), inputs=(other,))
+    return Application(Sum(-alpha), inputs=(input, other))
 
 
 @function_rule(operator.mul, operator.imul, torch.mul, torch.multiply, methods=("mul", "mul_"))
@@ -202,9 +257,13 @@ def _mul(input: Any, other: Any) -> Application:
     return Application(Product(), inputs=(input, other))
 
 
-@function_rule(operator.truediv, operator.itruediv, torch.div, methods=("div", "div_"))
+@function_rule(
+    operator.truediv, operator.itruediv, torch.div, torch.true_divide, methods=("div", "div_", "true_divide")
+)
 def _div(input: Any, other: Any) -> Application | None:
-    return Application(Division(other), inputs=(input,)) if _is_number(other) else None
+    if _is_number(other):
+        return Application(Division(other), inputs=(input,))
+    return None if _is_number(input) else Application(Quotient(), inputs=(input, other))
 
 
 @function_rule(operator.neg, torch.neg, methods=("neg",))

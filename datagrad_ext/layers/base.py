@@ -182,3 +182,9 @@ def add_each(a: Tensors, b: Tensors) -> Tensors:
 def reduce_to(g: Tensor, shape: torch.Size) -> Tensor:
     """Sum a cotangent over the dimensions that broadcasting added or stretched."""
     return g if g.shape == shape else g.sum_to_size(shape)
+
+
+def blank(like: Any) -> Tensor:
+    """A tensor of the input's shape and strides, whose values nobody reads."""
+    element, shape, stride = like
+    return torch.empty_strided(shape, stride, dtype=element.dtype, device=element.device)

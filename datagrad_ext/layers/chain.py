@@ -16,6 +16,8 @@ from ..ops.chain import parse
 from .base import Layer, Pairs, Tensors
 
 _ops = torch.ops.datagrad
+_forward, _data_vjp = _ops.chain_forward.default, _ops.chain_data_vjp.default
+_data_jvp, _reverse = _ops.chain_data_jvp.default, _ops.chain_reverse.default
 
 
 class Chain(Layer):
@@ -44,8 +46,8 @@ class Chain(Layer):
         x = inputs[0]
         leading = None if x.dim() == 2 else x.shape[:-1]
         rows = x if leading is None else x.reshape(-1, x.shape[-1])
-        y, values, bits = _ops.chain_forward.default(rows, params, self.links)
-        return y if leading is None else _unflat(y, leading), (values, bits, rows, leading)
+        y, *saved = _forward(rows, params, self.links)
+        return y if leading is None else _unflat(y, leading), (rows, leading, *saved)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         return self.data_vjp(saved, params, g, wanted)[0]
@@ -54,10 +56,10 @@ class Chain(Layer):
         return self.data_jvp(saved, params, tangents, record, True, (False,) * len(params), ())[0]
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
-        values, bits, _, leading = saved
+        leading = saved[1]
         rows = _rows(g, leading)
-        x_bar, buffer = _ops.chain_data_vjp.default(rows, params, (values, bits), self.links)
-        return (x_bar if leading is None else _unflat(x_bar, leading),), (rows, buffer)
+        x_bar, *buffers = _data_vjp(rows, params, saved[2:], self.links)
+        return (x_bar if leading is None else _unflat(x_bar, leading),), (rows, *buffers)
 
     def data_jvp(
         self,
@@ -69,19 +71,18 @@ class Chain(Layer):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Any, Any, Tensors]:
-        values, bits, x, leading = saved
+        x, leading = saved[:2]
         rows, keep, wanted = _rows(tangents[0], leading), _keeps(x, params), wanted_params or (False,) * len(params)
         known = [total for total in sums if total is not None]
-        kept, *found = _ops.chain_data_jvp.default(
-            rows, params, (values, bits), record, self.links, wanted, needed, keep, known
+        found = _data_jvp(
+            rows, params, saved[2:], record, self.links, wanted, needed, keep, known
         )
         y_tangent: Any = found.pop(0) if needed else None
         if needed and leading is not None:
             y_tangent = _unflat(y_tangent, leading)
-        pair = (record, (rows, kept)) if self.curved or keep else None
-        if keep or known:
-            return y_tangent, pair, sums
-        return y_tangent, pair, _filled(sums, self._places("tangent", tuple(wanted)), found)
+        places = () if keep or known else self._places("tangent", tuple(wanted))
+        pair = (record, (rows, *found[len(places) :])) if self.curved or keep else None
+        return y_tangent, pair, _filled(sums, places, found[: len(places)]) if places else sums
 
     def reverse(
         self,
@@ -93,15 +94,15 @@ class Chain(Layer):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
-        values, bits, x, leading = saved
+        x, leading = saved[:2]
         keep, wanted = _keeps(x, params), wanted_params or (False,) * len(params)
         known = [total for total in sums if total is not None]
         records = [tensor for record, _ in pairs for tensor in record]
         tangents = [tensor for _, kept in pairs for tensor in kept]
         rows = None if zeta is None else _rows(zeta, leading)
         want_x = wanted_inputs[0] and (zeta is not None or self.curved)
-        found = _ops.chain_reverse.default(
-            rows, records, tangents, x, params, (values, bits), self.links, wanted, want_x, keep, known
+        found = _reverse(
+            rows, records, tangents, x, params, saved[2:], self.links, wanted, want_x, keep, known
         )
         x_bar: Any = found.pop(0) if want_x else None
         if want_x and leading is not None:

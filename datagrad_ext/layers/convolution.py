@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Layer, Pairs, Tensors
-from .registry import Application, function_rule, module_rule
+from .registry import Application, Expansion, function_rule, module_rule
 
 _convolution = torch.ops.aten.convolution.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -159,10 +159,10 @@ def _each(value: Any, dims: int) -> list[int]:
     return values * dims if len(values) == 1 else values
 
 
-def _module(module: Any) -> Application | None:
-    if module.padding_mode != "zeros":
-        return None
+def _module(module: Any) -> Application | Expansion:
     dims = len(module.kernel_size)
+    if module.padding_mode != "zeros":
+        return Expansion(lambda x: _padded(module, (F.conv1d, F.conv2d, F.conv3d)[dims - 1], x))
     layer = Convolution(
         dims,
         module.stride,
@@ -173,6 +173,12 @@ def _module(module: Any) -> Application | None:
         module.output_padding,
     )
     return Application(layer, params=("weight", "bias"))
+
+
+def _padded(module: Any, convolution: Any, x: Any) -> Any:
+    """A convolution whose padding is not zeros."""
+    x = F.pad(x, module._reversed_padding_repeated_twice, module.padding_mode)
+    return convolution(x, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
 
 
 _CONFIG = ("stride", "padding", "dilation", "groups", "output_padding", "padding_mode")

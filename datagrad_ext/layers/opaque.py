@@ -5,7 +5,8 @@
     jvp        autograd.grad(gx, δ, t): gx is linear in δ, so this is fₓ t
     reverse    autograd.grad([y, gx …], [x, θ], [ζ, t …])
 
-Right for everything that autograd itself can do to second order, at autograd's price.
+Right for everything that autograd itself can do to second order, at autograd's price. Fused attention has no second
+derivative: code that is known to attend (`attends`) does it by the formula.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .base import Layer, Pairs, Tensors, gradients
 
@@ -37,6 +39,8 @@ class Opaque(Layer):
 
     curved = paired = opaque = aliases = True
 
+    attends = False
+
     def __init__(
         self, call: Callable[..., Any], title: str, why: str, clones: bool = False, context: Context = nullcontext
     ) -> None:
@@ -49,24 +53,23 @@ class Opaque(Layer):
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Any, tuple]:
         random = _random_state(inputs)
         x, theta = _leaves(inputs), _leaves(params)
-        with torch.enable_grad(), self._context():
+        with torch.enable_grad(), self._context(), self._kernels():
             y = _value(self._call(self._own(x), theta, host), self._title)
         return _detached(y), (_Graph(x, theta, y), random)
 
     def vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> Tensors:
         graph = saved[0]
-        return gradients(_outputs(graph.y, g), _select(graph.x, wanted))
+        return _gradients(_outputs(graph.y, g), _select(graph.x, wanted))
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         graph = saved[0]
         with torch.enable_grad():
             delta = _leaf(g)
-            pulled = gradients(_outputs(graph.y, delta), _select(graph.x, wanted), create_graph=True)
+            pulled = _gradients(_outputs(graph.y, delta), _select(graph.x, wanted), create_graph=True)
         return _detached(pulled), _Record(delta, pulled)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Any:
-        found = gradients(zip(record.pulled, tangents, strict=True), _flat(record.delta))
-        return _refill(record.delta, iter(found))
+        return _gradients(_outputs(record.pulled, tangents), (record.delta,))[0]
 
     def reverse(
         self,
@@ -81,14 +84,18 @@ class Opaque(Layer):
         graph = saved[0]
         terms = [] if zeta is None else _outputs(graph.y, zeta)
         for record, tangents in pairs:
-            terms += zip(record.pulled, tangents, strict=True)
+            terms += _outputs(record.pulled, tangents)
         leaves = _select(graph.x, wanted_inputs) + _select(graph.theta, wanted_params)
-        found = gradients(terms, leaves)
+        found = _gradients(terms, leaves)
         return found[: len(wanted_inputs)], found[len(wanted_inputs) :]
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
-        with _replayed(saved[1]), self._context():
+        with _replayed(saved[1]), self._context(), self._kernels():
             return self._call(self._own(inputs), params, host)
+
+    def _kernels(self) -> AbstractContextManager:
+        """Kernels that autograd differentiates twice."""
+        return sdpa_kernel(SDPBackend.MATH) if self.attends else nullcontext()
 
     def _own(self, inputs: Tensors) -> Tensors:
         """The inputs, as copies if the code may change them in place."""
@@ -109,6 +116,7 @@ class OpaqueModule(Opaque):
         self.names = [name for name, _ in module.named_parameters()]
         clones = any(getattr(m, "inplace", False) for m in module.modules())
         super().__init__(self._run, type(module).__name__, why, clones, context)
+        self.attends = any(isinstance(m, nn.MultiheadAttention) for m in module.modules())
         self.aliases = type(module).__module__ not in _FRESH
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Any, tuple]:
@@ -119,7 +127,7 @@ class OpaqueModule(Opaque):
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
         buffers = {name: b.clone() for name, b in saved[2].items()}
-        with _replayed(saved[1]), self._context():
+        with _replayed(saved[1]), self._context(), self._kernels():
             return self._run(self._own(inputs), params, host, buffers)
 
     def _run(self, inputs: Tensors, params: Tensors, host: tuple, buffers: dict | None = None) -> Any:
@@ -145,11 +153,16 @@ class _Record(NamedTuple):
 
 def _outputs(y: Any, g: Any) -> list[tuple[Tensor, Tensor]]:
     """(value, cotangent) for the tensors of a nested value that have a cotangent."""
-    if g is None:
+    if y is None or g is None:
         return []
     if isinstance(y, Tensor):
         return [(y, g)]
     return [pair for part, cotangent in zip(y, g, strict=True) for pair in _outputs(part, cotangent)]
+
+
+def _gradients(terms: list[tuple[Tensor, Tensor]], targets: Tensors, create_graph: bool = False) -> Tensors:
+    """Gradients at targets that may be tuples, nested as they are."""
+    return _refill(targets, iter(gradients(terms, _flat(targets), create_graph)))
 
 
 def _select(values: Tensors, wanted: Sequence[bool]) -> Tensors:

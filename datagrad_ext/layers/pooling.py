@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Layer, Parameterless, Tensors
+from .base import Layer, Parameterless, Tensors, blank
 from .registry import Application, function_rule, module_rule
 
 _aten = torch.ops.aten
@@ -52,7 +52,7 @@ class AvgPool(Parameterless):
         return self.apply(*inputs), (inputs[0].new_empty(0), inputs[0].shape, inputs[0].stride())
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        x = _widen(_blank(saved), self._dims)
+        x = _widen(blank(saved), self._dims)
         return (_narrow(self._spread(_widen(g, self._dims), x, *self._numbers), self._dims),)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
@@ -88,7 +88,7 @@ class AdaptiveAvgPool(Parameterless):
         return self.apply(*inputs), (inputs[0].new_empty(0), inputs[0].shape, inputs[0].stride())
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        x = _widen(_blank(saved), self._dims)
+        x = _widen(blank(saved), self._dims)
         return (_narrow(self._spread(_widen(g, self._dims), x), self._dims),)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
@@ -130,7 +130,7 @@ class MaxPool(Layer):
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         places, shape, stride = saved
-        x = _blank((g, shape, stride))
+        x = blank((g, shape, stride))
         return (_narrow(self._scatter(_widen(g, self._dims), x, *self._numbers, places), self._dims),)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
@@ -144,12 +144,6 @@ class MaxPool(Layer):
         start = -max(self._dims, 2)
         x = _widen(x, self._dims)
         return _narrow(x.flatten(start).gather(-1, places.flatten(start)).view(places.shape), self._dims)
-
-
-def _blank(saved: Any) -> Tensor:
-    """A tensor of the input's shape and strides, whose values nobody reads."""
-    like, shape, stride = saved
-    return torch.empty_strided(shape, stride, dtype=like.dtype, device=like.device)
 
 
 def _widen(x: Tensor, dims: int) -> Tensor:

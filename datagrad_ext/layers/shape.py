@@ -1,7 +1,10 @@
-"""Layers that only rearrange: reshape, flatten, view, squeeze, permute, transpose. Linear, without parameters.
+"""Layers that only rearrange: reshape, flatten, view, squeeze, permute, transpose, expand, repeat, roll, flip.
 
     reshape   vjp  g.reshape(x.shape)      jvp  t.reshape(y.shape)
     permute   vjp  inverse permutation     jvp  the permutation
+    expand    vjp  sum over the copies     jvp  the expansion
+
+All are linear, without parameters.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .base import Parameterless, Tensors
-from .registry import Application, function_rule, module_rule
+from .base import Parameterless, Tensors, reduce_to
+from .linear_map import LinearMap
+from .registry import Application, Expansion, expansion, function_rule, module_rule
 
 
 class Reshape(Parameterless):
@@ -125,6 +130,75 @@ def _transpose(input: Any, dim0: Any, dim1: Any) -> Application | None:
 @function_rule(torch.t, methods=("t",))
 def _t(input: Any) -> Application:
     return Application(Permute(lambda n: list(range(n))[::-1]), inputs=(input,))
+
+
+@function_rule(getattr)
+def _attribute(input: Any, name: str) -> Application | None:
+    if name == "mT":
+        return _transpose(input, -2, -1)
+    return _t(input) if name == "T" else None
+
+
+@function_rule(torch.movedim, torch.moveaxis, methods=("movedim", "moveaxis"))
+def _movedim(input: Any, source: Any, destination: Any) -> Application | None:
+    if not (isinstance(source, int) and isinstance(destination, int)):
+        return None
+    return Application(Permute(lambda n: _moved(n, source, destination)), inputs=(input,))
+
+
+_EXPAND = LinearMap("Expand", Tensor.expand, lambda g, shape, *sizes: reduce_to(g, shape), aliases=True)
+_ROLL = LinearMap("Roll", torch.roll, lambda g, shape, shifts, dims: torch.roll(g, _negated(shifts), dims))
+_FLIP = LinearMap("Flip", torch.flip, lambda g, shape, dims: torch.flip(g, dims))
+
+
+@function_rule(methods=("expand",))
+def _expand(input: Any, *sizes: Any) -> Application:
+    return Application(_EXPAND, inputs=(input,), host=sizes)
+
+
+@function_rule(methods=("repeat",))
+def _repeat(input: Any, *sizes: Any) -> Application:
+    return Application(LinearMap("Repeat", Tensor.repeat, _sum_of_copies), inputs=(input,), host=sizes)
+
+
+@function_rule(torch.roll, methods=("roll",))
+def _roll(input: Any, shifts: Any, dims: Any = None) -> Application:
+    return Application(_ROLL, inputs=(input,), host=(shifts, dims))
+
+
+@function_rule(torch.flip, methods=("flip",))
+def _flip(input: Any, *dims: Any) -> Application:
+    order = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+    return Application(_FLIP, inputs=(input,), host=(tuple(order),))
+
+
+@expansion(F.channel_shuffle)
+def _channel_shuffle(input: Any, groups: int) -> Any:
+    return input.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+@module_rule(nn.ChannelShuffle, config=("groups",))
+def _channel_shuffle_module(module: nn.ChannelShuffle) -> Expansion:
+    groups = module.groups
+    return Expansion(lambda input: _channel_shuffle(input, groups))
+
+
+def _sum_of_copies(g: Tensor, shape: torch.Size, *sizes: Any) -> Tensor:
+    """The transpose of x.repeat(*sizes)."""
+    counts = list(sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes)
+    sides = [1] * (len(counts) - len(shape)) + list(shape)
+    pairs = [n for pair in zip(counts, sides, strict=True) for n in pair]
+    return g.reshape(pairs).sum(list(range(0, len(pairs), 2))).reshape(shape)
+
+
+def _negated(shifts: Any) -> Any:
+    return -shifts if isinstance(shifts, int) else [-n for n in shifts]
+
+
+def _moved(n: int, source: int, destination: int) -> list[int]:
+    order = [d for d in range(n) if d != source % n]
+    order.insert(destination % n, source % n)
+    return order
 
 
 def _swapped(n: int, a: int, b: int) -> list[int]:

@@ -8,7 +8,7 @@ computed: `Exact` (double backprop), `FiniteDifference` (the paper's algorithm) 
 
 from .datagrad import DataGrad
 from .estimators import AscentWarning, CentralDifference, Exact, FiniteDifference
-from .losses import components
+from .losses import components, score
 from .result import Result, TermResult
 from .schedules import Ramp, lazy_adam
 from .term import Term
@@ -25,4 +25,5 @@ __all__ = [
     "TermResult",
     "components",
     "lazy_adam",
+    "score",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import native
 from .estimators import Estimator, Exact
 from .losses import Loss, check_loss
 from .passes import Passes
@@ -21,7 +22,8 @@ class DataGrad:
     """λ0 mean_n L0_n + Σ_i λi mean_n Ri(J_in): `objective(model, x, target).total.backward()`.
 
     The data gradient J_n is sample n's own: ∂L_n/∂x_n, not the 1/N of it that the gradient of a batch mean has.
-    The model is any callable; an accelerated one is fast by itself. Under torch.no_grad() the figures come without a
+    The model is any callable; an accelerated one is fast by itself, and with a loss and penalties that `heads` and
+    `seeds` know all of the step is one autograd Function (`native`). Under torch.no_grad() the figures come without a
     graph.
 
     Args:
@@ -78,15 +80,25 @@ class DataGrad:
     def _evaluate(self, model: Any, x: Any, target: Any) -> Result:
         weights = [term.weight_at(self.step) for term in self.terms]
         active = [self._active(term, weight) for term, weight in zip(self.terms, weights, strict=True) if weight]
+        main: Source | None = None if self.loss is None else (self.loss, None)
+        result = None
+        if type(self.estimator) is Exact:
+            result = native.evaluate(model, x, target, main, self.loss_weight, active)
+        if result is None:
+            result = self._ordinary(model, x, target, main, active)
+        if len(active) == len(self.terms):
+            return result
+        found = iter(result.terms)
+        return replace(result, terms=tuple(next(found) if weight else None for weight in weights))
+
+    def _ordinary(self, model: Any, x: Any, target: Any, main: Source | None, active: list[Active]) -> Result:
+        """The objective in ordinary autograd code."""
         indices = sorted({term.key for term in active if isinstance(term.key, int)})
         names = sorted({name for term in active for name in term.names})
         passes = Passes(model, x, indices, names)
-        main: Source | None = None if self.loss is None else (self.loss, None)
         problem = Problem(passes, target, main, self.loss_weight, active)
         first = passes.first(repeatable=self.estimator.repeats and bool(active))
-        result = self.estimator(problem, first)
-        found = iter(result.terms)
-        return replace(result, terms=tuple(next(found) if weight else None for weight in weights))
+        return self.estimator(problem, first)
 
     def _active(self, term: Term, weight: float) -> Active:
         loss = self.loss if term.loss is None else term.loss

@@ -25,6 +25,11 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return losses.cross_entropy(output, target, reduction="none")
 
 
+def score(output: Tensor, target: Any = None) -> Tensor:
+    """The sum of each sample's outputs, (N, ...) to (N,): a critic's score, a field's value, an energy."""
+    return output if output.dim() == 1 else output.flatten(1).sum(1)
+
+
 def components(output: Tensor, target: Any = None) -> tuple[Tensor, ...]:
     """Every component of the output (N, ...) as a loss of its own: the rows of the Jacobian ∂output/∂x."""
     return output.flatten(1).unbind(1)

@@ -84,7 +84,7 @@ class Problem:
             x = first.at[active.key]
             self._gradients[at] = tuple(
                 [
-                    _found(own_gradients(mean, x, self.passes.samples, create_graph), active.key)
+                    found_gradient(own_gradients(mean, x, self.passes.samples, create_graph), active.key)
                     for mean in self.first_means(active.source, first)
                 ]
             )
@@ -100,7 +100,8 @@ class Problem:
         return means(loss, visited.value(name), self.target, self.passes.samples)
 
 
-def _found(J: Tensor | None, key: Key) -> Tensor:
+def found_gradient(J: Tensor | None, key: Key) -> Tensor:
+    """J, or a ValueError if there is none."""
     if J is None:
         where = f"the output of '{key}'" if isinstance(key, str) else f"input {key}"
         raise ValueError(

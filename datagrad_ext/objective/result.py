@@ -60,6 +60,8 @@ class Result:
 def evaluated(function: Callable[[], Result]) -> Result:
     """What `function` returns, with gradients on inside; without its graph if they are off outside."""
     graph = torch.is_grad_enabled()
+    if graph and not torch.is_inference_mode_enabled():
+        return function()
     with torch.inference_mode(False), torch.enable_grad():
         result = function()
     return result if graph else replace(result, total=result.total.detach())

@@ -53,6 +53,11 @@ def is_channels_last(x: torch.Tensor) -> bool:
     return x.dim() in CHANNELS_LAST and not x.is_contiguous() and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()])
 
 
+def in_layout(t: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """t in channels_last, or in contiguous memory."""
+    return t.contiguous(memory_format=CHANNELS_LAST[t.dim()] if channels_last else torch.contiguous_format)
+
+
 def require(condition: bool, sentence: str) -> None:
     """Raise RuntimeError with `sentence` unless `condition` holds (the type native checks raise, too)."""
     if not condition:

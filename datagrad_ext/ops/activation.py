@@ -9,7 +9,8 @@ ACTIVATIONS.
 
 Memory: x is walked in memory order, in its own layout if that is contiguous or channels_last (4-D, 5-D),
 else in a contiguous copy; results have that layout. Bit k of byte i is element 8i + k in memory order.
-16-bit inputs are computed in float32 and rounded once.
+16-bit inputs are computed in float32 and rounded once. The CPU kernels of smooth activations give zero for a result
+below the smallest normal number of the dtype they compute in.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from ._library import (
     CHANNELS_LAST,
     accumulation_dtype,
+    in_layout,
     is_channels_last,
     op,
     require,
@@ -158,10 +160,6 @@ _ROWS = (
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 
 
-def _in_layout(t: Tensor, channels_last: bool) -> Tensor:
-    return t.contiguous(memory_format=CHANNELS_LAST[t.dim()] if channels_last else torch.contiguous_format)
-
-
 def _memory_order(dims: int, channels_last: bool) -> list[int]:
     """The dimensions from slowest to fastest in memory."""
     return [0, *range(2, dims), 1] if channels_last else list(range(dims))
@@ -239,14 +237,14 @@ def relu_forward(x: Tensor, bias: Tensor | None, channel_dim: int, slope: float)
     z = _pre_activation("relu_forward", x, bias, channel_dim)
     mask = ~(z <= 0) if slope == 0 else z > 0
     channels_last = is_channels_last(x)
-    return _in_layout(_gate(z, mask, slope).to(x.dtype), channels_last), _pack(mask, channels_last)
+    return in_layout(_gate(z, mask, slope).to(x.dtype), channels_last), _pack(mask, channels_last)
 
 
 @op("relu_gate(Tensor g, Tensor bits, float slope, bool channels_last) -> Tensor")
 def relu_gate(g: Tensor, bits: Tensor, slope: float, channels_last: bool) -> Tensor:
     """g where the bit is set, else slope·g: vjp and jvp alike."""
     _relu_arguments("relu_gate", g, bits, channels_last)
-    return _in_layout(_wide_gate(g, bits, slope, channels_last).to(g.dtype), channels_last)
+    return in_layout(wide_gate(g, bits, slope, channels_last).to(g.dtype), channels_last)
 
 
 @op(
@@ -257,11 +255,12 @@ def relu_reverse(g: Tensor, bits: Tensor, slope: float, channels_last: bool, cha
     """relu_gate and its sum over all dimensions but channel_dim, (C,)."""
     _relu_arguments("relu_reverse", g, bits, channels_last)
     dim = _channel_dim("relu_reverse", g, channel_dim)
-    gx = _wide_gate(g, bits, slope, channels_last)
-    return _in_layout(gx.to(g.dtype), channels_last), _sum_to_channels(gx, dim).to(g.dtype)
+    gx = wide_gate(g, bits, slope, channels_last)
+    return in_layout(gx.to(g.dtype), channels_last), _sum_to_channels(gx, dim).to(g.dtype)
 
 
-def _wide_gate(g: Tensor, bits: Tensor, slope: float, channels_last: bool) -> Tensor:
+def wide_gate(g: Tensor, bits: Tensor, slope: float, channels_last: bool) -> Tensor:
+    """relu_gate before it is rounded."""
     return _gate(g.to(accumulation_dtype(g.dtype)), _unpack(bits, g, channels_last), slope)
 
 
@@ -274,7 +273,7 @@ def smooth_forward(x: Tensor, bias: Tensor | None, channel_dim: int, kind: str, 
     """f(z)."""
     activation = _activation("smooth_forward", kind, constants)
     z = _pre_activation("smooth_forward", x, bias, channel_dim)
-    return _in_layout(activation.f(z, *constants).to(x.dtype), is_channels_last(x))
+    return in_layout(activation.f(z, *constants).to(x.dtype), is_channels_last(x))
 
 
 @op("smooth_gate(Tensor g, Tensor x, Tensor? bias, int channel_dim, str kind, float[] constants) -> Tensor")
@@ -285,7 +284,7 @@ def smooth_gate(
     activation = _activation("smooth_gate", kind, constants)
     z = _pre_activation("smooth_gate", x, bias, channel_dim)
     _require_like_x("smooth_gate", "g", g, x)
-    return _in_layout((activation.first(z, *constants) * g).to(x.dtype), is_channels_last(x))
+    return in_layout((activation.first(z, *constants) * g).to(x.dtype), is_channels_last(x))
 
 
 @op(
@@ -320,7 +319,7 @@ def smooth_reverse(
     sums = x.new_empty(0)
     if bias_grad:
         sums = _sum_to_channels(gx, _channel_dim("smooth_reverse", x, channel_dim)).to(x.dtype)
-    return _in_layout(gx.to(x.dtype), is_channels_last(x)), sums
+    return in_layout(gx.to(x.dtype), is_channels_last(x)), sums
 
 
 def _sum_of_products(tangents: Sequence[Tensor], cotangents: Sequence[Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,18 +11,20 @@ than the weights.
 of `activation.ACTIVATIONS`. The first link is linear. All tensors that flow are matrices, (N, width of the link).
 
 `params`   the weight (out, in) and the bias (out,) of each link, in order.
-`saved`    [values, bits]: the inputs of all links but the first, and the bits of all relu.
-`record`   [g, buffer]: the cotangent sweep 2 began with, and the cotangents of the outputs of all links but the last.
-`tangents` [v, buffer]: the tangent sweep 3 began with, and the tangents of the inputs of smooth links, or, with `keep`,
-           of the same links as in `values`.
+`saved`    [bits, *buffers]: the bits of all relu, and the inputs of all links but the first.
+`record`   [g, *buffers]: the cotangent sweep 2 began with, and the cotangents of the outputs of all links but the last.
+`tangents` [v, *buffers]: the tangent sweep 3 began with, and the tangents of the inputs of smooth links, or, with
+           `keep`, of the same links as in `saved`.
 `wanted`   a flag for each parameter. `sums`: the gradients of the wanted weights so far, added to in place, or empty.
 
-A buffer is flat. Matrices lie in it at multiples of 64 elements, in the order the sweep makes them; a relu works in
-place, so that its input and its output are one matrix. What lies between two matrices is not defined.
+A buffer is flat and holds up to 2^20 elements, or one larger matrix. Matrices lie in it at multiples of 64 elements, in
+the order the sweep makes them; a relu works in place, so that its input and its output are one matrix. What lies
+between two matrices is not defined. The bits are one buffer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,7 +35,7 @@ from torch import Tensor
 from . import activation
 from ._library import op, require, require_alike, require_floating, require_shape
 
-_ALIGN = 64
+_ALIGN, _LARGEST = 64, 2**20
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def word(name: str, bias: bool, constants: Sequence[float] = ()) -> str:
 
 @op("chain_forward(Tensor x, Tensor[] params, str links) -> Tensor[]")
 def chain_forward(x: Tensor, params: Sequence[Tensor], links: str) -> list[Tensor]:
-    """Sweep 1: [y, values, bits]."""
+    """Sweep 1: [y, *saved]."""
     chain = _Chain("chain_forward", links, params)
     chain.check_parameters(x)
     inputs: dict[int, Tensor] = {}
@@ -91,20 +93,22 @@ def chain_forward(x: Tensor, params: Sequence[Tensor], links: str) -> list[Tenso
         else:
             x = activation.smooth_forward(x, chain.bias(link), -1, link.name, link.constants)
     places, bit_places = chain.input_places(len(x)), chain.bit_places(len(x))
-    values = _buffer(inputs, places, like=x)
-    return [x, values, _buffer(masks, bit_places, like=x.new_empty(0, dtype=torch.uint8))]
+    bits = x.new_zeros(bit_places.size(0), dtype=torch.uint8)
+    bit_places.fill([bits], masks)
+    return [x, bits, *places.fill(places.buffers(x), inputs)]
 
 
 @op("chain_data_vjp(Tensor g, Tensor[] params, Tensor[] saved, str links) -> Tensor[]")
 def chain_data_vjp(g: Tensor, params: Sequence[Tensor], saved: Sequence[Tensor], links: str) -> list[Tensor]:
-    """Sweep 2: [J, buffer of its record]."""
+    """Sweep 2: [J, *buffers of its record]."""
     chain = _Chain("chain_data_vjp", links, params)
     chain.resume("g", g, chain.widths[-1], saved)
     cotangents: dict[int, Tensor] = {}
     for i, link in reversed(list(enumerate(chain.links))):
         cotangents[i] = g
         g = torch.mm(g, chain.weight(link)) if link.name == "linear" else chain.gate(i, g)
-    return [g, _buffer(cotangents, chain.cotangent_places(len(g)), like=g)]
+    places = chain.cotangent_places(len(g))
+    return [g, *places.fill(places.buffers(g), cotangents)]
 
 
 @op(
@@ -122,7 +126,7 @@ def chain_data_jvp(
     keep: bool,
     sums: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Sweep 3: [buffer of tangents, tangent of y if wanted, *gradients of weights unless they are kept or summed]."""
+    """Sweep 3: [tangent of y if wanted, *gradients of weights unless they are kept or summed, *buffers of tangents]."""
     chain = _Chain("chain_data_jvp", links, params)
     chain.resume("t", t, chain.widths[0], saved)
     chain.check("flags", wanted, chain.n_params)
@@ -140,7 +144,7 @@ def chain_data_jvp(
         if i + 1 == end and not want_y:
             break
         t = torch.mm(t, chain.weight(chain.links[i]).t()) if chain.links[i].name == "linear" else chain.gate(i, t)
-    return [_buffer(inputs, places, like=t), *[t] * want_y, *bars]
+    return [*[t] * want_y, *bars, *places.fill(places.buffers(t), inputs)]
 
 
 @op(
@@ -210,54 +214,52 @@ class _Chain:
 
     def resume(self, name: str, flow: Tensor, columns: int, saved: Sequence[Tensor]) -> None:
         """A later sweep, at the rows of what enters it."""
-        self.check("saved buffers", saved, 2)
         require(flow.dim() == 2, f"{self.op_name}: {name} must be a matrix, got shape {list(flow.shape)}")
         self.rows = len(flow)
         self.check_flow(name, flow, columns)
-        self.values, self.masks = saved
         self.inputs, self.bits = self.input_places(self.rows), self.bit_places(self.rows)
-        self._check_dense("saved values", self.values, (_total(self.inputs),))
+        self.check("saved buffers", saved, 1 + len(self.inputs.sizes))
+        self.masks, *self.values = saved
         require(
             self.masks.dtype == torch.uint8,
             f"{self.op_name}: saved bits must have dtype uint8, got {str(self.masks.dtype)[6:]}",
         )
-        require_shape(self.op_name, "saved bits", self.masks, (_total(self.bits),))
+        require_shape(self.op_name, "saved bits", self.masks, (self.bits.size(0),))
+        self._check_buffers("saved values", self.values, self.inputs)
 
-    # where things lie: link -> (offset, size)
+    # where things lie
 
-    def input_places(self, rows: int) -> dict[int, tuple[int, int]]:
+    def input_places(self, rows: int) -> _Places:
         """The input of each link but the first, unless nothing but relu lies between it and y."""
         last = max(i for i, link in enumerate(self.links) if link.name != "relu")
-        places: dict[int, tuple[int, int]] = {}
+        places = _Places()
         for i in range(1, last + 1):
-            in_place = i - 1 in places and self.links[i - 1].name == "relu"
-            places[i] = places[i - 1] if in_place else (_total(places), rows * self.widths[i])
+            places.add(i, rows * self.widths[i], i - 1 if self.links[i - 1].name == "relu" else None)
         return places
 
-    def bit_places(self, rows: int) -> dict[int, tuple[int, int]]:
+    def bit_places(self, rows: int) -> _Places:
         """The bits of each relu."""
-        places: dict[int, tuple[int, int]] = {}
+        places = _Places(largest=math.inf)
         for i, link in enumerate(self.links):
             if link.name == "relu":
-                places[i] = (_total(places), (rows * self.widths[i] + 7) // 8)
+                places.add(i, (rows * self.widths[i] + 7) // 8)
         return places
 
-    def cotangent_places(self, rows: int) -> dict[int, tuple[int, int]]:
+    def cotangent_places(self, rows: int) -> _Places:
         """The cotangent of the output of each link but the last."""
-        places: dict[int, tuple[int, int]] = {}
+        places = _Places()
         for i in range(len(self.links) - 2, -1, -1):
-            in_place = i + 1 in places and self.links[i + 1].name == "relu"
-            places[i] = places[i + 1] if in_place else (_total(places), rows * self.widths[i + 1])
+            places.add(i, rows * self.widths[i + 1], i + 1 if self.links[i + 1].name == "relu" else None)
         return places
 
-    def tangent_places(self, keep: bool) -> dict[int, tuple[int, int]]:
+    def tangent_places(self, keep: bool) -> _Places:
         """The tangents that sweep 3 keeps."""
         if keep:
             return self.inputs
-        places: dict[int, tuple[int, int]] = {}
+        places = _Places()
         for i, link in enumerate(self.links):
             if link.curve is not None:
-                places[i] = (_total(places), self.rows * self.widths[i])
+                places.add(i, self.rows * self.widths[i])
         return places
 
     def tangent_end(self, wanted: Sequence[bool], want_y: bool) -> int:
@@ -272,19 +274,19 @@ class _Chain:
 
     def input(self, i: int, x: Tensor) -> Tensor:
         """What link i read in sweep 1."""
-        return _part(self.values, self.inputs[i]).view(self.rows, self.widths[i]) if i else x
+        return self.inputs.part(self.values, i).view(self.rows, self.widths[i]) if i else x
 
     def delta(self, record: Sequence[Tensor], i: int) -> Tensor:
         """The cotangent of the output of link i in sweep 2."""
         if i == len(self.links) - 1:
             return record[0]
-        return _part(record[1], self.cotangent_places(self.rows)[i]).view(self.rows, self.widths[i + 1])
+        return self.cotangent_places(self.rows).part(record[1:], i).view(self.rows, self.widths[i + 1])
 
     def tangent(self, tangents: Sequence[Tensor], keep: bool, i: int) -> Tensor:
         """The tangent of the input of link i in sweep 3."""
-        return (
-            tangents[0] if i == 0 else _part(tangents[1], self.tangent_places(keep)[i]).view(self.rows, self.widths[i])
-        )
+        if i == 0:
+            return tangents[0]
+        return self.tangent_places(keep).part(tangents[1:], i).view(self.rows, self.widths[i])
 
     # parameters
 
@@ -324,27 +326,35 @@ class _Chain:
                 require_shape(self.op_name, "bias", bias, (columns,))
 
     def check_record(self, record: Sequence[Tensor]) -> None:
-        self._check_two("record", record, self.widths[-1], _total(self.cotangent_places(self.rows)))
+        places = self.cotangent_places(self.rows)
+        self.check("tensors in a record", record, 1 + len(places.sizes))
+        self._check_part("record", record, self.widths[-1], places)
 
     def check_pairs(
         self, records: Sequence[Tensor], tangents: Sequence[Tensor], keep: bool
     ) -> tuple[list[Sequence[Tensor]], list[Sequence[Tensor]]]:
-        """Records and tangents, two tensors each."""
+        """Records and tangents, one of each for every data gradient."""
+        deltas, places = self.cotangent_places(self.rows), self.tangent_places(keep)
+        a, b = 1 + len(deltas.sizes), 1 + len(places.sizes)
         require(
-            len(records) == len(tangents) and len(tangents) % 2 == 0,
-            f"{self.op_name}: needs two tensors of tangents for every record of two, got {len(tangents)} and "
-            f"{len(records)}",
+            len(records) % a == 0 and len(records) // a * b == len(tangents),
+            f"{self.op_name}: a record has {a} tensors here and its tangents have {b}, got {len(records)} and "
+            f"{len(tangents)}",
         )
-        pairs = [[tensors[k : k + 2] for k in range(0, len(tensors), 2)] for tensors in (records, tangents)]
-        for record, pair in zip(*pairs, strict=True):
-            self.check_record(record)
-            self._check_two("tangents", pair, self.widths[0], _total(self.tangent_places(keep)))
-        return pairs[0], pairs[1]
+        found = [records[k : k + a] for k in range(0, len(records), a)]
+        kept = [tangents[k : k + b] for k in range(0, len(tangents), b)]
+        for record, pair in zip(found, kept, strict=True):
+            self._check_part("record", record, self.widths[-1], deltas)
+            self._check_part("tangents", pair, self.widths[0], places)
+        return found, kept
 
-    def _check_two(self, name: str, tensors: Sequence[Tensor], width: int, size: int) -> None:
-        require(len(tensors) >= 2, f"{self.op_name}: {name} has 2 tensors, got {len(tensors)}")
+    def _check_part(self, name: str, tensors: Sequence[Tensor], width: int, places: _Places) -> None:
         self._check_dense(name, tensors[0], (self.rows, width))
-        self._check_dense(name, tensors[1], (size,))
+        self._check_buffers(name, tensors[1:], places)
+
+    def _check_buffers(self, name: str, tensors: Sequence[Tensor], places: _Places) -> None:
+        for tensor, size in zip(tensors, places.sizes, strict=True):
+            self._check_dense(name, tensor, (size,))
 
     def check_flow(self, name: str, flow: Tensor, columns: int) -> None:
         require_alike(self.op_name, name, flow, "the weight", self.params[0])
@@ -379,7 +389,7 @@ class _Chain:
         """f'(z) g."""
         link = self.links[i]
         if link.name == "relu":
-            return activation.relu_gate(g, _part(self.masks, self.bits[i]), link.constants[0], False)
+            return activation.relu_gate(g, self.bits.part([self.masks], i), link.constants[0], False)
         return activation.smooth_gate(g, self.input(i, g), self.bias(link), -1, link.name, link.constants)
 
     def reverse(
@@ -391,9 +401,9 @@ class _Chain:
             assert zeta is not None
             if link.bias is None:
                 return self.gate(i, zeta), None
-            return activation.relu_reverse(zeta, _part(self.masks, self.bits[i]), link.constants[0], False, -1)
+            return activation.relu_reverse(zeta, self.bits.part([self.masks], i), link.constants[0], False, -1)
         cotangents, tangents = [d for d, _ in pairs], [t for _, t in pairs]
-        z, with_bias = self.input(i, self.values), link.bias is not None
+        z, with_bias = self.input(i, self.masks), link.bias is not None
         return activation.smooth_reverse(
             zeta, tangents, cotangents, z, self.bias(link), -1, link.name, link.constants, with_bias
         )
@@ -415,19 +425,41 @@ def _outer(pairs: Sequence[tuple[Tensor, Tensor]], sums: Sequence[Tensor], place
     return [bar] if bar is not None and not sums else []
 
 
-def _total(places: dict[int, tuple[int, int]]) -> int:
-    """The size of the buffer."""
-    return max([-(-(offset + size) // _ALIGN) * _ALIGN for offset, size in places.values()], default=0)
+class _Places:
+    """Where the matrices of a sweep lie in its buffers: link -> (buffer, offset, size)."""
 
+    def __init__(self, largest: float = _LARGEST) -> None:
+        self.of: dict[int, tuple[int, int, int]] = {}
+        self.sizes: list[int] = []
+        self._largest = largest
 
-def _buffer(matrices: dict[int, Tensor], places: dict[int, tuple[int, int]], like: Tensor) -> Tensor:
-    """The matrices in their places; where two share one, the last of them that was made."""
-    buffer = like.new_zeros(_total(places))
-    for i, matrix in matrices.items():
-        if i in places:
-            _part(buffer, places[i]).copy_(matrix.reshape(-1))
-    return buffer
+    def size(self, buffer: int) -> int:
+        """Elements of a buffer; 0 if there is none."""
+        return self.sizes[buffer] if buffer < len(self.sizes) else 0
 
+    def add(self, link: int, size: int, neighbour: int | None = None) -> None:
+        """A place for the link's matrix: that of the neighbour, if there is one."""
+        if neighbour in self.of:
+            self.of[link] = self.of[neighbour]
+            return
+        rounded = -(-size // _ALIGN) * _ALIGN
+        if not self.sizes or self.sizes[-1] + rounded > self._largest:
+            self.sizes.append(0)
+        self.of[link] = len(self.sizes) - 1, self.sizes[-1], size
+        self.sizes[-1] += rounded
 
-def _part(buffer: Tensor, place: tuple[int, int]) -> Tensor:
-    return buffer.narrow(0, *place)
+    def buffers(self, like: Tensor) -> list[Tensor]:
+        """Buffers of these sizes."""
+        return [like.new_zeros(size) for size in self.sizes]
+
+    def fill(self, buffers: list[Tensor], matrices: dict[int, Tensor]) -> list[Tensor]:
+        """The buffers with the matrices in their places; where two share one, the last of them that was made."""
+        for i, matrix in matrices.items():
+            if i in self.of:
+                self.part(buffers, i).copy_(matrix.reshape(-1))
+        return buffers
+
+    def part(self, buffers: Sequence[Tensor], i: int) -> Tensor:
+        """The matrix of link i, flat."""
+        buffer, offset, size = self.of[i]
+        return buffers[buffer].narrow(0, offset, size)

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def score(output: Tensor, target: Any = None) -> Tensor:
-    """The sum of each sample's outputs, (N, ...) to (N,): a critic's score, a field's value, an energy."""
-    return output if output.dim() == 1 else output.flatten(1).sum(1)
 
 
 def divergence(log_p: Tensor, output: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from ..objective import DataGrad, Term
-from ..objective.losses import Loss
+from ..objective.losses import Loss, score
 from ..objective.schedules import Weight
 from ..penalties import Centred, Match
-from .common import score
 
 
 def eikonal(weight: Weight = 1.0, loss: Loss | None = None) -> DataGrad:

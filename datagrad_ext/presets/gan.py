@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..attacks.ball import per_sample
 from ..objective import DataGrad, Result, Term
+from ..objective.losses import score
 from ..objective.schedules import Weight, scaled
 from ..penalties import Centred, OneSided, l2, l2_squared
-from .common import score
 
 
 class _Interpolated(DataGrad):

@@ -1,0 +1,201 @@
+// One op of the normalisation family on the CPU, and its three steps on a tile: sums, coefficients, map.
+#pragma once
+
+#include <common/normalisation_arguments.h>
+#include <cpu/normalisation_loops.h>
+
+namespace datagrad {
+namespace {
+
+// Channels first ... last - 1 of samples (or, with channels fastest, of rows) begin ... end - 1.
+struct Tile {
+  int64_t begin, end, first, last;
+};
+
+// What an op computes, in the arithmetic type: operands, numbers of the channels, where results go.
+template <class T>
+struct Job {
+  using A = Acc<T>;
+
+  Sets sets;
+  Operands<T> in;
+  bool outer = false;
+  std::vector<A> weight, bias;  // never empty: ones and zeros if the op has none
+  bool has_weight = false;
+  const A *mean = nullptr, *rstd = nullptr;  // of each set
+  T* out = nullptr;
+  A *weight_grad = nullptr, *bias_grad = nullptr;
+
+  Job(const Sets& sets, const Tensor& x, const std::optional<Tensor>& w)
+      : sets(sets), weight(sets.c, A(1)), bias(sets.c, A(0)), has_weight(w.has_value()) {
+    in.x = data<T>(x);
+    if (w) std::copy_n(data<A>(*w), sets.c, weight.begin());
+  }
+
+  double count() const { return static_cast<double>(sets.elements()); }
+};
+
+// Adds the sums of each channel of the tile to sums[k * stride + channel]; mean has one number a channel.
+template <class T>
+void tile_sums(const Sets& sets, const Operands<T>& in, const Tile& tile, const Acc<T>* mean, double* sums,
+               int64_t stride) {
+  if (sets.channels_fastest) {
+    const int64_t rows = tile.end - tile.begin;
+    RowSums<T>(in, sets.c, mean, rows).add(tile.begin, rows, sums, stride);
+    return;
+  }
+  std::vector<double> of_run(in.n_sums());
+  for (int64_t sample = tile.begin; sample < tile.end; ++sample) {
+    for (int64_t c = tile.first; c < tile.last; ++c) {
+      std::fill(of_run.begin(), of_run.end(), 0.0);
+      add_run_sums<T>(in, (sample * sets.c + c) * sets.size, sets.size, mean[c], nullptr, of_run.data());
+      for (size_t k = 0; k < of_run.size(); ++k) sums[static_cast<int64_t>(k) * stride + c] += of_run[k];
+    }
+  }
+}
+
+// The coefficients of every channel with its weight and bias in them: rows of one number a channel.
+template <class A>
+struct ChannelMap {
+  int64_t channels;
+  std::vector<A> numbers;
+
+  ChannelMap(int64_t channels, size_t pairs) : channels(channels), numbers((4 + 2 * pairs) * channels) {}
+
+  // Every row several times, one after the other.
+  ChannelMap repeated(int64_t times) const {
+    ChannelMap wide(channels * times, 0);
+    wide.numbers.resize(numbers.size() * times);
+    for (size_t i = 0; i < numbers.size(); i += channels) {
+      for (int64_t k = 0; k < times; ++k) {
+        std::copy_n(numbers.begin() + i, channels, wide.numbers.begin() + (i * times + k * channels));
+      }
+    }
+    return wide;
+  }
+
+  A* row(int64_t i) { return numbers.data() + i * channels; }
+  const A* row(int64_t i) const { return numbers.data() + i * channels; }
+
+  template <class M, class At>
+  M at(size_t pairs, const At& number) const {
+    M map{number(row(0)), number(row(1)), number(row(2)), number(row(3)), {}};
+    for (size_t p = 0; p < pairs; ++p) {
+      const int64_t i = 4 + 2 * static_cast<int64_t>(p);
+      map.pairs.emplace_back(number(row(i)), number(row(i + 1)));
+    }
+    return map;
+  }
+};
+
+template <class T>
+void tile_map(const Job<T>& job, const Tile& tile, const ChannelMap<Acc<T>>& channels) {
+  using A = Acc<T>;
+  const Sets& sets = job.sets;
+  const size_t pairs = job.in.pairs.size();
+  if (sets.channels_fastest) {
+    const int64_t end = tile.end * sets.c;
+    const auto wide = channels.repeated(repeats(sets.c, tile.end - tile.begin));
+    const auto map = wide.template at<RowMap<A>>(pairs, [](const A* row) { return row; });
+    for (int64_t i = tile.begin * sets.c; i < end; i += wide.channels) {
+      map_run<T>(job.in, i, std::min(wide.channels, end - i), map, job.out);
+    }
+    return;
+  }
+  for (int64_t c = tile.first; c < tile.last; ++c) {
+    const auto map = channels.template at<RunMap<A>>(pairs, [c](const A* row) { return One<A>{row[c]}; });
+    for (int64_t sample = tile.begin; sample < tile.end; ++sample) {
+      map_run<T>(job.in, (sample * sets.c + c) * sets.size, sets.size, map, job.out);
+    }
+  }
+}
+
+// The coefficients of one set after another; the storage is used again.
+class SetMap {
+ public:
+  Coefficients total;
+  std::vector<PairOfSet> pairs;
+
+  template <class T>
+  explicit SetMap(const Job<T>& job)
+      : pairs(job.in.pairs.size()), has_single_(job.in.has_single()), is_value_(job.outer && !has_single_),
+        count_(job.count()), sums_(job.in.n_sums()) {}
+
+  // The sums of the set, to be filled in.
+  double* clear() {
+    std::fill(sums_.begin(), sums_.end(), 0.0);
+    return sums_.data();
+  }
+
+  void set(double r) {
+    total = has_single_ ? projection(sums_.data(), r, count_) : Coefficients{0, is_value_ ? r : 0, 0};
+    for (size_t p = 0; p < pairs.size(); ++p) {
+      pairs[p] = add_curvature(sums_.data() + kSingleSums + kPairSums * p, r, count_, total);
+    }
+  }
+
+  // From the sums of each of its channels first ... last - 1: weighted ones where the weight is inside.
+  template <class T>
+  void set(const Job<T>& job, const double* sums, int64_t stride, int64_t first, int64_t last, double r) {
+    for (size_t k = 0; k < sums_.size(); ++k) {
+      const size_t of_pair = (k + kPairSums - kSingleSums) % kPairSums;
+      const bool with_weight = !job.outer && (k < kSingleSums || (of_pair != 2 && of_pair != 3));
+      const double* of_channel = sums + static_cast<int64_t>(k) * stride;
+      double of_set = 0;
+      for (int64_t c = first; c < last; ++c) {
+        of_set += with_weight ? of_channel[c] * static_cast<double>(job.weight[c]) : of_channel[c];
+      }
+      sums_[k] = of_set;
+    }
+    set(r);
+  }
+
+ private:
+  bool has_single_, is_value_;
+  double count_;
+  std::vector<double> sums_;
+};
+
+// Adds the gradients of the weight and the bias of channels first ... last - 1 of one set to grads[channel], grads[c + channel].
+template <class T>
+void add_param_grads(const Job<T>& job, const SetMap& map, double r, const double* sums, int64_t stride, int64_t first,
+                     int64_t last, double* grads) {
+  for (int64_t c = first; c < last; ++c) {
+    const double* s = sums + c;
+    grads[c] += r * s[stride];
+    grads[job.sets.c + c] += s[0];
+    s += kSingleSums * stride;
+    for (const PairOfSet& pair : map.pairs) {
+      grads[c] += pair_weight_grad(pair, r, s[0], s[stride], s[4 * stride]);
+      s += kPairSums * stride;
+    }
+  }
+}
+
+template <class T>
+void fill_channels(const Job<T>& job, const SetMap& map, Acc<T> mean, int64_t first, int64_t last,
+                   ChannelMap<Acc<T>>& channels) {
+  using A = Acc<T>;
+  for (int64_t c = first; c < last; ++c) {
+    const double w = job.weight[c], inner = job.outer ? w : 1.0;
+    channels.row(0)[c] = mean;
+    channels.row(1)[c] = static_cast<A>(w * map.total.alpha);
+    channels.row(2)[c] = static_cast<A>(inner * map.total.kappa);
+    channels.row(3)[c] = static_cast<A>(inner * map.total.lambda + job.bias[c]);
+    for (size_t p = 0; p < map.pairs.size(); ++p) {
+      channels.row(4 + 2 * p)[c] = static_cast<A>(w * map.pairs[p].beta);
+      channels.row(5 + 2 * p)[c] = static_cast<A>(map.pairs[p].gamma);
+    }
+  }
+}
+
+template <class T>
+void store_param_grads(const Job<T>& job, const double* grads) {
+  for (int64_t c = 0; c < job.sets.c && job.weight_grad != nullptr; ++c) {
+    job.weight_grad[c] = static_cast<Acc<T>>(grads[c]);
+    job.bias_grad[c] = static_cast<Acc<T>>(grads[job.sets.c + c]);
+  }
+}
+
+}  // namespace
+}  // namespace datagrad
