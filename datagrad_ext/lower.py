@@ -324,6 +324,8 @@ class _Lowering:
 
         has_rule = rule_of_module(module) is not None and self._precision is not None
         why = self._leaves.get(module, f"no rule for this module{' under autocast' if has_rule else ''}")
+        if module is self._root:
+            raise Untraceable(why)  # its forward is the one that asks
         layer = OpaqueModule(module, template, why, self._context)
         slots = []
         for name in layer.names:

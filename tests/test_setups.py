@@ -199,10 +199,12 @@ def test_threads_train_models_with_opaque_layers_and_autocast(device: str) -> No
     failures: list[BaseException] = []
     finished: dict[str, dict[str, Tensor]] = {}
 
-    def train(name: str, key: str, dtype: torch.dtype | None) -> None:
+    def build(name: str) -> nn.Module:
+        return datagrad_ext.accelerate(network(name).build().to(device, torch.float32))
+
+    def train(model: nn.Module, name: str, key: str, dtype: torch.dtype | None) -> None:
         try:
             case = network(name)
-            model = datagrad_ext.accelerate(case.build().to(device, torch.float32))
             optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
             for step in range(6):
                 x = case.inputs(seed=step)[0].to(device, torch.float32).requires_grad_()
@@ -217,8 +219,9 @@ def test_threads_train_models_with_opaque_layers_and_autocast(device: str) -> No
 
     jobs = [(names[0], torch.bfloat16), (names[1], None)]
     for name, dtype in jobs:
-        train(name, f"alone {name}", dtype)
-    threads = [threading.Thread(target=train, args=(name, f"beside {name}", dtype)) for name, dtype in jobs]
+        train(build(name), name, f"alone {name}", dtype)
+    calls = [(build(name), name, f"beside {name}", dtype) for name, dtype in jobs]
+    threads = [threading.Thread(target=train, args=arguments) for arguments in calls]
     for thread in threads:
         thread.start()
     for thread in threads:
