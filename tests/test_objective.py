@@ -357,10 +357,14 @@ def test_ascent_of_the_clean_loss_warns() -> None:
 # ----------------------------------------------------------------------------------------------- properties
 
 
+def _title(penalty: Any) -> str:
+    return str(getattr(penalty, "__name__", type(penalty).__name__))
+
+
 @pytest.mark.parametrize("estimator", [Exact(), FiniteDifference(0.5), CentralDifference(0.5)], ids=repr)
 @pytest.mark.parametrize("penalty", [penalties.l1, penalties.l2, penalties.l2_squared, penalties.linf, penalties.Lp(3),
                                      penalties.Centred(), penalties.OneSided(), penalties.Match(torch.ones(6).double()),
-                                     penalties.Directional(torch.eye(6).double())], ids=lambda p: getattr(p, "__name__", repr(p)))  # fmt: skip
+                                     penalties.Directional(torch.eye(6).double())], ids=_title)  # fmt: skip
 def test_finite_where_the_data_gradient_is_zero(estimator: Any, penalty: Any) -> None:
     model = build()
     nn.init.zeros_(model.classes.weight)  # type: ignore[union-attr, arg-type]
