@@ -182,7 +182,9 @@ def _autocast(program: Program, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _refusal(tensors: list[Tensor]) -> str | None:
-    return "torch.compile traces the call" if torch.compiler.is_compiling() else refusal(tensors)
+    if torch.compiler.is_compiling():
+        return "torch.compile traces the call"
+    return refusal([t for t in tensors if t.requires_grad])
 
 
 @functools.lru_cache(maxsize=256)

@@ -63,11 +63,12 @@ class Network:
         if not torch.is_grad_enabled():
             return forward(module, *args, **kwargs)
         call = _Call.of(args, kwargs)
-        reason = refusal(call.tensors)
+        active = [t for t in call.tensors if t.requires_grad]
+        reason = refusal(active)
         if reason is not None:
             warn_once(self.warned, f"{type(module).__name__}: {reason}")
             return forward(module, *args, **kwargs)
-        if True not in [t.requires_grad for t in call.tensors]:
+        if not active:
             return forward(module, *args, **kwargs)
         ddp = DistributedDataParallel._active_ddp_module
         if ddp is not None and ddp.static_graph:
@@ -95,7 +96,7 @@ class Network:
         """What module(x) runs if it is a program of one output and nothing else, for who runs the sweeps himself."""
         if not x.is_floating_point() or x.is_inference() or torch._C._is_any_autocast_enabled():
             return None
-        if refusal([]) is not None or _refusal_of(x) is not None:
+        if refusal([x]) is not None:
             return None
         found = self.find(module, forward, adopt, _Call.of((x,), {}))
         if isinstance(found, Untraceable) or not isinstance(found.structure, Value):
@@ -231,23 +232,19 @@ def _positional(tensors: Any) -> tuple[Any, Any]:
     return tensors, {}
 
 
-def refusal(tensors: list[Tensor]) -> str | None:
-    """Why the two Functions cannot take this call, or None."""
+def refusal(active: list[Tensor]) -> str | None:
+    """Why the two Functions cannot take this call, or None. `active`: the inputs that require a gradient."""
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    return next(filter(None, [_refusal_of(t) for t in tensors if t.requires_grad]), None)
-
-
-def _refusal_of(t: Tensor) -> str | None:
-    """Why this input cannot be one of the two Functions, or None."""
-    if type(t) is not Tensor and type(t) is not nn.Parameter:
-        return f"an input is a {type(t).__name__}, not a plain tensor"
-    if torch._C._functorch.is_functorch_wrapped_tensor(t):
-        return "an input comes out of a torch.func transform that has ended"
-    if t.is_complex() or t.layout is not torch.strided:
-        return f"an input is {t.dtype}, {t.layout}; layers take dense real ones (torch.view_as_real, to_dense)"
+    for t in active:
+        if type(t) is not Tensor and type(t) is not nn.Parameter:
+            return f"an input is a {type(t).__name__}, not a plain tensor"
+        if torch._C._functorch.is_functorch_wrapped_tensor(t):
+            return "an input comes out of a torch.func transform that has ended"
+        if t.is_complex() or t.layout is not torch.strided:
+            return f"an input is {t.dtype}, {t.layout}; layers take dense real ones (torch.view_as_real, to_dense)"
     return None
 
 

@@ -26,10 +26,7 @@ class Single(Program):
             return program
         return Single(program.n_inputs, program.n_params, program.steps, program.outputs)
 
-    @property
-    def step(self) -> Step:
-        """The step."""
-        return self.steps[0]  # type: ignore[return-value]
+    steps: tuple[Step]
 
     def thetas(self, params: Sequence[Any]) -> list[Tensors]:
         return [tuple(params)]
@@ -37,14 +34,14 @@ class Single(Program):
     def forward(self, inputs: Sequence[Any], thetas: list[Tensors]) -> tuple[list[Any], list[Any]]:
         if not self.rows:  # the first run is described
             return super().forward(inputs, thetas)
-        step = self.step
+        step = self.steps[0]
         y, kept = step.layer.forward(tuple(inputs), thetas[0], *step.host)
         return [y], [kept]
 
     def data_gradient(
         self, saved: list[Any], thetas: list[Tensors], cotangents: Sequence[Any], wanted: Flags
     ) -> tuple[list[Any], list[Any]]:
-        layer, g = self.step.layer, cotangents[0]
+        layer, g = self.steps[0].layer, cotangents[0]
         if g is None or True not in wanted:
             return [None], [None]
         bars, record = layer.data_vjp(saved[0], thetas[0], g, wanted)
@@ -59,7 +56,7 @@ class Single(Program):
         wanted: Flags,
         left: Left | None,
     ) -> list[Any]:
-        layer, record = self.step.layer, records.pop()
+        layer, record = self.steps[0].layer, records.pop()
         if seeds[0] is None or (record is None and layer.paired):
             return [None]
         if left is None or not layer.paired:
@@ -77,6 +74,9 @@ class Single(Program):
         sums = left.sums.pop(0, None) or (None,) * self.n_params
         if (zeta is None and not pairs) or True not in left.wanted:
             return [None, *sums]
-        bars, sums = self.step.layer.reverse(kept, thetas[0], zeta, pairs, left.wanted_inputs, left.wanted_params, sums)
+        layer = self.steps[0].layer
+        bars, sums = layer.reverse(kept, thetas[0], zeta, pairs, left.wanted_inputs, left.wanted_params, sums)
         x_bar = bars[0] if left.wanted_inputs[0] else None
+        if False not in left.wanted_params:
+            return [x_bar, *sums]
         return [x_bar, *[bar if want else None for bar, want in zip(sums, left.wanted_params, strict=True)]]

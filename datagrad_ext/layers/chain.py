@@ -150,6 +150,8 @@ def _unflat(rows: Tensor, leading: torch.Size) -> Tensor:
 
 def _filled(sums: Tensors, places: Sequence[int], found: Sequence[Tensor]) -> Tensors:
     """The sums with what was found in its places."""
+    if len(places) == len(sums):
+        return tuple(found)
     bars = list(sums)
     for place, bar in zip(places, found, strict=True):
         bars[place] = bar
