@@ -12,7 +12,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIES = {"README.md": "index.md"} | {name: name for name in ("DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md")}
-MODULES = ("datagrad_ext", "objective", "penalties", "presets", "attacks", "functional")
+MODULES = ("datagrad_ext", "objective", "penalties", "presets", "attacks", "functional", "amp")
 # Functions that share their name with a module of the package, and where they are.
 HIDDEN = ("datagrad_ext.accelerate.accelerate", "datagrad_ext.table.program")
 REFERENCE = "# {module}\n\n{hidden}::: {module}\n"

@@ -27,6 +27,7 @@ from .layers import Tensors, add_each, gradients
 from .program import Flags, Left, Program
 
 _task = torch._C._current_graph_task_id  # the number of the running backward
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # whether autograd.grad(is_grads_batched=True) made it
 _any_autocast = torch._C._is_any_autocast_enabled
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -141,7 +142,7 @@ class Forward(Node):
         if visit.parts or needs_reference(run, gs, differentiable and True in left.wanted_params):
             found = _differentiable_reverse(run, visit, gs)
         elif differentiable:
-            found = [*DataGradient.apply(ctx, visit, visit.anchor, *gs), *[None] * len(visit.params)]
+            return (None, *DataGradient.apply(ctx, visit, visit.anchor, *gs), *[None] * len(visit.params))
         else:
             release(ctx)
             found = run.program.reverse(visit.saved, visit.thetas, gs, left)
@@ -204,18 +205,12 @@ def needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -
             "create_graph=True in a backward that reaches parameters or a data gradient "
             "(gradients of parameter gradients, third order)"
         )
-    elif torch._C._are_functorch_transforms_active() or _any_batched(cotangents):
+    elif torch._C._are_functorch_transforms_active() or True in [g is not None and _is_batched(g) for g in cotangents]:
         reason = "batched cotangents (is_grads_batched, or a torch.func transform over the backward)"
     else:
         return False
     warn_once(run.warned, reason)
     return True
-
-
-def _any_batched(cotangents: Sequence[Any]) -> bool:
-    """Whether one comes from autograd.grad(is_grads_batched=True)."""
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return any(g is not None and is_batched(g) for g in cotangents)
 
 
 def _differentiable_reverse(run: Run, visit: Visit, gs: Sequence[Any]) -> list[Any]:

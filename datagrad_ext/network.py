@@ -167,7 +167,7 @@ class _Call:
 
     @classmethod
     def of(cls, args: tuple, kwargs: dict) -> _Call:
-        if not kwargs and all(isinstance(a, Tensor) for a in args):
+        if not kwargs and False not in [isinstance(a, Tensor) for a in args]:
             return cls(list(args), len(args), _positional)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         fixed = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
