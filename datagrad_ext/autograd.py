@@ -14,6 +14,7 @@ forward. What the fast path does not cover (gradients of parameter gradients, th
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,12 +50,12 @@ class Visit:
     __slots__ = ("anchor", "inputs", "left", "params", "parts", "saved", "thetas")
 
     def __init__(self, node: Any) -> None:
-        run, tensors = node.run, node.saved_tensors
-        end = 1 + run.n_inputs + run.program.n_params
+        program, tensors = node.run.program, node.saved_tensors
+        first = 1 + program.n_inputs
         self.anchor: Tensor | None = tensors[0]
-        self.inputs: tuple[Tensor, ...] = tensors[1 : 1 + run.n_inputs]
-        self.params: tuple[Tensor, ...] = tensors[1 + run.n_inputs : end]
-        self.thetas = run.program.thetas(self.params)
+        self.inputs: tuple[Tensor, ...] = tensors[1:first]
+        self.params: tuple[Tensor, ...] = tensors[first : first + program.n_params]
+        self.thetas = program.thetas(self.params)
         self.saved = [unpack(layout, tensors) for layout in node.layout]
         self.left: Left | None = None
         self.parts: list[Tensors] = []
@@ -63,10 +64,10 @@ class Visit:
 class Run:
     """A program on its way through autograd: the tape of one forward and the reasons already warned about."""
 
-    __slots__ = ("n_inputs", "nodes", "program", "tape", "warned")
+    __slots__ = ("nodes", "program", "tape", "warned")
 
-    def __init__(self, program: Program, n_inputs: int, warned: set[str]) -> None:
-        self.program, self.n_inputs, self.warned = program, n_inputs, warned
+    def __init__(self, program: Program, warned: set[str]) -> None:
+        self.program, self.warned = program, warned
         self.tape: dict[int, Visit] = {}
         self.nodes: list[Any] | None = None
 
@@ -75,7 +76,8 @@ class Run:
         visit = Visit(node)
         if self.nodes is None:
             self.nodes = [following for following, _ in node.next_functions]
-        visit.left = Left(self.n_inputs, asked_for(self.nodes, self.n_inputs))
+        n_inputs = self.program.n_inputs
+        visit.left = Left(n_inputs, asked_for(self.nodes, n_inputs))
         return visit
 
     def meet(self, node: Any) -> Visit:
@@ -92,7 +94,7 @@ class Run:
 
 def apply(program: Program, inputs: Sequence[Any], params: Sequence[Any], warned: set[str]) -> list[Any]:
     """Outputs of the program at (inputs, params), connected to autograd by the two Functions."""
-    return list(Forward.apply(Run(program, len(inputs), warned), *inputs, *params)[:-1])
+    return list(Forward.apply(Run(program, warned), *inputs, *params)[:-1])
 
 
 def warn_once(warned: set[str], reason: str) -> None:
@@ -102,8 +104,49 @@ def warn_once(warned: set[str], reason: str) -> None:
         warnings.warn(f"datagrad_ext: reference path (right, but slow): {reason}", ReferencePathWarning, stacklevel=3)
 
 
+@contextmanager
+def _autocast_off() -> Iterator[None]:
+    """Sweeps run in the dtypes that a program's own casts give; casts that autocast cached here would have no graph."""
+    devices = [device for device in _AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
+    for device in devices:
+        torch.set_autocast_enabled(device, False)
+    try:
+        yield
+    finally:
+        for device in devices:
+            torch.set_autocast_enabled(device, True)
+
+
+def _keep_out_of_compiled_code(function: Callable[..., Any]) -> None:
+    """Let torch.compile neither trace the function nor what it calls: a compiled step may run a backward."""
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+    frames.set_code_exec_strategy(function.__code__, skip)
+
+
+def _own_dtypes(sweeps: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with autocast off."""
+
+    @functools.wraps(sweeps)
+    def run(ctx: Any, *arguments: Any) -> Any:
+        if not _any_autocast():
+            return sweeps(ctx, *arguments)
+        with _autocast_off():
+            return sweeps(ctx, *arguments)
+
+    return run
+
+
 class Node(Function):
-    """A Function without torch's look for wrappers that an ended torch.func transform left: `network.refusal` looks."""
+    """A Function over sweeps: autocast is off in it, and torch.compile stays out of its backward.
+
+    It goes without torch's look for wrappers that an ended torch.func transform left: `network.refusal` looks.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.forward, cls.backward = (staticmethod(_own_dtypes(f)) for f in (cls.forward, cls.backward))  # type: ignore[method-assign]
+        _keep_out_of_compiled_code(cls.backward)
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
@@ -115,10 +158,7 @@ class Forward(Node):
 
     @staticmethod
     def forward(ctx: Any, run: Run, *arguments: Tensor) -> tuple[Any, ...]:
-        if _any_autocast():
-            with _autocast_off():
-                return Forward.forward(ctx, run, *arguments)
-        program, n_inputs = run.program, run.n_inputs
+        program, n_inputs = run.program, run.program.n_inputs
         outputs, saved = program.forward(arguments[:n_inputs], program.thetas(arguments[n_inputs:]))
         if tuple in map(type, outputs):
             raise UnsupportedOutput("its result is a layer's tuple")
@@ -133,9 +173,6 @@ class Forward(Node):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        if _any_autocast():
-            with _autocast_off():
-                return Forward.backward(ctx, *cotangents)
         run, gs, differentiable = ctx.run, cotangents[:-1], torch.is_grad_enabled()
         visit = run.tape.pop(_task(), None) or run.begin(ctx)
         left = visit.left
@@ -168,9 +205,6 @@ class DataGradient(Node):
 
     @staticmethod
     def backward(ctx: Any, *seeds: Any) -> tuple[Any, ...]:
-        if _any_autocast():
-            with _autocast_off():
-                return DataGradient.backward(ctx, *seeds)
         run, tensors = ctx.forward_node.run, ctx.saved_tensors
         gs = tensors[: len(run.program.outputs)]
         visit = run.meet(ctx.forward_node)
@@ -183,19 +217,6 @@ class DataGradient(Node):
         del tensors
         release(ctx)
         return (None, None, None, *run.program.tangent(visit.saved, visit.thetas, kept, seeds, wanted, visit.left))
-
-
-@contextmanager
-def _autocast_off() -> Iterator[None]:
-    """Sweeps run in the dtypes that a program's own casts give; casts that autocast cached here would have no graph."""
-    devices = [device for device in _AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
-    for device in devices:
-        torch.set_autocast_enabled(device, False)
-    try:
-        yield
-    finally:
-        for device in devices:
-            torch.set_autocast_enabled(device, True)
 
 
 def needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -> bool:
@@ -317,14 +338,3 @@ def unpack(layout: list[Any], tensors: Sequence[Any]) -> tuple[Any, ...]:
             for place in layout
         ]
     )
-
-
-def _keep_out_of_compiled_code(*functions: Callable[..., Any]) -> None:
-    """Let torch.compile neither trace the functions nor what they call: a compiled step may run a backward."""
-    frames = torch._C._dynamo.eval_frame
-    skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
-    for function in functions:
-        frames.set_code_exec_strategy(function.__code__, skip)
-
-
-_keep_out_of_compiled_code(Forward.backward, DataGradient.backward)

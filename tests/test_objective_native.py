@@ -449,6 +449,18 @@ def test_autocast_takes_the_ordinary_path() -> None:
         assert not _native(evaluate().total)
 
 
+def test_a_backward_inside_autocast_runs_in_the_dtypes_of_the_forward() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(36, 3))
+    x, target = torch.rand(4, 2, 5, 5), torch.arange(4) % 3
+    total = BASIC.make()(datagrad_ext.accelerate(model), x, target).total
+    expected = torch.autograd.grad(total, list(model.parameters()), retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(total, list(model.parameters()))
+    assert _native(total)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_a_sequence_of_inputs_takes_the_ordinary_path() -> None:
     model, x, target, evaluate = _ready()
     total = BASIC.make()(model, [x], target).total
