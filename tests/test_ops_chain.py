@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from kernels import assert_native
 from oracle import difference
 from torch import Tensor
 
@@ -139,7 +140,7 @@ def sweeps(
         n_sums = 0 if keep or sums else sum(flags[k.weight] for k in links if k.weight is not None)
         sums = sums or rest[:n_sums]
         tangents += [v, *rest[n_sums:]]
-    curved = [i for i, link in enumerate(links) if link.curve is not None]
+    curved = [i for i, link in enumerate(links) if link.smooth]
     want_x = want_x and (with_zeta or bool(curved))
     zeta = e.zeta if with_zeta else None
     found = iter(
@@ -260,6 +261,11 @@ def test_a_nan_is_not_hidden(name: str, implementation: str, device: str) -> Non
     found = sweeps(implementation, e, keep=False)
     assert found["y"] is not None
     assert found["y"].isnan().any(1).tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_are_native(name: str, device: str) -> None:
+    assert_native(name, device)
 
 
 def test_results_do_not_depend_on_threads() -> None:

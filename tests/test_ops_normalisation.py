@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from kernels import assert_emulation_passes, assert_native, same_layout
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import datagrad_ext  # noqa: F401  (loads the kernels)
-from datagrad_ext.ops import activation, is_native, normalisation
+from datagrad_ext.ops import activation, normalisation
 
 OPS = torch.ops.datagrad
 NAMES = ("normalise_forward", "normalise_relu_forward", "normalise_vjp", "normalise_jvp", "normalise_reverse")
@@ -80,13 +79,6 @@ def example(request: pytest.FixtureRequest, device: str) -> tuple[Tensor, Tensor
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype)[6:])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
-
-
-def same_layout(actual: Tensor, expected: Tensor) -> None:
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    for size, stride, wanted in zip(actual.shape, actual.stride(), expected.stride(), strict=True):
-        assert size <= 1 or expected.numel() == 0 or stride == wanted, (actual.stride(), expected.stride())
 
 
 def close(actual: Tensor, truth: Tensor, rounding: float, terms: int = 1) -> None:
@@ -420,16 +412,10 @@ def test_fake_tensors_have_the_real_layout(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_are_native(name: str, device: str) -> None:
-    if not is_native(name, device) and os.environ.get("DATAGRAD_REQUIRE_NATIVE") != "1":
-        pytest.skip(f"{name} has no compiled kernel for {device} here")
-    assert is_native(name, device), f"{name} has no compiled kernel for {device}; rebuild the package"
+    assert_native(name, device)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_thread_functions_of_the_cuda_kernels(tmp_path: Path) -> None:
     """The kernels of CUDA, run on the host."""
-    root, program = Path(__file__).parent.parent, tmp_path / "emulate_normalisation"
-    source = root / "tests" / "emulate_normalisation.cpp"
-    subprocess.run(["c++", "-std=c++17", "-O1", f"-I{root / 'csrc'}", source, "-o", program], check=True)
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    assert_emulation_passes("emulate_normalisation", tmp_path)

@@ -18,7 +18,6 @@ struct Link {
   std::string name;
   std::vector<double> constants;
   int64_t weight = -1, bias = -1;  // places among the parameters
-  int64_t curve = -1;              // place among the smooth activations
 
   double slope() const { return constants[0]; }  // of a rectifier
 };
@@ -37,7 +36,7 @@ inline double number(const std::string& text) {
 
 struct Links {
   std::vector<Link> link;
-  int64_t params = 0, curves = 0;
+  int64_t params = 0;
 
   explicit Links(const std::string& text) {
     std::istringstream words(text);
@@ -65,7 +64,6 @@ struct Links {
                    expected, " constants, got ", next.constants.size());
     if (next.kind == Link::Kind::linear) next.weight = params++;
     if (bias) next.bias = params++;
-    if (next.kind == Link::Kind::smooth) next.curve = curves++;
     link.push_back(next);
   }
 };

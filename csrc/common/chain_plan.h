@@ -67,7 +67,6 @@ class ChainPlan {
   }
 
   int64_t size() const { return static_cast<int64_t>(links.size()); }
-  int64_t curves() const { return counts_.curves; }
   int64_t last() const { return size() - 1; }
 
   const Tensor& weight(const Link& link) const { return params[link.weight]; }
@@ -131,13 +130,13 @@ class ChainPlan {
   // Links that sweep 3 visits: all for the tangent of y, else up to the last that reads a tangent.
   int64_t tangent_end(const Flags& wanted, bool want_y) const {
     int64_t i = size();
-    while (!want_y && i > 0 && links[i - 1].curve < 0 && !wants_weight(links[i - 1], wanted)) --i;
+    while (!want_y && i > 0 && links[i - 1].kind != Kind::smooth && !wants_weight(links[i - 1], wanted)) --i;
     return i;
   }
 
   int64_t last_curve() const {
     int64_t i = last();
-    while (i >= 0 && links[i].curve < 0) --i;
+    while (i >= 0 && links[i].kind != Kind::smooth) --i;
     return i;
   }
 

@@ -62,7 +62,7 @@ DATAGRAD_ALWAYS_INLINE T select_host(bool condition, T a, T b) {
   return from_bits((to_bits(a) & mask) | (to_bits(b) & ~mask));
 }
 
-// 0 for a value below the normal numbers. Subnormal operands cost a processor a hundred times the time of others.
+// 0 for a value below the normal numbers. Processors are slow in arithmetic on subnormal operands.
 template <class T>
 DATAGRAD_ALWAYS_INLINE T normal_or_zero(T value) {
   return select_host(std::fabs(value) < std::numeric_limits<T>::min(), T(0), value);

@@ -32,7 +32,7 @@ class Chain(Layer):
         links = parse(self.links)
         params = [(i, link, p) for i, link in enumerate(links) for p in (link.weight, link.bias) if p is not None]
         self._is_weight = [p == link.weight for _, link, p in params]
-        curves = [i for i, link in enumerate(links) if link.curve is not None]
+        curves = [i for i, link in enumerate(links) if link.smooth]
         self.curved = bool(curves)
         # Without a ζ sweep 4 has one below the last smooth link.
         self._is_below = [i <= max(curves, default=-1) for i, _, _ in params]

@@ -24,6 +24,7 @@ between two matrices is not defined. The bits are one buffer.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,34 +41,32 @@ _ALIGN, _LARGEST = 64, 2**20
 
 @dataclass(frozen=True)
 class Link:
-    """One word of `links`; weight, bias and curve are places in the lists, None where there is none."""
+    """One word of `links`; weight and bias are places among the parameters, None where there is none."""
 
     name: str
     constants: tuple[float, ...]
     weight: int | None
     bias: int | None
-    curve: int | None
+
+    @property
+    def smooth(self) -> bool:
+        """Whether its second derivative is not zero."""
+        return self.name not in ("linear", "relu")
 
 
 @lru_cache
 def parse(links: str) -> tuple[Link, ...]:
     """The links that a text names."""
     found: list[Link] = []
-    counts = dict(params=0, curves=0)
-
-    def place(what: str, there: bool) -> int | None:
-        counts[what] += there
-        return counts[what] - 1 if there else None
-
+    params = itertools.count()
     for text in links.split():
         head, *constants = text.split(":")
         name, _, bias = head.partition("+")
         if name in ("linear", "relu"):
             expected = int(name == "relu")
             require(len(constants) == expected, f"chain: {name} has {expected} constants, got {len(constants)}")
-        weight = place("params", name == "linear")
-        curve = place("curves", name not in ("linear", "relu"))
-        found.append(Link(name, tuple(map(float, constants)), weight, place("params", bool(bias)), curve))
+        weight = next(params) if name == "linear" else None
+        found.append(Link(name, tuple(map(float, constants)), weight, next(params) if bias else None))
     require(bool(found) and found[0].name == "linear", f"chain: must begin with a linear layer, got '{links}'")
     return tuple(found)
 
@@ -185,7 +184,7 @@ def chain_reverse(
         pairs = [
             (chain.delta(r, i), chain.tangent(t, keep, i))
             for r, t in zip(records_, tangents_, strict=True)
-            if link.curve is not None or (keep and link.name == "linear")
+            if link.smooth or (keep and link.name == "linear")
         ]
         if link.name == "linear":
             features = [*([] if zeta is None else [(zeta, chain.input(i, x))]), *pairs]
@@ -258,13 +257,13 @@ class _Chain:
             return self.inputs
         places = _Places()
         for i, link in enumerate(self.links):
-            if link.curve is not None:
+            if link.smooth:
                 places.add(i, self.rows * self.widths[i])
         return places
 
     def tangent_end(self, wanted: Sequence[bool], want_y: bool) -> int:
         """Links that sweep 3 visits: all for the tangent of y, else up to the last that reads a tangent."""
-        readers = [i for i, k in enumerate(self.links) if k.curve is not None or _wants(wanted, k.weight)]
+        readers = [i for i, k in enumerate(self.links) if k.smooth or _wants(wanted, k.weight)]
         return len(self.links) if want_y else max(readers, default=-1) + 1
 
     def first_wanted(self, wanted: Sequence[bool]) -> int:
@@ -374,7 +373,7 @@ class _Chain:
         """There is something to reverse, and where x̄ is wanted something reaches x."""
         require(zeta is not None or len(records) > 0, f"{self.op_name}: needs a zeta or a record")
         require(
-            not want_x or zeta is not None or any(link.curve is not None for link in self.links),
+            not want_x or zeta is not None or any(link.smooth for link in self.links),
             f"{self.op_name}: without a zeta a chain without smooth links has no cotangent of x",
         )
 

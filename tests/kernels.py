@@ -1,0 +1,38 @@
+"""What the tests of every kernel family ask alike."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+import datagrad_ext
+from datagrad_ext.ops import is_native
+
+
+def assert_native(name: str, device: str) -> None:
+    """Op `name` runs a compiled kernel on `device`; skipped where kernels were not built and need not be."""
+    libraries = {d.name.lower(): d.library for d in datagrad_ext.backends().devices}
+    if not libraries[device] and os.environ.get("DATAGRAD_REQUIRE_NATIVE") != "1":
+        pytest.skip(f"built without compiled kernels for {device}")
+    assert is_native(name, device), f"{name} has no compiled kernel for {device}; rebuild the package"
+
+
+def assert_emulation_passes(stem: str, folder: Path) -> None:
+    """The thread functions of CUDA kernels, run on the host by tests/<stem>.cpp, find no difference."""
+    root, program = Path(__file__).parent.parent, folder / stem
+    source = root / "tests" / f"{stem}.cpp"
+    subprocess.run(["c++", "-std=c++17", "-O1", f"-I{root / 'csrc'}", source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def same_layout(actual: Tensor, expected: Tensor) -> None:
+    """Equal shape, dtype and, where there is a choice, strides."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    for size, stride, wanted in zip(actual.shape, actual.stride(), expected.stride(), strict=True):
+        assert size <= 1 or expected.numel() == 0 or stride == wanted, (actual.stride(), expected.stride())
