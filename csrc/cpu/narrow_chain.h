@@ -49,7 +49,7 @@ class NarrowChain {
   void forward(const Tensor& x, const Tensor& y) const {
     const T* x_data = data<T>(x);
     T* y_data = mutable_data<T>(y);
-    const std::vector<T> turned = turned_weights();
+    const T* turned = turned_weights();
     for_each_tile([&](const Rows& rows, Scratch&) {
       const T* h = x_data + rows.first * p_.width[0];
       for (int64_t i = 0; i < p_.size(); ++i) {
@@ -93,7 +93,7 @@ class NarrowChain {
     const T* v_data = data<T>(v);
     const std::vector<T*> kept_data = pointers(kept, 0, places);
     T* y_data = y_tangent == nullptr ? nullptr : mutable_data<T>(*y_tangent);
-    const std::vector<T> turned = turned_weights();
+    const T* turned = turned_weights();
     Sums total(p_, keep ? Flags(wanted.size(), false) : wanted, sums, fresh, {});
     for_each_block(total, [&](const Rows& rows, Part& part, Scratch& scratch) {
       const T* t = v_data + rows.first * p_.width[0];
@@ -265,10 +265,11 @@ class NarrowChain {
     void begin(int64_t blocks) {
       if (blocks == 1) return;
       for (int64_t i = 0; i < p_.size(); ++i) size_ += weights_of(i) + biases_of(i);
-      memory_.reset(new T[blocks * size_]);
+      thread_local std::vector<T> memory;  // this thread's, as that of the transposed weights
+      memory.resize(std::max<size_t>(memory.size(), blocks * size_));
       for (int64_t block = 0; block < blocks; ++block) {
         Part part = empty_part();
-        T* next = memory_.get() + block * size_;
+        T* next = memory.data() + block * size_;
         for (int64_t i = 0; i < p_.size(); ++i) {
           if (total_.weight[i] != nullptr) part.weight[i] = next;
           next += weights_of(i);
@@ -313,7 +314,6 @@ class NarrowChain {
     const ChainPlan& p_;
     Part total_;
     std::vector<Part> parts_;
-    std::unique_ptr<T[]> memory_;
     int64_t size_ = 0;
   };
 
@@ -358,15 +358,15 @@ class NarrowChain {
     small::product(small::Strided<T>{g, depth, 1}, weight(i), out, rows.count, in, depth, false);
   }
 
-  void times_transposed(int64_t i, const std::vector<T>& turned, const T* h, T* out, const Rows& rows) const {
+  void times_transposed(int64_t i, const T* turned, const T* h, T* out, const Rows& rows) const {
     const int64_t depth = p_.width[i], columns = p_.width[i + 1];
-    if (!turned.empty()) {
-      small::product(small::Strided<T>{h, depth, 1}, turned.data() + turned_place(i), out, rows.count, columns, depth,
+    if (turned != nullptr) {
+      small::product(small::Strided<T>{h, depth, 1}, turned + turned_place(i), out, rows.count, columns, depth,
                      false);
       return;
     }
     for (int64_t r = 0; r < rows.count; ++r) {
-      for (int64_t c = 0; c < columns; ++c) out[r * columns + c] = small::dot(h + r * depth, weight(i) + c * depth, depth);
+      small::row_times_transposed(h + r * depth, weight(i), out + r * columns, columns, depth);
     }
   }
 
@@ -379,15 +379,17 @@ class NarrowChain {
     return place;
   }
 
-  // All weights transposed, one after the other; none for few rows.
-  std::vector<T> turned_weights() const {
-    if (p_.rows <= kFewRows) return {};
-    std::vector<T> turned(turned_place(p_.size()));
+  // All weights transposed, one after the other; null for few rows. The memory is this thread's: fresh memory of this size
+  // would come page by page.
+  const T* turned_weights() const {
+    if (p_.rows <= kFewRows) return nullptr;
+    thread_local std::vector<T> turned;
+    turned.resize(std::max<size_t>(turned.size(), turned_place(p_.size())));
     for (int64_t i = 0; i < p_.size(); ++i) {
       if (p_.links[i].kind != Kind::linear) continue;
       small::transpose(weight(i), p_.width[i + 1], p_.width[i], turned.data() + turned_place(i));
     }
-    return turned;
+    return turned.data();
   }
 
   // out = h + bias; without a bias nothing happens. `i` is the link whose input is as wide as h.

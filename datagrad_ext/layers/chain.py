@@ -6,13 +6,14 @@ from: it overrides the sweeps whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops.chain import parse
+from ..ops.chain import parse, word
 from .base import Layer, Pairs, Tensors
 
 _ops = torch.ops.datagrad
@@ -30,6 +31,9 @@ class Chain(Layer):
         self.layers, self.n_params = tuple(layers), tuple(n_params)
         self.links = " ".join(str(layer.link(n)) for layer, n in zip(layers, n_params, strict=True))
         links = parse(self.links)
+        # Sweeps 2 and 3 read no bias but those of smooth links, and a small network notices every tensor of a call.
+        self._inner_links = " ".join([word(k.name, k.smooth and k.bias is not None, k.constants) for k in links])
+        self._inner = _reader([p for k in links for p in (k.weight, k.bias if k.smooth else None) if p is not None])
         params = [(i, link, p) for i, link in enumerate(links) for p in (link.weight, link.bias) if p is not None]
         self._is_weight = [p == link.weight for _, link, p in params]
         curves = [i for i, link in enumerate(links) if link.smooth]
@@ -58,7 +62,7 @@ class Chain(Layer):
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         leading = saved[1]
         rows = _rows(g, leading)
-        x_bar, *buffers = _data_vjp(rows, params, saved[2:], self.links)
+        x_bar, *buffers = _data_vjp(rows, self._inner(params), saved[2:], self._inner_links)
         return (x_bar if leading is None else _unflat(x_bar, leading),), (rows, *buffers)
 
     def data_jvp(
@@ -74,9 +78,8 @@ class Chain(Layer):
         x, leading = saved[:2]
         rows, keep, wanted = _rows(tangents[0], leading), _keeps(x, params), wanted_params or (False,) * len(params)
         known = [total for total in sums if total is not None]
-        found = _data_jvp(
-            rows, params, saved[2:], record, self.links, wanted, needed, keep, known
-        )
+        weights, wants = self._inner(params), self._inner(wanted)
+        found = _data_jvp(rows, weights, saved[2:], record, self._inner_links, wants, needed, keep, known)
         y_tangent: Any = found.pop(0) if needed else None
         if needed and leading is not None:
             y_tangent = _unflat(y_tangent, leading)
@@ -131,6 +134,11 @@ class Chain(Layer):
             x = layer.reference((), (x,), params[place : place + n])
             place += n
         return x
+
+
+def _reader(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """A function that takes the places out of a sequence."""
+    return itemgetter(*places) if len(places) > 1 else lambda values: (values[places[0]],)
 
 
 def _keeps(rows: Tensor, params: Tensors) -> bool:
