@@ -52,21 +52,21 @@ class NarrowChain {
     for_each_tile_of_all([&](const Rows& rows, Scratch<T>& scratch) { tile.data_vjp(rows, delta, J_data, scratch); });
   }
 
-  void data_jvp(const Tensor& v, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, bool keep,
-                const Places& places, const Tensors& kept, const Tensors& sums, bool fresh) const {
+  void data_jvp(const Tensor& v, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, const Places& places,
+                const Tensors& kept, const Tensors& sums, bool fresh) const {
     const Cotangents<T> delta = cotangents(record, 0);
     const Tangents<T> tangents{p_, places, data<T>(v), pointers<T>(kept, 0, places)};
     const int64_t end = p_.tangent_end(wanted, y_tangent != nullptr);
     T* y_data = y_tangent == nullptr ? nullptr : mutable_data<T>(*y_tangent);
     const NarrowTile<T> tile = tiles(true);
-    Sums<T> total(p_, keep ? Flags(wanted.size(), false) : wanted, sums, fresh, {});
+    Sums<T> total(p_, wanted, sums, fresh, {});
     for_each_block(total, [&](const Rows& rows, Part<T>& part, Scratch<T>& scratch) {
       tile.data_jvp(rows, delta, tangents, end, y_data, part, scratch);
     });
   }
 
   template <class Pairs>
-  void reverse(const std::optional<Tensor>& cotangent, const Pairs& pairs, bool keep, const Tensor& x, const Flags& wanted,
+  void reverse(const std::optional<Tensor>& cotangent, const Pairs& pairs, const Tensor& x, const Flags& wanted,
                const Tensor* x_bar, const Tensors& sums, bool fresh, const Tensors& biases) const {
     std::vector<Cotangents<T>> deltas;
     std::vector<Tangents<T>> tangents;
@@ -82,7 +82,7 @@ class NarrowChain {
     const NarrowTile<T> tile = tiles(false);
     Sums<T> total(p_, wanted, sums, fresh, biases);
     for_each_block(total, [&](const Rows& rows, Part<T>& part, Scratch<T>& scratch) {
-      tile.reverse(rows, top, deltas, tangents, keep, x_data, x_bar_data, stop, part, scratch);
+      tile.reverse(rows, top, deltas, tangents, x_data, x_bar_data, stop, part, scratch);
     });
   }
 

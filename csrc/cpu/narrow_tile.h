@@ -136,22 +136,18 @@ class NarrowTile {
     }
   }
 
-  // From y down to link `stop`, and to x if there is a place for its cotangent; ζᵀh, and with `keep` δᵀt, go into the part.
+  // From y down to link `stop`, and to x if there is a place for its cotangent; ζᵀh goes into the part.
   void reverse(const Rows& rows, const T* top, const std::vector<Cotangents<T>>& deltas,
-               const std::vector<Tangents<T>>& tangents, bool keep, const T* x, T* x_bar, int64_t stop, Part<T>& part,
+               const std::vector<Tangents<T>>& tangents, const T* x, T* x_bar, int64_t stop, Part<T>& part,
                Scratch<T>& scratch) const {
     const T* zeta = top == nullptr ? nullptr : at(top, rows, p_.size());
     for (int64_t i = p_.last(); i >= stop; --i) {
       const bool last = i == stop;
       if (p_.links[i].kind == Kind::linear) {
-        if (zeta != nullptr) {
-          part.add_rows(p_, i, zeta, rows);
-          part.add_outer(p_, i, zeta, i == 0 ? at(x, rows, 0) : at(in(values_, p_.values.of[i]), rows, i), rows);
-        }
-        for (size_t k = 0; keep && k < deltas.size(); ++k) {
-          part.add_outer(p_, i, deltas[k].at(i, rows), tangents[k].at(i, rows), rows);
-        }
-        if (zeta == nullptr || (last && x_bar == nullptr)) continue;
+        if (zeta == nullptr) continue;
+        part.add_rows(p_, i, zeta, rows);
+        part.add_outer(p_, i, zeta, i == 0 ? at(x, rows, 0) : at(in(values_, p_.values.of[i]), rows, i), rows);
+        if (last && x_bar == nullptr) continue;
         T* out = last ? at(x_bar, rows, 0) : scratch.other(zeta);
         times(i, zeta, out, rows);
         zeta = out;

@@ -75,16 +75,16 @@ class Chain(Layer):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Any, Any, Tensors]:
-        x, leading = saved[:2]
-        rows, keep, wanted = _rows(tangents[0], leading), _keeps(x, params), wanted_params or (False,) * len(params)
+        leading = saved[1]
+        rows, wanted = _rows(tangents[0], leading), wanted_params or (False,) * len(params)
         known = [total for total in sums if total is not None]
         weights, wants = self._inner(params), self._inner(wanted)
-        found = _data_jvp(rows, weights, saved[2:], record, self._inner_links, wants, needed, keep, known)
+        found = _data_jvp(rows, weights, saved[2:], record, self._inner_links, wants, needed, known)
         y_tangent: Any = found.pop(0) if needed else None
         if needed and leading is not None:
             y_tangent = _unflat(y_tangent, leading)
-        places = () if keep or known else self._places("tangent", tuple(wanted))
-        pair = (record, (rows, *found[len(places) :])) if self.curved or keep else None
+        places = () if known else self._places("tangent", tuple(wanted))
+        pair = (record, (rows, *found[len(places) :])) if self.curved else None
         return y_tangent, pair, _filled(sums, places, found[: len(places)]) if places else sums
 
     def reverse(
@@ -98,31 +98,28 @@ class Chain(Layer):
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
         x, leading = saved[:2]
-        keep, wanted = _keeps(x, params), wanted_params or (False,) * len(params)
+        wanted = wanted_params or (False,) * len(params)
         known = [total for total in sums if total is not None]
         records = [tensor for record, _ in pairs for tensor in record]
         tangents = [tensor for _, kept in pairs for tensor in kept]
         rows = None if zeta is None else _rows(zeta, leading)
         want_x = wanted_inputs[0] and (zeta is not None or self.curved)
-        found = _reverse(
-            rows, records, tangents, x, params, saved[2:], self.links, wanted, want_x, keep, known
-        )
+        found = _reverse(rows, records, tangents, x, params, saved[2:], self.links, wanted, want_x, known)
         x_bar: Any = found.pop(0) if want_x else None
         if want_x and leading is not None:
             x_bar = _unflat(x_bar, leading)
-        places = self._places("reverse", tuple(wanted), zeta is not None, keep, bool(known))
+        places = self._places("reverse", tuple(wanted), zeta is not None, bool(known))
         return (x_bar,), _filled(sums, places, found)
 
     def _places(
-        self, sweep: str, wanted: tuple[bool, ...], with_zeta: bool = False, keep: bool = False, known: bool = False
+        self, sweep: str, wanted: tuple[bool, ...], with_zeta: bool = False, known: bool = False
     ) -> tuple[int, ...]:
         """Which parameters an op returns gradients of."""
-        key = sweep, wanted, with_zeta, keep, known
+        key = sweep, wanted, with_zeta, known
         if key not in self._known_places:
             flags = zip(wanted, self._is_weight, self._is_below, strict=True)
             found = [
-                want and (is_weight if sweep == "tangent" else with_zeta or below or (keep and is_weight))
-                and not (known and is_weight)
+                want and (is_weight if sweep == "tangent" else (with_zeta or below) and not (known and is_weight))
                 for want, is_weight, below in flags
             ]
             self._known_places[key] = tuple(i for i, here in enumerate(found) if here)
@@ -139,11 +136,6 @@ class Chain(Layer):
 def _reader(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
     """A function that takes the places out of a sequence."""
     return itemgetter(*places) if len(places) > 1 else lambda values: (values[places[0]],)
-
-
-def _keeps(rows: Tensor, params: Tensors) -> bool:
-    """Whether (δ, t) are kept for sweep 4: if the tangents are smaller than the gradients that replace them."""
-    return rows.shape[0] <= params[0].shape[0]
 
 
 def _rows(g: Tensor, leading: torch.Size | None) -> Tensor:
