@@ -129,6 +129,7 @@ class _Lowering:
         self._values: dict[Parameter, Value] = {}
         self._placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self._foreign: set[int] = set(range(len(self._placeholders)))  # values whose memory is not the program's own
+        self._changes: dict[int, int] = {}  # result of a change in place -> the value that was changed
         self._sharing: dict[int, set[int]] = {}  # value -> the values that may share its memory
         self._order = {node: i for i, node in enumerate(graph.nodes)}
 
@@ -147,6 +148,7 @@ class _Lowering:
                     target = self._in_place_target(node)
                     self._kinds[node] = handlers[node.op](node)
                 if target is not None:
+                    self._changes[self._kinds[node].index] = self._kinds[target].index
                     self._kinds[target] = self._kinds[node]  # later readers read what it was changed to
         result = next(node for node in self._graph.nodes if node.op == "output").args[0]
         return self._finish(result)
@@ -168,7 +170,7 @@ class _Lowering:
         program = Program(len(self._placeholders), len(used), tuple(steps), values)
         entries = None
         if self._precision is not None:
-            program, entries = insert_casts(program, self._precision)
+            program, entries = insert_casts(program, self._precision, self._changes)
         return Lowered(fuse(program), self._fetches, structure, outputs, used, entries)
 
     # nodes

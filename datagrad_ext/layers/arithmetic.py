@@ -141,6 +141,7 @@ class Quotient(Parameterless):
     """x₁ / x₂, broadcasting."""
 
     curved = paired = True
+    autocast = "widest"
 
     @property
     def name(self) -> str:

@@ -31,6 +31,7 @@ class RunningNorm(Affine):
     """
 
     follows_layout = True
+    autocast = "same"
 
     def __init__(
         self, weight: bool, bias: bool, eps: float, title: str, batched: int | None = None, rank: int | None = None
