@@ -19,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES = [
     "mlp_relu", "mlp_gelu", "mlp_softplus", "mlp_layer_norm", "mlp_dropout", "conv_critic", "conv_vgg", "conv_3d",
-    "conv_resnet_batch_norm", "dag_dense", "dag_mul", "dag_residual_smooth", "dag_cumsum", "dag_einsum",
+    "conv_resnet_batch_norm", "conv_resnet_plain", "conv_batch_norm_relu_eval", "dag_rectified_sums",
+    "dag_dense", "dag_mul", "dag_residual_smooth", "dag_cumsum", "dag_einsum",
     "opaque_weight_norm", "tied", "tied_modules", "frozen_middle",
     "untraceable", "no_grad_inside",
 ]  # fmt: skip
