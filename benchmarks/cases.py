@@ -49,17 +49,17 @@ class Case:
         return len(self.subject.input_shape) == 4
 
     def build(self) -> tuple[nn.Module, Tensor, Tensor]:
-        """The same model, x and class indices t on every call, on the case's device, dtype and layout."""
-        with torch.random.fork_rng(devices=[]):
+        """The same model, x and class indices t on every call, made on the case's device, in its dtype and layout."""
+        with torch.random.fork_rng(), torch.device(self.device):
             torch.manual_seed(0)
             model = self.subject.network()
             x = torch.randn(self.subject.input_shape)
             t = torch.randint(CLASSES, (self.subject.input_shape[0],))
-        model, x = model.to(self.device, self.dtype), x.to(self.device, self.dtype)
+        model, x = model.to(self.dtype), x.to(self.dtype)
         if self.has_convolutions:
             model = model.to(memory_format=LAYOUTS[self.layout])  # type: ignore[call-overload]
             x = x.contiguous(memory_format=LAYOUTS[self.layout])
-        return model, x, t.to(self.device)
+        return model, x, t
 
     def on_few(self, samples: int) -> "Case":
         """The same row on the CPU with so many samples: enough to try it out."""

@@ -118,7 +118,10 @@ def _series() -> str:
 
 
 def _operations() -> str:
-    return ", ".join(f"{row.name} {'×'.join(map(str, row.shape))}" for row in op_cases.operations("cuda"))
+    rows = op_cases.operations("cuda")
+    return f"{len(rows)} rows: " + ", ".join(
+        f"{row.name} {'×'.join(map(str, row.shape))} {row.precision}" for row in rows
+    )
 
 
 CHECKS: dict[str, Callable[[], str]] = {

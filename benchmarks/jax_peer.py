@@ -4,6 +4,7 @@ JAX_PYTHON is the interpreter that has JAX; by default it is this one. Where the
 absent with the reason.
 """
 
+import atexit
 import functools
 import json
 import os
@@ -110,7 +111,9 @@ class Worker:
 @functools.cache
 def running(device: str) -> Worker:
     """One worker a device for all cases: importing JAX takes longer than most steps. It ends with this process."""
-    return Worker(device)
+    worker = Worker(device)
+    atexit.register(worker.close)
+    return worker
 
 
 def load(worker: Worker, case: Case) -> None:

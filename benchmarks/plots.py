@@ -60,8 +60,9 @@ def _draw(axes: Any, series: SeriesResult) -> None:
     for name, title in titles.items():
         rows = [(value, point.row(name)) for value, point in zip(series.values, series.points, strict=True)]
         timed = [(value, row.times.median_ms) for value, row in rows if row and row.times]
-        axes.plot(*zip(*timed, strict=True) if timed else ([], []), marker="o", markersize=3, label=title)
+        axes.plot([value for value, _ in timed], [ms for _, ms in timed], marker="o", markersize=3, label=title)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(series.values, map(str, series.values))
     axes.set_yscale("log")
     axes.set_xlabel(series.variable)
     axes.set_title(series.title, fontsize=8)

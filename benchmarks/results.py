@@ -78,7 +78,9 @@ def _median(row: Row) -> float:
 
 @dataclass
 class OperationResult:
-    """One operation: ours and PyTorch's equivalent. `ratio` is torch's time over ours."""
+    """One operation: ours and PyTorch's equivalent. `ratio` is torch's time over ours; `copy_share` is the rate at
+    which ours moves what it must, over the rate of a copy.
+    """
 
     name: str
     title: str
@@ -90,6 +92,7 @@ class OperationResult:
     ours: Times | None = None
     torch: Times | None = None
     ratio: float | None = None
+    copy_share: float | None = None
 
 
 @dataclass

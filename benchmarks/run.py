@@ -117,7 +117,7 @@ def measure(arguments: argparse.Namespace, results: Results, where: Path | None)
     """Add what was chosen and is not there yet to `results`, printing each table and writing the file as it grows."""
     start, device = time.monotonic(), arguments.device
     print(tables.environment_line(results.environment), flush=True)
-    if "steps" in arguments.parts and not results.ceilings:
+    if {"steps", "operations"} & set(arguments.parts) and not results.ceilings:
         results.ceilings = ceilings.measure(device, arguments.cases)
         print(tables.ceilings_line(results.ceilings), flush=True)
     for name, run in _pieces(arguments, results):
@@ -134,19 +134,20 @@ def _pieces(arguments: argparse.Namespace, results: Results) -> Iterator[tuple[s
     its table.
     """
     device, repeats, entrants = arguments.device, arguments.repeats, arguments.contestants
+    rates = results.ceilings
 
     def run(found: list[Any], measured: Callable[[], Any], table: Callable[[Any], str]) -> str:
         found.append(measured())
         return table(found[-1])
 
     def all_operations() -> str:
-        results.operations[:] = [run_operation(row, device, repeats) for row in operations(device)]
+        results.operations[:] = [run_operation(row, device, repeats, rates) for row in operations(device)]
         return tables.operation_table(results.operations)
 
     known = {found.name for found in (*results.cases, *results.series)}
     for case in arguments.cases if "steps" in arguments.parts else ():
         if case.name not in known:
-            step = partial(run_case, case, entrants, repeats, "memory" in arguments.parts, results.ceilings)
+            step = partial(run_case, case, entrants, repeats, "memory" in arguments.parts, rates)
             yield case.name, partial(run, results.cases, step, tables.case_table)
     if "operations" in arguments.parts and not results.operations:
         yield "operations", all_operations

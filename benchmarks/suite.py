@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from . import ceilings, gate, memory, peaks, timing
-from .cases import Case
+from .cases import DTYPES, Case
 from .contestants import Contestant, Prepared, quietly
 from .jax_peer import Absent
 from .op_cases import Operation
 from .results import CaseResult, OperationResult, Row, SeriesResult
 from .series import Series
 
-OPERATION_DTYPE = "float32"
 BASELINE = "eager"
 
 
@@ -133,33 +132,41 @@ def run_series(series: Series, contestants: Sequence[Contestant], repeats: int) 
 
 
 def _inputs(operation: Operation, device: str, dtype: torch.dtype) -> list[Tensor]:
-    with torch.random.fork_rng(devices=[]):
+    """The row's inputs, rounded to the precision that is measured."""
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         tensors = operation.inputs(operation.shape)
-    ready = [t.to(device, dtype if t.is_floating_point() else t.dtype) for t in tensors]
+    rounded = DTYPES[operation.precision]
+    ready = [t.to(rounded).to(dtype) if t.is_floating_point() else t for t in tensors]
     if operation.channels_last:
         ready = [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in ready]
     return ready
 
 
-def run_operation(operation: Operation, device: str, repeats: int) -> OperationResult:
+def run_operation(
+    operation: Operation, device: str, repeats: int, rates: ceilings.Ceilings | None = None
+) -> OperationResult:
     """Compare both sides with PyTorch in float64, then time them in turns."""
     title = operation.title + (", channels_last" if operation.channels_last else "")
-    result = OperationResult(operation.name, title, list(operation.shape), OPERATION_DTYPE)
+    precision = operation.precision
+    result = OperationResult(operation.name, title, list(operation.shape), precision)
     try:
         expected = operation.torch(*_inputs(operation, device, torch.float64))()
         calls = {
-            side: build(*_inputs(operation, device, torch.float32))
+            side: build(*_inputs(operation, device, DTYPES[precision]))
             for side, build in (("ours", operation.ours), ("torch", operation.torch))
         }
         result.accuracy = gate.compare(calls["ours"](), expected)
-        result.reason = gate.objection(result.accuracy, gate.TOLERANCES[OPERATION_DTYPE])
+        result.reason = gate.objection(result.accuracy, gate.TOLERANCES[precision])
     except Exception as error:
         result.reason = _sentence(error)
     if result.reason:
         result.status = "failed"
         return result
+    del expected
     times = timing.alternate(calls, device, repeats)
     result.ours, result.torch = times["ours"], times["torch"]
     result.ratio = times["torch"].median_ms / times["ours"].median_ms
+    if rates and operation.bytes:
+        result.copy_share = 1000 * operation.bytes / times["ours"].median_ms / rates.memory
     return result

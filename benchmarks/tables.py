@@ -133,7 +133,7 @@ def operation_table(operations: Sequence[OperationResult]) -> str:
     titles = ["operation", "shape", "torch / ours", "ours, ms", "torch, ms", "error"]
     rows = [
         [
-            result.title,
+            _operation_title(result),
             "×".join(map(str, result.shape)),
             number(result.ratio),
             number(result.ours.median_ms) if result.ours else "failed",
@@ -142,8 +142,16 @@ def operation_table(operations: Sequence[OperationResult]) -> str:
         ]
         for result in operations
     ]
-    remarks = [f"- {result.title} failed: {result.reason}" for result in operations if result.reason]
+    if any(result.copy_share for result in operations):
+        titles.insert(3, "of the copy rate")
+        for cells, result in zip(rows, operations, strict=True):
+            cells.insert(3, number(result.copy_share))
+    remarks = [f"- {_operation_title(result)} failed: {result.reason}" for result in operations if result.reason]
     return "\n".join([table(titles, rows), *([""] if remarks else []), *remarks])
+
+
+def _operation_title(result: OperationResult) -> str:
+    return result.title if result.dtype == "float32" else f"{result.title}, {result.dtype}"
 
 
 FAMILIES = {

@@ -111,7 +111,7 @@ def test_names_are_unique_and_rows_are_complete() -> None:
         assert len({case.name for case in rows}) == len(rows) > 0
         assert all(case.precision in gate.TOLERANCES and case.layout in cases.LAYOUTS for case in rows)
         operations = op_cases.operations(device)
-        assert len({(row.name, row.shape, row.channels_last) for row in operations}) == len(operations)
+        assert len({(row.name, row.shape, row.channels_last, row.precision) for row in operations}) == len(operations)
     names = [contestant.name for contestant in contestants.CONTESTANTS]
     assert len(set(names)) == len(names)
     assert {contestant.role for contestant in contestants.CONTESTANTS} == {"plain", "peer", "ours"}
@@ -596,8 +596,15 @@ def test_what_no_time_is_left_for_is_listed_and_measured_by_a_run_that_resumes(
 
 
 @pytest.mark.parametrize(
-    "operation", op_cases.operations("cpu"), ids=lambda row: f"{row.name}-{len(row.shape)}d"
+    "operation", op_cases.operations("cuda"), ids=lambda row: f"{row.name}-{len(row.shape)}d-{row.precision}"
 )
 def test_every_operation_has_a_right_counterpart(operation: op_cases.Operation) -> None:
     small = replace(operation, shape=(2, *operation.shape[1:2], *[4] * (len(operation.shape) - 2)))
-    assert suite.run_operation(small, "cpu", repeats=1).reason is None
+    result = suite.run_operation(small, "cpu", 1, ceilings.Ceilings({}, 1e9))
+    assert result.reason is None
+    assert (result.copy_share is None) == (operation.passes is None)
+
+
+def test_what_an_operation_moves_follows_its_precision() -> None:
+    gate_rows = [row for row in op_cases.operations("cuda") if row.name == "relu_gate" and len(row.shape) == 2]
+    assert [row.bytes for row in gate_rows] == [2 * 65536 * 256 * 4, 2 * 65536 * 256 * 2]
