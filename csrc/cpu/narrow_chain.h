@@ -41,14 +41,16 @@ class NarrowChain {
   void forward(const Tensor& x, const Tensor& y) const {
     const T* x_data = data<T>(x);
     T* y_data = mutable_data<T>(y);
-    const NarrowTile<T> tile = tiles(true);
+    const NarrowLinks<T> links(p_, p_.rows);
+    const NarrowTile<T> tile = tiles(links);
     for_each_tile_of_all([&](const Rows& rows, Scratch<T>&) { tile.forward(rows, x_data, y_data); });
   }
 
   void data_vjp(const Tensor& top, const Tensors& found) const {
     const Cotangents<T> delta{p_, data<T>(top), pointers<T>(found, 1, p_.cotangents)};
     T* J_data = mutable_data<T>(found[0]);
-    const NarrowTile<T> tile = tiles(false);
+    const NarrowLinks<T> links(p_);
+    const NarrowTile<T> tile = tiles(links);
     for_each_tile_of_all([&](const Rows& rows, Scratch<T>& scratch) { tile.data_vjp(rows, delta, J_data, scratch); });
   }
 
@@ -58,7 +60,8 @@ class NarrowChain {
     const Tangents<T> tangents{p_, places, data<T>(v), pointers<T>(kept, 0, places)};
     const int64_t end = p_.tangent_end(wanted, y_tangent != nullptr);
     T* y_data = y_tangent == nullptr ? nullptr : mutable_data<T>(*y_tangent);
-    const NarrowTile<T> tile = tiles(true);
+    const NarrowLinks<T> links(p_, p_.rows);
+    const NarrowTile<T> tile = tiles(links);
     Sums<T> total(p_, wanted, sums, fresh, {});
     for_each_block(total, [&](const Rows& rows, Part<T>& part, Scratch<T>& scratch) {
       tile.data_jvp(rows, delta, tangents, end, y_data, part, scratch);
@@ -79,7 +82,8 @@ class NarrowChain {
     const int64_t stop = x_bar != nullptr ? 0 : p_.first_wanted(wanted);
     const T *x_data = data<T>(x), *top = cotangent ? data<T>(*cotangent) : nullptr;
     T* x_bar_data = x_bar == nullptr ? nullptr : mutable_data<T>(*x_bar);
-    const NarrowTile<T> tile = tiles(false);
+    const NarrowLinks<T> links(p_);
+    const NarrowTile<T> tile = tiles(links);
     Sums<T> total(p_, wanted, sums, fresh, biases);
     for_each_block(total, [&](const Rows& rows, Part<T>& part, Scratch<T>& scratch) {
       tile.reverse(rows, top, deltas, tangents, x_data, x_bar_data, stop, part, scratch);
@@ -87,10 +91,8 @@ class NarrowChain {
   }
 
  private:
-  // `transposed`: the sweep multiplies by transposed weights.
-  NarrowTile<T> tiles(bool transposed) const {
-    return NarrowTile<T>(p_, pointers<T>(saved_, 1, p_.values), mutable_data<uint8_t>(saved_[0]),
-                         transposed && p_.rows > kFewRows);
+  NarrowTile<T> tiles(const NarrowLinks<T>& links) const {
+    return NarrowTile<T>(p_, links, pointers<T>(saved_, 1, p_.values), mutable_data<uint8_t>(saved_[0]));
   }
 
   Cotangents<T> cotangents(const Tensors& record, size_t first) const {

@@ -61,8 +61,8 @@ class Sums {
   // Calls f(block, part) for every block, and adds up what they leave in the parts.
   template <class F>
   void over(int64_t blocks, const F& f) {
-    if (blocks == 1) {
-      f(0, total_);
+    if (blocks <= 1) {
+      if (blocks == 1) f(0, total_);
       return;
     }
     std::vector<Part<T>> parts(blocks);

@@ -71,20 +71,43 @@ struct Tangents {
   }
 };
 
+// What a sweep needs of the links besides their parameters: the loops of smooth ones, and the weights transposed, one after the
+// other; for a few rows, or where nothing is multiplied by them, they are not.
+template <class T>
+struct NarrowLinks {
+  std::vector<std::shared_ptr<const Loops<T>>> loops;
+  std::vector<T> turned;
+
+  explicit NarrowLinks(const ChainPlan& p, int64_t rows_that_need_turned = 0) : loops(p.size()) {
+    for (int64_t i = 0; i < p.size(); ++i) {
+      const Link& link = p.links[i];
+      if (link.kind == Link::Kind::smooth) loops[i] = loops_of<T>(p.op, link.name, link.constants);
+    }
+    if (rows_that_need_turned <= kFewRows) return;
+    turned.resize(place(p, p.size()));
+    for (int64_t i = 0; i < p.size(); ++i) {
+      const Link& link = p.links[i];
+      if (link.kind != Link::Kind::linear) continue;
+      small::transpose(data<T>(p.weight(link)), p.width[i + 1], p.width[i], turned.data() + place(p, i));
+    }
+  }
+
+  // Where the transposed weight of link i lies.
+  static int64_t place(const ChainPlan& p, int64_t i) {
+    int64_t found = 0;
+    for (int64_t k = 0; k < i; ++k) found += p.links[k].kind == Link::Kind::linear ? p.width[k] * p.width[k + 1] : 0;
+    return found;
+  }
+};
+
 template <class T>
 class NarrowTile {
  public:
   using Kind = Link::Kind;
 
-  // `values`, `bits`: what sweep 1 saves. With `turned` the weights are transposed once for all tiles.
-  NarrowTile(const ChainPlan& plan, std::vector<T*> values, uint8_t* bits, bool turned)
-      : p_(plan), values_(std::move(values)), bits_(bits), loops_(plan.size()) {
-    for (int64_t i = 0; i < p_.size(); ++i) {
-      const Link& link = p_.links[i];
-      if (link.kind == Kind::smooth) loops_[i] = loops_of<T>(p_.op, link.name, link.constants);
-    }
-    if (turned) turn();
-  }
+  // `values`, `bits`: what sweep 1 saves.
+  NarrowTile(const ChainPlan& plan, const NarrowLinks<T>& links, std::vector<T*> values, uint8_t* bits)
+      : p_(plan), links_(links), values_(std::move(values)), bits_(bits) {}
 
   void forward(const Rows& rows, const T* x, T* y) const {
     const T* h = at(x, rows, 0);
@@ -173,17 +196,6 @@ class NarrowTile {
     return matrix + rows.first * p_.width[i];
   }
 
-  // Into memory of this thread, that of the last of its tiles: fresh memory of this size would come page by page.
-  void turn() {
-    thread_local std::vector<T> memory;
-    memory.resize(std::max<size_t>(memory.size(), turned_place(p_.size())));
-    turned_ = memory.data();
-    for (int64_t i = 0; i < p_.size(); ++i) {
-      if (p_.links[i].kind != Kind::linear) continue;
-      small::transpose(weight(i), p_.width[i + 1], p_.width[i], memory.data() + turned_place(i));
-    }
-  }
-
   // out = g W, and out = h Wᵀ
   void times(int64_t i, const T* g, T* out, const Rows& rows) const {
     const int64_t in = p_.width[i], depth = p_.width[i + 1];
@@ -192,9 +204,9 @@ class NarrowTile {
 
   void times_transposed(int64_t i, const T* h, T* out, const Rows& rows) const {
     const int64_t depth = p_.width[i], columns = p_.width[i + 1];
-    if (turned_ != nullptr) {
-      small::product(small::Strided<T>{h, depth, 1}, turned_ + turned_place(i), out, rows.count, columns, depth,
-                     false);
+    if (!links_.turned.empty()) {
+      const T* turned = links_.turned.data() + NarrowLinks<T>::place(p_, i);
+      small::product(small::Strided<T>{h, depth, 1}, turned, out, rows.count, columns, depth, false);
       return;
     }
     for (int64_t r = 0; r < rows.count; ++r) {
@@ -203,13 +215,6 @@ class NarrowTile {
   }
 
   const T* weight(int64_t i) const { return data<T>(p_.weight(p_.links[i])); }
-
-  // Where the transposed weight of link i lies among all of them.
-  int64_t turned_place(int64_t i) const {
-    int64_t place = 0;
-    for (int64_t k = 0; k < i; ++k) place += p_.links[k].kind == Kind::linear ? p_.width[k] * p_.width[k + 1] : 0;
-    return place;
-  }
 
   // out = h + bias; without a bias nothing happens. `i` is the link whose input is as wide as h.
   void add_bias(const Link& link, const T* h, T* out, const Rows& rows, int64_t i) const {
@@ -225,7 +230,7 @@ class NarrowTile {
   void activate(int64_t i, const T* z, T* out, const Rows& rows) const {
     const int64_t n = rows.count * p_.width[i];
     if (p_.links[i].kind == Kind::smooth) {
-      loops_[i]->value(z, out, n);
+      links_.loops[i]->value(z, out, n);
       return;
     }
     const Rectifier<T> relu{static_cast<T>(p_.links[i].slope())};
@@ -244,7 +249,7 @@ class NarrowTile {
   void gate(int64_t i, const T* g, T* out, const Rows& rows, Scratch<T>& scratch) const {
     const int64_t n = rows.count * p_.width[i];
     if (p_.links[i].kind == Kind::smooth) {
-      loops_[i]->combine(pre_activation(i, rows, scratch.operand(0)), g, nullptr, out, n);
+      links_.loops[i]->combine(pre_activation(i, rows, scratch.operand(0)), g, nullptr, out, n);
       return;
     }
     const Rectifier<T> relu{static_cast<T>(p_.links[i].slope())};
@@ -266,7 +271,7 @@ class NarrowTile {
       const T *t = tangents[k].at(i, rows), *delta = deltas[k].at(i, rows);
       for (int64_t e = 0; e < n; ++e) products[e] = k == 0 ? t[e] * delta[e] : products[e] + t[e] * delta[e];
     }
-    loops_[i]->combine(pre_activation(i, rows, scratch.operand(0)), zeta, products, out, n);
+    links_.loops[i]->combine(pre_activation(i, rows, scratch.operand(0)), zeta, products, out, n);
   }
 
   // z of a smooth link, in `buffer` if it has a bias.
@@ -280,10 +285,9 @@ class NarrowTile {
   uint8_t* bits_of(int64_t i, const Rows& rows) const { return bits_ + p_.bits.of[i].offset + rows.first * p_.width[i] / 8; }
 
   const ChainPlan& p_;
+  const NarrowLinks<T>& links_;
   std::vector<T*> values_;
   uint8_t* bits_;
-  const T* turned_ = nullptr;  // all weights transposed, one after the other, or none
-  std::vector<std::shared_ptr<const Loops<T>>> loops_;
 };
 
 }  // namespace

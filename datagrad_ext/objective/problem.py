@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpointed import gradient_in_full
-from .losses import Loss, means, own_gradients
+from .losses import Loss, means, only, own_gradients
 from .passes import Key, Pass, Passes, State
 from .result import Result, TermResult
 from .term import Term
@@ -73,10 +73,7 @@ class Problem:
         """The objective's own loss."""
         if self.main is None:
             return None
-        found = self.first_means(self.main, first)
-        if len(found) > 1:
-            raise ValueError("the objective's own loss must be a tensor; a tuple of losses is for terms")
-        return found[0]
+        return only(self.first_means(self.main, first))
 
     def gradients(self, active: Active, first: Pass, create_graph: bool) -> tuple[Tensor, ...]:
         """J of each loss of the term, after the first pass."""
