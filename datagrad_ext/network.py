@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
@@ -30,11 +29,6 @@ from .trace import Untraceable, attributes, hooked, same, trace
 
 Forward = Callable[..., Any]
 _TENSOR = object()
-# A small network notices every lookup of a call.
-_gradients_on, _any_autocast = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
-_transformed = torch._C._are_functorch_transforms_active
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-_PLAIN, _DENSE = (Tensor, nn.Parameter), torch.strided
 _STATIC_GRAPH = (
     "DistributedDataParallel(static_graph=True) counts the first backward, which is the data gradient, as the step's, "
     "and leaves gradients unsynchronised. Construct it without static_graph."
@@ -71,7 +65,7 @@ class Network:
 
     def call(self, module: nn.Module, forward: Forward, adopt: Forward, args: tuple, kwargs: dict) -> Any:
         """The module's result; `adopt` accelerates a child where the module itself does not trace."""
-        if not _gradients_on():
+        if not torch.is_grad_enabled():
             return forward(module, *args, **kwargs)
         call = _Call.of(args, kwargs)
         active = [t for t in call.tensors if t.requires_grad]
@@ -84,7 +78,7 @@ class Network:
         ddp = DistributedDataParallel._active_ddp_module
         if ddp is not None and ddp.static_graph:
             raise RuntimeError(_STATIC_GRAPH)
-        if _any_autocast():
+        if torch._C._is_any_autocast_enabled():
             call.enter(Precision.of(call.tensors))
         found = self.find(module, forward, adopt, call)
         if isinstance(found, Untraceable):
@@ -106,7 +100,7 @@ class Network:
 
     def trace_of(self, module: nn.Module, forward: Forward, adopt: Forward, x: Tensor) -> Lowered | None:
         """What module(x) runs if it is a program of one output and nothing else, for who runs the sweeps himself."""
-        if not x.is_floating_point() or x.is_inference() or _any_autocast():
+        if not x.is_floating_point() or x.is_inference() or torch._C._is_any_autocast_enabled():
             return None
         if refusal([x]) is not None:
             return None
@@ -246,16 +240,16 @@ def _positional(tensors: Any) -> tuple[Any, Any]:
 
 def refusal(active: list[Tensor]) -> str | None:
     """Why the two Functions cannot take this call, or None. `active`: the inputs that require a gradient."""
-    if _transformed():
+    if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
-    if forward_ad._current_level >= 0:
+    if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
     for t in active:
-        if type(t) not in _PLAIN:
+        if type(t) is not Tensor and type(t) is not nn.Parameter:
             return f"an input is a {type(t).__name__}, not a plain tensor"
-        if _is_wrapped(t):
+        if torch._C._functorch.is_functorch_wrapped_tensor(t):
             return "an input comes out of a torch.func transform that has ended"
-        if t.is_complex() or t.layout is not _DENSE:
+        if t.is_complex() or t.layout is not torch.strided:
             return f"an input is {t.dtype}, {t.layout}; layers take dense real ones (torch.view_as_real, to_dense)"
     return None
 

@@ -80,12 +80,14 @@ def chain_penalty_step(
     if want_x or True in wanted:
         v = _seed(J, seeds, norms, weights)
         record = [delta, *buffers]
-        rest = _ops.chain_data_jvp.default(v, params, saved, record, links, wanted, head.curved, True, [])
+        rest = _ops.chain_data_jvp.default(v, params, saved, record, links, wanted, head.curved, [])
         zeta = head.hvp(y, target, kept, rest.pop(0)) if head.curved else None
         if main_delta is not None:
             share = main_delta * (main_weight / max(len(x), 1))
             zeta = share if zeta is None else zeta + share
-        found = _reverse(zeta, record, [v, *rest], x, params, saved, links, wanted, want_x)
+        n_sums = sum(wanted[link.weight] for link in parse(links) if link.weight is not None)
+        sums, tangents = rest[:n_sums], [v, *rest[n_sums:]]
+        found = _reverse(zeta, record, tangents, x, params, saved, links, wanted, want_x, sums)
     return [total, *figures, J, *found]
 
 
@@ -113,17 +115,19 @@ def _reverse(
     links: str,
     wanted: Sequence[bool],
     want_x: bool,
+    sums: list[Tensor],
 ) -> list[Tensor]:
     """Sweep 4: x̄ and all gradients that are wanted, zeros included."""
     chain = parse(links)
     last_curve = max([i for i, link in enumerate(chain) if link.smooth], default=-1)
     x_flows = want_x and (zeta is not None or last_curve >= 0)
-    found = _ops.chain_reverse.default(zeta, record, tangents, x, params, saved, links, wanted, x_flows, True, [])
-    rest = iter(found)
+    found = _ops.chain_reverse.default(zeta, record, tangents, x, params, saved, links, wanted, x_flows, sums)
+    rest, totals = iter(found), iter(sums)
     results = [next(rest) if x_flows else torch.zeros_like(x)] if want_x else []
     for i, link in enumerate(chain):
         arrives = zeta is not None or i <= last_curve
-        for place, here in ((link.weight, True), (link.bias, arrives)):
-            if place is not None and wanted[place]:
-                results.append(next(rest) if here else torch.zeros_like(params[place]))
+        if link.weight is not None and wanted[link.weight]:
+            results.append(next(totals))
+        if link.bias is not None and wanted[link.bias]:
+            results.append(next(rest) if arrives else torch.zeros_like(params[link.bias]))
     return results
