@@ -1,21 +1,17 @@
 // Products of matrices that stay in a core's cache, for which a call to a vendor's library costs as much as the work.
-// Accumulators of a tile stay in registers; the loops over its columns are vectorised by the compiler.
+// The accumulators of a tile are vector registers: kRows rows of two vectors, which is what the arithmetic units need to be busy.
 #pragma once
 
 #include <cpu/lanes.h>
+#include <math/scalar.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace datagrad {
 namespace small {
-
-#ifdef __AVX512F__
-constexpr int64_t kRows = 8, kColumns = 32;
-#else
-constexpr int64_t kRows = 4, kColumns = 16;
-#endif
 
 // A matrix whose element (i, k) is at data[i * row + k * column].
 template <class T>
@@ -26,52 +22,125 @@ struct Strided {
   Strided from_row(int64_t r) const { return {data + r * row, row, column}; }
 };
 
-// Rows [0, R), columns [0, width) of out (+)= a b, where b has kColumns columns to read.
-template <int64_t R, class T>
-void tile(const Strided<T>& a, const T* b, int64_t b_row, T* out, int64_t out_row, int64_t depth, int64_t width,
-          bool add) {
-  T sum[R][kColumns] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t r = 0; r < R; ++r) {
-      const T factor = a.data[r * a.row + k * a.column];
-      for (int64_t c = 0; c < kColumns; ++c) sum[r][c] += factor * b[k * b_row + c];
-    }
-  }
-  for (int64_t r = 0; r < R; ++r) {
-    T* target = out + r * out_row;
-    if (width == kColumns) {
-      for (int64_t c = 0; c < kColumns; ++c) target[c] = add ? target[c] + sum[r][c] : sum[r][c];
-    } else {
-      for (int64_t c = 0; c < width; ++c) target[c] = add ? target[c] + sum[r][c] : sum[r][c];
-    }
+// The last columns of a dense matrix, those that do not fill a vector, in rows of one vector.
+template <class T>
+void copy_tail(const T* matrix, int64_t rows, int64_t columns, T* tail) {
+  const int64_t width = columns % kLanes<T>;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* last = matrix + (r + 1) * columns - width;
+    for (int64_t c = 0; c < kLanes<T>; ++c) tail[r * kLanes<T> + c] = c < width ? last[c] : T(0);
   }
 }
 
-template <class T>
-void tiles_of_rows(const Strided<T>& a, const T* b, int64_t b_row, T* out, int64_t out_row, int64_t rows, int64_t depth,
-                   int64_t width, bool add) {
-  int64_t r = 0;
-  for (; r + kRows <= rows; r += kRows) {
-    tile<kRows>(a.from_row(r), b, b_row, out + r * out_row, out_row, depth, width, add);
+// A tile of R rows and V vectors in registers. All of it is inlined and unrolled: what a loop indexes would be in memory.
+template <int R, int V, class T>
+struct Tile {
+  using L = Lanes<T>;
+  using Vector = typename L::Vector;
+  Vector sum[R * V];
+
+  DATAGRAD_ALWAYS_INLINE void multiply(const Strided<T>& a, const T* b, int64_t b_row, int64_t depth) {
+#pragma GCC unroll 16
+    for (int i = 0; i < R * V; ++i) sum[i] = Vector{};
+    for (int64_t k = 0; k < depth; ++k) {
+      Vector right[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) right[v] = L::load(b + k * b_row + v * kLanes<T>);
+#pragma GCC unroll 16
+      for (int i = 0; i < R * V; ++i) sum[i] += a.data[i / V * a.row + k * a.column] * right[i % V];
+    }
   }
-  for (; r + 2 <= rows; r += 2) tile<2>(a.from_row(r), b, b_row, out + r * out_row, out_row, depth, width, add);
-  if (r < rows) tile<1>(a.from_row(r), b, b_row, out + r * out_row, out_row, depth, width, add);
+
+  // out = the sums, plus the row that begins at `plus` and goes on `plus_row` further for the next one, if there is one.
+  DATAGRAD_ALWAYS_INLINE void store(T* out, int64_t row, const T* plus, int64_t plus_row) {
+#pragma GCC unroll 16
+    for (int i = 0; i < R * V; ++i) {
+      const int64_t r = i / V, c = i % V * kLanes<T>;
+      const Vector total = plus == nullptr ? sum[i] : L::load(plus + r * plus_row + c) + sum[i];
+      L::store(total, out + r * row + c);
+    }
+  }
+
+  // The same for the first `width` columns only.
+  DATAGRAD_ALWAYS_INLINE void store_part(T* out, int64_t row, const T* plus, int64_t plus_row, int64_t width) {
+    T last[R * V * kLanes<T>];
+#pragma GCC unroll 16
+    for (int i = 0; i < R * V; ++i) L::store(sum[i], last + i * kLanes<T>);
+    for (int64_t r = 0; r < R; ++r) {
+      for (int64_t c = 0; c < width; ++c) {
+        const T product = last[r * V * kLanes<T> + c];
+        out[r * row + c] = plus == nullptr ? product : plus[r * plus_row + c] + product;
+      }
+    }
+  }
+};
+
+// What is added to a product: nothing, one row to all rows (a bias), or a matrix.
+template <class T>
+struct Plus {
+  const T* data = nullptr;
+  int64_t row = 0;
+};
+
+// What the tiles of some columns share: `width` of them, at most V vectors, of out = a b + plus.
+template <class T>
+struct Columns {
+  const T* b;
+  int64_t b_row;
+  T* out;
+  int64_t out_row;
+  Plus<T> plus;
+  int64_t width, depth;
+};
+
+template <int R, int V, class T>
+void tile(const Strided<T>& a, const Columns<T>& columns, int64_t first) {
+  Tile<R, V, T> t;
+  t.multiply(a.from_row(first), columns.b, columns.b_row, columns.depth);
+  T* out = columns.out + first * columns.out_row;
+  const Plus<T> plus = columns.plus;
+  const T* row = plus.data == nullptr ? nullptr : plus.data + first * plus.row;
+  if (columns.width == V * kLanes<T>) {
+    t.store(out, columns.out_row, row, plus.row);
+  } else {
+    t.store_part(out, columns.out_row, row, plus.row, columns.width);
+  }
+}
+
+// Tiles of as many rows as each other, or one less.
+template <int V, class T, int... I>
+void tiles(const Strided<T>& a, const Columns<T>& columns, int64_t rows, std::integer_sequence<int, I...>) {
+  using Run = void (*)(const Strided<T>&, const Columns<T>&, int64_t);
+  static constexpr Run of_rows[] = {tile<I + 1, V, T>...};
+  const int64_t count = (rows + kRows - 1) / kRows;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = rows * i / count, end = rows * (i + 1) / count;
+    of_rows[end - begin - 1](a, columns, begin);
+  }
 }
 
 // out (rows, columns) = a b, or out += a b, for b (depth, columns) and out with dense rows.
 template <class T>
 void product(const Strided<T>& a, const T* b, T* out, int64_t rows, int64_t columns, int64_t depth, bool add) {
+  const Plus<T> plus{add ? out : nullptr, columns};
+  constexpr auto kHeights = std::make_integer_sequence<int, kRows>();
+  const auto at = [&](int64_t c, const T* right, int64_t right_row, int64_t width) {
+    const Plus<T> here = {plus.data == nullptr ? nullptr : plus.data + c, plus.row};
+    return Columns<T>{right, right_row, out + c, columns, here, width, depth};
+  };
   int64_t c = 0;
-  for (; c + kColumns <= columns; c += kColumns) {
-    tiles_of_rows(a, b + c, columns, out + c, columns, rows, depth, kColumns, add);
+  for (; c + 2 * kLanes<T> <= columns; c += 2 * kLanes<T>) {
+    tiles<2>(a, at(c, b + c, columns, 2 * kLanes<T>), rows, kHeights);
+  }
+  if (c + kLanes<T> <= columns) {
+    tiles<1>(a, at(c, b + c, columns, kLanes<T>), rows, kHeights);
+    c += kLanes<T>;
   }
   if (c == columns) return;
-  // The last columns from a copy of b that has a whole tile of them.
-  thread_local std::vector<T> padded;
-  const int64_t width = columns - c;
-  padded.assign(depth * kColumns, T(0));
-  for (int64_t k = 0; k < depth; ++k) std::copy_n(b + k * columns + c, width, padded.data() + k * kColumns);
-  tiles_of_rows(a, padded.data(), kColumns, out + c, columns, rows, depth, width, add);
+  thread_local std::vector<T> tail;
+  tail.resize(std::max<size_t>(tail.size(), depth * kLanes<T>));
+  copy_tail(b, depth, columns, tail.data());
+  tiles<1>(a, at(c, tail.data(), kLanes<T>, columns - c), rows, kHeights);
 }
 
 // out[c] = Σ_k row[k] b[c, k] for b (columns, depth): one row times a transposed matrix, as many columns at a time as a vector
@@ -102,23 +171,30 @@ void row_times_transposed(const T* row, const T* b, T* out, int64_t columns, int
   }
 }
 
-// target (columns, rows) = source (rows, columns) transposed.
+// target[c * target_row + r] = source[r * source_row + c]
 template <class T>
-void transpose(const T* source, int64_t rows, int64_t columns, T* target) {
+void transpose(const T* source, int64_t source_row, int64_t rows, int64_t columns, T* target, int64_t target_row) {
   using L = Lanes<T>;
   constexpr int64_t n = L::kCount;
   const int64_t whole_rows = rows / n * n, whole_columns = columns / n * n;
   for (int64_t r = 0; r < whole_rows; r += n) {
     for (int64_t c = 0; c < whole_columns; c += n) {
       typename L::Vector square[n];
-      for (int64_t i = 0; i < n; ++i) square[i] = L::load(source + (r + i) * columns + c);
+      for (int64_t i = 0; i < n; ++i) square[i] = L::load(source + (r + i) * source_row + c);
       L::transpose(square);
-      for (int64_t i = 0; i < n; ++i) L::store(square[i], target + (c + i) * rows + r);
+      for (int64_t i = 0; i < n; ++i) L::store(square[i], target + (c + i) * target_row + r);
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) target[c * rows + r] = source[r * columns + c];
+    const T* from = source + r * source_row;
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) target[c * target_row + r] = from[c];
   }
+}
+
+// target (columns, rows) = source (rows, columns) transposed.
+template <class T>
+void transpose(const T* source, int64_t rows, int64_t columns, T* target) {
+  transpose(source, columns, rows, columns, target, rows);
 }
 
 }  // namespace small
