@@ -30,11 +30,7 @@ std::vector<T*> pointers(const Tensors& list, size_t first, const Places& places
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t size) : size_(size) {
-    thread_local std::vector<T> memory;
-    if (static_cast<int64_t>(memory.size()) < 4 * size) memory.resize(4 * size);
-    memory_ = memory.data();
-  }
+  explicit Scratch(int64_t size) : size_(size), memory_(thread_memory<Scratch, T>(4 * size)) {}
 
   // A buffer to write while `flow` is read: itself if it is one of the two, or the other one.
   T* same(const T* flow) { return flow == memory_ + size_ ? memory_ + size_ : memory_; }
@@ -72,11 +68,11 @@ struct Tangents {
 };
 
 // What a sweep needs of the links besides their parameters: the loops of smooth ones, and the weights transposed, one after the
-// other; for a few rows, or where nothing is multiplied by them, they are not.
+// other, in memory of the thread; null for a few rows, or where nothing is multiplied by them.
 template <class T>
 struct NarrowLinks {
   std::vector<std::shared_ptr<const Loops<T>>> loops;
-  std::vector<T> turned;
+  T* turned = nullptr;
 
   explicit NarrowLinks(const ChainPlan& p, int64_t rows_that_need_turned = 0) : loops(p.size()) {
     for (int64_t i = 0; i < p.size(); ++i) {
@@ -84,11 +80,11 @@ struct NarrowLinks {
       if (link.kind == Link::Kind::smooth) loops[i] = loops_of<T>(p.op, link.name, link.constants);
     }
     if (rows_that_need_turned <= kFewRows) return;
-    turned.resize(place(p, p.size()));
+    turned = thread_memory<NarrowLinks, T>(place(p, p.size()));
     for (int64_t i = 0; i < p.size(); ++i) {
       const Link& link = p.links[i];
       if (link.kind != Link::Kind::linear) continue;
-      small::transpose(data<T>(p.weight(link)), p.width[i + 1], p.width[i], turned.data() + place(p, i));
+      small::transpose(data<T>(p.weight(link)), p.width[i + 1], p.width[i], turned + place(p, i));
     }
   }
 
@@ -204,8 +200,8 @@ class NarrowTile {
 
   void times_transposed(int64_t i, const T* h, T* out, const Rows& rows) const {
     const int64_t depth = p_.width[i], columns = p_.width[i + 1];
-    if (!links_.turned.empty()) {
-      const T* turned = links_.turned.data() + NarrowLinks<T>::place(p_, i);
+    if (links_.turned != nullptr) {
+      const T* turned = links_.turned + NarrowLinks<T>::place(p_, i);
       small::product(small::Strided<T>{h, depth, 1}, turned, out, rows.count, columns, depth, false);
       return;
     }

@@ -3,9 +3,10 @@
     sweep 1 → y     heads → means, δ     sweep 2 → J     R(J), total            in the forward
     seed v     sweep 3 → tangent of y     head → ζ     sweep 4 → θ̄, x̄        in the backward
 
-With c the cotangent of the total, v = Σ_i c λ_i/N ∂R_i/∂J and ζ = ∂⟨δ, t⟩/∂y + c λ0/N δ0, δ the cotangent of the terms' loss
-and δ0 that of the objective's own. A loss of its own that is not known takes y and returns its cotangent instead. The backward
-computes what the engine asks for; between the two passes everything is in `save_for_backward`, as in `autograd`.
+With c the cotangent of the total, v = Σ_i c λ_i/N ∂R_i/∂J and ζ = ∂⟨δ, t⟩/∂y + c λ0/N δ0, δ the cotangent of the
+terms' loss and δ0 that of the objective's own. A loss of its own that is not known takes y and returns its cotangent
+instead. The backward computes what the engine asks for; between the two passes everything is in `save_for_backward`, as
+in `autograd`.
 """
 
 from __future__ import annotations
