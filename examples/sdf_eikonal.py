@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import datagrad_ext
-from datagrad_ext import presets
+from datagrad_ext import DataGrad, presets
+from datagrad_ext.cli.comparison import gain
 
 
 def star(n: int) -> tuple[Tensor, Tensor]:
@@ -27,23 +28,30 @@ def star(n: int) -> tuple[Tensor, Tensor]:
     return radius[:, None] * outwards, normals / normals.norm(dim=1, keepdim=True)
 
 
-def train(weight: float, steps: int) -> tuple[nn.Module, float]:
-    """The network, and mean |‖∇f‖ − 1| over the plane."""
-    torch.manual_seed(0)
+def network() -> nn.Module:
     layers = [nn.Linear(2, 64), nn.Softplus(beta=30)]
     for _ in range(2):
         layers += [nn.Linear(64, 64), nn.Softplus(beta=30)]
-    f = datagrad_ext.accelerate(nn.Sequential(*layers, nn.Linear(64, 1)))
+    return nn.Sequential(*layers, nn.Linear(64, 1))
+
+
+def loss(f: nn.Module, eikonal: DataGrad) -> Tensor:
+    on, normals = star(256)
+    near = on + 0.05 * normals  # says which side is outside
+    data = f(on).abs().mean() + (f(near) - 0.05).abs().mean()
+    return data + eikonal(f, 2 * torch.rand(512, 2) - 1).total
+
+
+def train(weight: float, steps: int) -> tuple[nn.Module, float]:
+    """The network, and mean |‖∇f‖ − 1| over the plane."""
+    torch.manual_seed(0)
+    f = datagrad_ext.accelerate(network())
     optimizer = torch.optim.Adam(f.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     eikonal = presets.eikonal(weight)
     for _ in range(steps):
-        on, normals = star(256)
-        near = on + 0.05 * normals  # says which side is outside
-        data = f(on).abs().mean() + (f(near) - 0.05).abs().mean()
-        term = eikonal(f, 2 * torch.rand(512, 2) - 1)
         optimizer.zero_grad()
-        (data + term.total).backward()
+        loss(f, eikonal).backward()
         optimizer.step()
         schedule.step()
     norms = presets.eikonal(1.0)(f, 2 * torch.rand(4096, 2) - 1).terms[0].norms
@@ -75,6 +83,8 @@ def main() -> None:
         draw(axes, f, f"eikonal weight {weight:g}: mean |‖∇f‖ − 1| = {error:.2f}")
         print(f"eikonal weight {weight:g}: mean |‖∇f‖ − 1| over the plane {error:.3f}")
     figure.savefig(args.out, dpi=120)
+    faster = gain(network(), lambda f: loss(f, presets.eikonal(0.2)).backward(), 10 if args.quick else 100)
+    print(f"accelerated step: {faster:.2f} times as fast as eager PyTorch on this machine")
     print(f"wrote {args.out}")
 
 
