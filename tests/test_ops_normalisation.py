@@ -46,6 +46,8 @@ INPUTS: dict[str, Callable[[], tuple[Tensor, int]]] = {
     "batch, odd channels_last": lambda: (channels_last(2, 5, 3, 3), 0),
     "batch, channels_last_3d": lambda: (channels_last(2, 9, 3, 2, 5), 0),
     "batch, permuted": lambda: (dense(5, 4, 3, 6).permute(3, 1, 2, 0), 0),
+    "batch, short runs": lambda: (dense(37, 6, 3, 4), 0),
+    "batch, short runs in blocks": lambda: (dense(83, 41, 5), 0),
     "batch, large images": lambda: (dense(4, 6, 43, 51), 0),
     "batch, large channels_last": lambda: (channels_last(4, 24, 43, 51), 0),
     "group, images": lambda: (dense(3, 8, 5, 7), 2),

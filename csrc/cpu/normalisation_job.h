@@ -12,6 +12,15 @@ struct Tile {
   int64_t begin, end, first, last;
 };
 
+constexpr int64_t kShortRun = 64, kShortRows = 16;
+
+// Elements side by side of each channel in the rows of all channels that memory is walked in: one where channels are the
+// fastest dimension, a run where a batch has many short ones. 0: it is walked run by run.
+inline int64_t run_of_rows(const Sets& sets) {
+  if (sets.channels_fastest) return 1;
+  return sets.groups == 0 && sets.size <= kShortRun && sets.n >= kShortRows ? sets.size : 0;
+}
+
 // What an op computes, in the arithmetic type: operands, numbers of the channels, where results go.
 template <class T>
 struct Job {
@@ -39,9 +48,9 @@ struct Job {
 template <class T>
 void tile_sums(const Sets& sets, const Operands<T>& in, const Tile& tile, const Acc<T>* mean, double* sums,
                int64_t stride) {
-  if (sets.channels_fastest) {
+  if (const int64_t run = run_of_rows(sets); run > 0) {
     const int64_t rows = tile.end - tile.begin;
-    RowSums<T>(in, sets.c, mean, rows).add(tile.begin, rows, sums, stride);
+    RowSums<T>(in, sets.c, run, mean, rows).add(tile.begin, rows, sums, stride);
     return;
   }
   std::vector<double> of_run(in.n_sums());
@@ -62,14 +71,12 @@ struct ChannelMap {
 
   ChannelMap(int64_t channels, size_t pairs) : channels(channels), numbers((4 + 2 * pairs) * channels) {}
 
-  // Every row several times, one after the other.
-  ChannelMap repeated(int64_t times) const {
-    ChannelMap wide(channels * times, 0);
-    wide.numbers.resize(numbers.size() * times);
+  // Every number `run` times, and every row of these several times, one after the other.
+  ChannelMap repeated(int64_t run, int64_t times) const {
+    ChannelMap wide(channels * run * times, 0);
+    wide.numbers.resize(numbers.size() * run * times);
     for (size_t i = 0; i < numbers.size(); i += channels) {
-      for (int64_t k = 0; k < times; ++k) {
-        std::copy_n(numbers.begin() + i, channels, wide.numbers.begin() + (i * times + k * channels));
-      }
+      spread(numbers.data() + i, channels, run, times, wide.numbers.data() + i * run * times);
     }
     return wide;
   }
@@ -93,11 +100,11 @@ void tile_map(const Job<T>& job, const Tile& tile, const ChannelMap<Acc<T>>& cha
   using A = Acc<T>;
   const Sets& sets = job.sets;
   const size_t pairs = job.in.pairs.size();
-  if (sets.channels_fastest) {
-    const int64_t end = tile.end * sets.c;
-    const auto wide = channels.repeated(repeats(sets.c, tile.end - tile.begin));
+  if (const int64_t run = run_of_rows(sets); run > 0) {
+    const int64_t columns = sets.c * run, end = tile.end * columns;
+    const auto wide = channels.repeated(run, repeats(columns, tile.end - tile.begin));
     const auto map = wide.template at<RowMap<A>>(pairs, [](const A* row) { return row; });
-    for (int64_t i = tile.begin * sets.c; i < end; i += wide.channels) {
+    for (int64_t i = tile.begin * columns; i < end; i += wide.channels) {
       map_run<T>(job.in, i, std::min(wide.channels, end - i), map, job.out);
     }
     return;
