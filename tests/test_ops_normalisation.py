@@ -54,6 +54,7 @@ INPUTS: dict[str, Callable[[], tuple[Tensor, int]]] = {
     "group, one": lambda: (dense(2, 6, 4, 4), 1),
     "group, channels_last": lambda: (channels_last(3, 12, 5, 7), 4),
     "group, channels_last_3d": lambda: (channels_last(2, 6, 3, 2, 3), 3),
+    "group, short runs": lambda: (dense(11, 12, 3, 2), 4),
     "group, features": lambda: (dense(5, 12), 3),
     "group, large images": lambda: (dense(2, 6, 43, 51), 3),
     "group, large channels_last": lambda: (channels_last(2, 24, 43, 51), 8),

@@ -4,6 +4,8 @@
 #include <common/normalisation_arguments.h>
 #include <cpu/normalisation_loops.h>
 
+#include <numeric>
+
 namespace datagrad {
 namespace {
 
@@ -21,12 +23,28 @@ inline int64_t run_of_rows(const Sets& sets) {
   return sets.groups == 0 && sets.size <= kShortRun && sets.n >= kShortRows ? sets.size : 0;
 }
 
+// How often a channel's weight stands in the rows of `simplified` sets.
+inline int64_t run_of_weights(const Sets& sets) {
+  const bool short_runs = !sets.channels_fastest && sets.size <= kShortRun;
+  return sets.groups > 0 && sets.channels() > 1 && short_runs ? std::max<int64_t>(1, sets.size) : 1;
+}
+
+// A view with longer runs: a batch of one channel is one run, and a group of channels with short runs a row of elements with a
+// weight each.
+inline Sets simplified(Sets sets) {
+  if (sets.groups == 0 && sets.c == 1) sets = {1, 1, sets.n * sets.size, 0, false};
+  if (sets.c == 1) sets.channels_fastest = sets.size == 1;
+  if (run_of_weights(sets) > 1) sets = {sets.n, sets.c * sets.size, 1, sets.groups, true};
+  return sets;
+}
+
 // What an op computes, in the arithmetic type: operands, numbers of the channels, where results go.
 template <class T>
 struct Job {
   using A = Acc<T>;
 
   Sets sets;
+  int64_t run;  // elements side by side with one weight, which count as channels
   Operands<T> in;
   bool outer = false;
   std::vector<A> weight, bias;  // never empty: ones and zeros if the op has none
@@ -35,10 +53,12 @@ struct Job {
   T* out = nullptr;
   A *weight_grad = nullptr, *bias_grad = nullptr;
 
-  Job(const Sets& sets, const Tensor& x, const std::optional<Tensor>& w)
-      : sets(sets), weight(sets.c, A(1)), bias(sets.c, A(0)), has_weight(w.has_value()) {
+  Job(const Sets& given, const Tensor& x, const std::optional<Tensor>& w, const std::optional<Tensor>& b = std::nullopt)
+      : sets(simplified(given)), run(run_of_weights(given)), weight(sets.c, A(1)), bias(sets.c, A(0)),
+        has_weight(w.has_value()) {
     in.x = data<T>(x);
-    if (w) std::copy_n(data<A>(*w), sets.c, weight.begin());
+    if (w) spread(data<A>(*w), sets.c / run, run, 1, weight.data());
+    if (b) spread(data<A>(*b), sets.c / run, run, 1, bias.data());
   }
 
   double count() const { return static_cast<double>(sets.elements()); }
@@ -198,9 +218,12 @@ void fill_channels(const Job<T>& job, const SetMap& map, Acc<T> mean, int64_t fi
 
 template <class T>
 void store_param_grads(const Job<T>& job, const double* grads) {
-  for (int64_t c = 0; c < job.sets.c && job.weight_grad != nullptr; ++c) {
-    job.weight_grad[c] = static_cast<Acc<T>>(grads[c]);
-    job.bias_grad[c] = static_cast<Acc<T>>(grads[job.sets.c + c]);
+  const auto sum = [&](const double* of_elements) {
+    return static_cast<Acc<T>>(std::accumulate(of_elements, of_elements + job.run, 0.0));
+  };
+  for (int64_t c = 0; c < job.sets.c / job.run && job.weight_grad != nullptr; ++c) {
+    job.weight_grad[c] = sum(grads + c * job.run);
+    job.bias_grad[c] = sum(grads + job.sets.c + c * job.run);
   }
 }
 
