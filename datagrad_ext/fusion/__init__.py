@@ -9,6 +9,7 @@ from .chains import collect_chains
 from .folding import fold_norms
 from .layout import run_in_channels_last
 from .norms import rectify_norms
+from .wide_chains import widen_chains
 
 PASSES = (move_biases, fold_norms, rectify_norms, run_in_channels_last, collect_chains)
 
@@ -20,4 +21,13 @@ def fuse(program: Program) -> Program:
     return Single.of(program)
 
 
-__all__ = ["PASSES", "collect_chains", "fold_norms", "fuse", "move_biases", "rectify_norms", "run_in_channels_last"]
+__all__ = [
+    "PASSES",
+    "collect_chains",
+    "fold_norms",
+    "fuse",
+    "move_biases",
+    "rectify_norms",
+    "run_in_channels_last",
+    "widen_chains",
+]
