@@ -85,6 +85,10 @@ CALLS: list[Case] = [
             "transpose": lambda x: x.T,
             "pad": lambda x: F.pad(x, (1, 1)),
             "glu": lambda x: F.glu(x),
+            "float": lambda x: x.float().exp(),
+            "to_low": lambda x: x.to(LOW).sin(),
+            "float_matmul": lambda x: x @ x.float(),
+            "softmax_in_float32": lambda x: F.softmax(x, -1, dtype=torch.float32),
         }.items()
     ),
     *(
@@ -100,6 +104,7 @@ CALLS: list[Case] = [
             "matmul": torch.matmul,
             "mm": torch.mm,
             "linear_of_values": F.linear,
+            "type_as": lambda x, z: (x * 2).type_as(z) * z,
             "iadd": lambda x, z: (x * 1).add_(z),
             "imul": lambda x, z: (x * 1).mul_(z).sin(),
             "idiv": lambda x, z: (x * 1).div_(z),
@@ -114,6 +119,7 @@ CALLS: list[Case] = [
     _with("attention_bias", lambda m, x: F.scaled_dot_product_attention(x, x, x, m.b), _BATCH, b=_parameter(4, 4)),
     _with("parameter_sum", lambda m, x: x + m.p, p=_parameter(4)),
     _with("parameter_number", lambda m, x: x * m.p, p=_parameter()),
+    _with("parameter_dtype", lambda m, x: x.to(m.p.dtype).sin(), p=_parameter(4)),
     _with("parameter_product", lambda m, x: x @ m.p, p=_parameter(4, 2)),
     _with(
         "embedding",
