@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -86,6 +87,11 @@ class Lowered:
     """The slots that the program's steps read, in order: what its parameters are made of."""
     entries: list[Entry] | None = None
 
+    @cached_property
+    def _tables(self) -> list[tuple[dict[str, Any], str]] | None:
+        """The fetches if every slot is a parameter as it is."""
+        return None if any(map(callable, self.fetches)) else self.fetches  # type: ignore[return-value]
+
     def parameters(self, slots: list[Tensor]) -> list[Tensor]:
         """What enters the program as θ, under ordinary autograd."""
         used = slots if len(self.used) == len(slots) else [slots[i] for i in self.used]
@@ -93,6 +99,8 @@ class Lowered:
 
     def slots(self) -> list[Tensor]:
         """Parameters, and what is computed from parameters alone, under ordinary autograd."""
+        if self._tables is not None:
+            return [table[name] for table, name in self._tables]
         slots: list[Tensor] = []
         for fetch in self.fetches:
             slots.append(fetch(slots) if callable(fetch) else fetch[0][fetch[1]])

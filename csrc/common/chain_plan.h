@@ -103,9 +103,8 @@ class ChainPlan {
     check_shape(op, name, flow, IntHeaderOnlyArrayRef(shape, 2));
   }
 
-  // The tangents that sweep 3 keeps: those of the inputs of smooth links, or with `keep` of all but the first.
-  Places tangents(bool keep) const {
-    if (keep) return values;
+  // The tangents that sweep 3 keeps: those of the inputs of smooth links.
+  Places tangents() const {
     Places places(size());
     for (int64_t i = 1; i < size(); ++i) {
       if (links[i].kind == Kind::smooth) places.add(i, rows * width[i]);

@@ -8,10 +8,10 @@ from .biases import move_biases
 from .chains import collect_chains
 from .folding import fold_norms
 from .layout import run_in_channels_last
-from .norms import rectify_norms
+from .rectifiers import take_in_rectifiers
 from .wide_chains import widen_chains
 
-PASSES = (move_biases, fold_norms, rectify_norms, run_in_channels_last, collect_chains)
+PASSES = (move_biases, fold_norms, take_in_rectifiers, run_in_channels_last, collect_chains)
 
 
 def fuse(program: Program) -> Program:
@@ -27,7 +27,7 @@ __all__ = [
     "fold_norms",
     "fuse",
     "move_biases",
-    "rectify_norms",
     "run_in_channels_last",
+    "take_in_rectifiers",
     "widen_chains",
 ]

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arithmetic import Sum
 from .base import Parameterless, Tensors, reduce_to
 from .registry import Application, function_rule
+from .sums import Sum
 
 
 class MaskedFill(Parameterless):

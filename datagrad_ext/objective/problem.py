@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .checkpointed import gradient_in_full
 from .losses import Loss, means, own_gradients
 from .passes import Key, Pass, Passes, State
 from .result import Result, TermResult
@@ -81,14 +82,26 @@ class Problem:
         """J of each loss of the term, after the first pass."""
         at = active.source, active.key
         if at not in self._gradients:
-            x = first.at[active.key]
-            self._gradients[at] = tuple(
-                [
-                    found_gradient(own_gradients(mean, x, self.passes.samples, create_graph), active.key)
-                    for mean in self.first_means(active.source, first)
-                ]
-            )
+            losses = range(len(self.first_means(active.source, first)))
+            found = [self._gradient(active, first, k, create_graph) for k in losses]
+            self._gradients[at] = tuple([found_gradient(J, active.key) for J in found])
         return self._gradients[at]
+
+    def _gradient(self, active: Active, first: Pass, k: int, create_graph: bool) -> Tensor | None:
+        mean, key = self.first_means(active.source, first)[k], active.key
+        try:
+            return own_gradients(mean, first.at[key], self.passes.samples, create_graph)
+        except RuntimeError as error:
+            reentrant = "use_reentrant" in str(error) and not create_graph
+            if not reentrant or isinstance(key, str) or not isinstance(self.passes.model, nn.Module):
+                raise
+        (loss, name), start = active.source, self._random[active.source]
+
+        def mean_of(value: Any) -> Tensor:
+            with start.back():
+                return means(loss, value, self.target, self.passes.samples)[k]
+
+        return gradient_in_full(self.passes, key, name, mean_of)
 
     def result(self, parts: Sequence[Tensor], loss: Tensor | None, terms: Sequence[TermResult]) -> Result:
         """The sum of the parts; a zero that backward accepts where nothing takes part in this step."""
