@@ -1,5 +1,6 @@
 """One case, one operation, one series: gate, then times in turns, then peak memory."""
 
+import gc
 from collections.abc import Sequence
 
 import torch
@@ -66,6 +67,7 @@ def _described(case: Case, penalty_share: float) -> CaseResult:
 def _gate_all(case: Case, contestants: Sequence[Contestant]) -> tuple[CaseResult, dict[str, Prepared]]:
     """The rows of those that enter, and the steps of those that passed."""
     oracle = gate.oracle(case)
+    _release(case.device)
     result = _described(case, oracle.penalty_share)
     passed: dict[str, Prepared] = {}
     eager = None
@@ -94,6 +96,13 @@ def _fill_memory(case: Case, row: Row, prepared: Prepared) -> None:
         row.notes.append(_first_line(str(error)))
 
 
+def _release(device: str) -> None:
+    """Give back what is free, so that no contestant, and no other process, wants for memory."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
 def run_case(
     case: Case,
     contestants: Sequence[Contestant],
@@ -110,6 +119,9 @@ def run_case(
             row.times = times.get(row.contestant)
             if with_memory and row.times:
                 _fill_memory(case, row, passed[row.contestant])
+        passed.clear()
+        blocks.clear()
+        _release(case.device)
         needed = ceilings.work(case) if rates else None
     if needed and rates:
         result.limit_ms, result.limit_by = needed.limit(case.precision, rates)
