@@ -570,6 +570,22 @@ def test_a_series_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [[row.contestant for row in point.rows if row.times] for point in found.points] == [["plain", "ours"]] * 2
 
 
+@pytest.mark.slow
+def test_slow_starters_are_started_ahead_and_their_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--warm", "1", "--case", "mlp_one", "--contestant", "plain", "jax"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "mlp_one, jax: ready" or line.startswith("mlp_one, jax: Absent: no JAX for cpu")
+
+
+def test_a_rehearsal_says_what_the_gate_says(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--device", "cuda", "--rehearse", "--case", "mlp_narrow_tf32", "--contestant", "plain", "ours", "jax"]
+    assert run.main(options) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["mlp_narrow_tf32", "plain", "ok"],
+        ["mlp_narrow_tf32", "ours", "ok"],
+    ]
+
+
 def test_what_no_time_is_left_for_is_listed_and_measured_by_a_run_that_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
