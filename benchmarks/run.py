@@ -104,12 +104,13 @@ def _list() -> None:
 
 
 def _rehearse(arguments: argparse.Namespace) -> int:
-    """A line about each contestant on each case; 1 where one fails."""
+    """A line about each contestant on each case: its peak at full size and the gate's word; 1 where one fails."""
     failed = 0
     entrants = [entrant for entrant in arguments.contestants if entrant.name not in contestants.SLOW_STARTERS]
     for case in arguments.cases:
         for row in rehearse(case, entrants):
-            print(f"{case.name:<20} {row.contestant:<12} {row.reason or row.status}", flush=True)
+            peak = f"{tables.mebibytes(row.peak_bytes)} MiB"
+            print(f"{case.name:<20} {row.contestant:<12} {peak:>10}  {row.reason or row.status}", flush=True)
             failed += row.status == "failed"
     return 1 if failed else 0
 

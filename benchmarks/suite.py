@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -130,10 +131,19 @@ def run_case(
 
 
 def rehearse(case: Case, contestants: Sequence[Contestant]) -> list[Row]:
-    """The gate's rows for the case on the CPU with few samples: shows that it builds and that its weight is right."""
-    few = case.on_few(2 if case.has_convolutions else 32)
+    """The gate's rows for the case on the CPU with few samples: shows that it builds and that its weight is right.
+
+    The peak is that of all samples, traced on the meta device.
+    """
+    few, full = case.on_few(2 if case.has_convolutions else 32), replace(case, device="meta")
     with few.settings():
-        return _gate_all(few, contestants)[0].rows
+        rows = _gate_all(few, contestants)[0].rows
+    of_name = {contestant.name: contestant for contestant in contestants}
+    for row in rows:
+        step = of_name[row.contestant].make(full).step
+        step()
+        row.peak_bytes = peaks.traced_peak(step)
+    return rows
 
 
 def run_series(series: Series, contestants: Sequence[Contestant], repeats: int) -> SeriesResult:

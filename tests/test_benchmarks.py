@@ -308,6 +308,18 @@ def test_cpu_peak_is_what_the_allocator_held() -> None:
         return first.sum()
 
     assert 16_000 <= peaks.cpu_peak(step) <= 16_400
+    assert peaks.traced_peak(step) == 16_000
+
+
+def test_the_traced_peak_is_that_of_the_allocator() -> None:
+    step = contestants.find(["eager"])[0].make(CASE).step
+    step()
+    assert peaks.traced_peak(step) == pytest.approx(peaks.cpu_peak(step), rel=0.05)
+
+
+def test_the_traced_peak_needs_no_memory() -> None:
+    huge = replace(CASE, device="meta", subject=replace(SMALL, input_shape=(2**40, 5)))
+    assert peaks.traced_peak(contestants.find(["eager"])[0].make(huge).step) > 2**40 * 7 * 4
 
 
 @pytest.mark.slow
@@ -580,10 +592,12 @@ def test_slow_starters_are_started_ahead_and_their_failures_are_named(capsys: py
 def test_a_rehearsal_says_what_the_gate_says(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--device", "cuda", "--rehearse", "--case", "mlp_narrow_tf32", "--contestant", "plain", "ours", "jax"]
     assert run.main(options) == 0
-    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["mlp_narrow_tf32", "plain", "ok"],
-        ["mlp_narrow_tf32", "ours", "ok"],
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] + line[3:] for line in lines] == [
+        ["mlp_narrow_tf32", "plain", "MiB", "ok"],
+        ["mlp_narrow_tf32", "ours", "MiB", "ok"],
     ]
+    assert all(float(line[2]) > 65536 * 64 * 4 / 2**20 for line in lines)
 
 
 def test_what_no_time_is_left_for_is_listed_and_measured_by_a_run_that_resumes(
