@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
@@ -29,14 +30,24 @@ from .trace import Untraceable, attributes, hooked, same, trace
 
 Forward = Callable[..., Any]
 _TENSOR = object()
+# A small network notices every lookup of a call.
+_gradients_on, _any_autocast = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
+_transformed = torch._C._are_functorch_transforms_active
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_PLAIN, _DENSE = (Tensor, nn.Parameter), torch.strided
 _STATIC_GRAPH = (
     "DistributedDataParallel(static_graph=True) counts the first backward, which is the data gradient, as the step's, "
     "and leaves gradients unsynchronised. Construct it without static_graph."
 )
 _SHARDED = (
     "FSDP (fully_shard) frees a network's parameters after the first backward, which is the data gradient, and never "
-    "reduces the gradients of the second. Use DistributedDataParallel, or an input that does not require a gradient."
+    "reduces the gradients of the second. Use DistributedDataParallel, or an objective whose estimator needs no second "
+    "derivative: DataGrad(..., FiniteDifference(step))."
 )
+
+
+class _Sharded(Untraceable):
+    """FSDP manages the module: its own forward runs, and what it returns refuses a second derivative."""
 
 
 @dataclass
@@ -60,7 +71,7 @@ class Network:
 
     def call(self, module: nn.Module, forward: Forward, adopt: Forward, args: tuple, kwargs: dict) -> Any:
         """The module's result; `adopt` accelerates a child where the module itself does not trace."""
-        if not torch.is_grad_enabled():
+        if not _gradients_on():
             return forward(module, *args, **kwargs)
         call = _Call.of(args, kwargs)
         active = [t for t in call.tensors if t.requires_grad]
@@ -73,11 +84,12 @@ class Network:
         ddp = DistributedDataParallel._active_ddp_module
         if ddp is not None and ddp.static_graph:
             raise RuntimeError(_STATIC_GRAPH)
-        if torch._C._is_any_autocast_enabled():
+        if _any_autocast():
             call.enter(Precision.of(call.tensors))
         found = self.find(module, forward, adopt, call)
         if isinstance(found, Untraceable):
-            return forward(module, *args, **kwargs)
+            value = forward(module, *args, **kwargs)
+            return _refusing_second_derivatives(value) if type(found) is _Sharded else value
         before = None if found.program.rows else _State(module)  # only the first run tells whether the program can
         try:
             return self._run(found, call.tensors)
@@ -94,7 +106,7 @@ class Network:
 
     def trace_of(self, module: nn.Module, forward: Forward, adopt: Forward, x: Tensor) -> Lowered | None:
         """What module(x) runs if it is a program of one output and nothing else, for who runs the sweeps himself."""
-        if not x.is_floating_point() or x.is_inference() or torch._C._is_any_autocast_enabled():
+        if not x.is_floating_point() or x.is_inference() or _any_autocast():
             return None
         if refusal([x]) is not None:
             return None
@@ -114,7 +126,7 @@ class Network:
             if any(map(is_lazy, module.parameters())):
                 return Untraceable("a lazy parameter has no shape yet")
             found = self.traces[frozen] = _build(module, forward, call)
-            if isinstance(found, Untraceable):
+            if type(found) is Untraceable:
                 _adopt_children(module, adopt)
                 self._watch = _Watch(module)
         self._remember(found, key)
@@ -145,7 +157,7 @@ class Network:
     def _run(self, lowered: Lowered, tensors: list[Tensor]) -> Any:
         slots = lowered.slots()
         values = apply(lowered.program, tensors, lowered.parameters(slots), self.warned)
-        if isinstance(lowered.structure, Value):
+        if type(lowered.structure) is Value:
             return values[0]
         rest = iter(values)
         results = {kind: slots[kind.index] if isinstance(kind, Parameter) else next(rest) for kind in lowered.outputs}
@@ -234,18 +246,42 @@ def _positional(tensors: Any) -> tuple[Any, Any]:
 
 def refusal(active: list[Tensor]) -> str | None:
     """Why the two Functions cannot take this call, or None. `active`: the inputs that require a gradient."""
-    if torch._C._are_functorch_transforms_active():
+    if _transformed():
         return "a torch.func transform is active"
-    if torch.autograd.forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
     for t in active:
-        if type(t) is not Tensor and type(t) is not nn.Parameter:
+        if type(t) not in _PLAIN:
             return f"an input is a {type(t).__name__}, not a plain tensor"
-        if torch._C._functorch.is_functorch_wrapped_tensor(t):
+        if _is_wrapped(t):
             return "an input comes out of a torch.func transform that has ended"
-        if t.is_complex() or t.layout is not torch.strided:
+        if t.is_complex() or t.layout is not _DENSE:
             return f"an input is {t.dtype}, {t.layout}; layers take dense real ones (torch.view_as_real, to_dense)"
     return None
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP manages parameters of the module."""
+    return any("_is_fsdp_managed_module" in m.__dict__ for m in module.modules())
+
+
+def refuse_sharded(model: Any) -> None:
+    """A RuntimeError if the model is a module that FSDP manages: for who is about to differentiate it twice."""
+    if isinstance(model, nn.Module) and _is_sharded(model):
+        raise RuntimeError(_SHARDED)
+
+
+def _refusing_second_derivatives(value: Any) -> Any:
+    """The result of a sharded module, whose backward raises under create_graph=True: a second one would go wrong."""
+    for t in pytree.tree_leaves(value):
+        if isinstance(t, Tensor) and t.grad_fn is not None:
+            t.register_hook(_refuse_if_differentiable)
+    return value
+
+
+def _refuse_if_differentiable(cotangent: Tensor) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(_SHARDED)
 
 
 def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untraceable:
@@ -256,8 +292,8 @@ def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untrac
         value = expanded(root, args, kwargs)
         return forward(root, *args, **kwargs) if value is NotImplemented else value
 
-    if any(getattr(m, "_is_fsdp_managed_module", False) for m in module.modules()):
-        raise RuntimeError(_SHARDED)
+    if _is_sharded(module):
+        return _Sharded(_SHARDED)
     leaves: dict[nn.Module, str] = {}
     while True:
         try:

@@ -2,6 +2,8 @@
 // Accumulators of a tile stay in registers; the loops over its columns are vectorised by the compiler.
 #pragma once
 
+#include <cpu/lanes.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -72,32 +74,50 @@ void product(const Strided<T>& a, const T* b, T* out, int64_t rows, int64_t colu
   tiles_of_rows(a, padded.data(), kColumns, out + c, columns, rows, depth, width, add);
 }
 
-// Σ_k a[k] b[k], with partial sums that fill the vector registers.
+// out[c] = Σ_k row[k] b[c, k] for b (columns, depth): one row times a transposed matrix, as many columns at a time as a vector
+// register has lanes.
 template <class T>
-T dot(const T* a, const T* b, int64_t n) {
-  constexpr int64_t kLanes = 32;
-  T lane[kLanes] = {};
-  int64_t k = 0;
-  for (; k + kLanes <= n; k += kLanes) {
-    for (int64_t c = 0; c < kLanes; ++c) lane[c] += a[k + c] * b[k + c];
+void row_times_transposed(const T* row, const T* b, T* out, int64_t columns, int64_t depth) {
+  using L = Lanes<T>;
+  constexpr int64_t n = L::kCount;
+  int64_t c = 0;
+  for (; c + n <= columns; c += n) {
+    typename L::Vector sum[n] = {};
+    int64_t k = 0;
+    for (; k + n <= depth; k += n) {
+      const typename L::Vector x = L::load(row + k);
+      for (int64_t j = 0; j < n; ++j) sum[j] += x * L::load(b + (c + j) * depth + k);
+    }
+    L::transpose(sum);
+    for (int64_t j = 1; j < n; ++j) sum[0] += sum[j];
+    L::store(sum[0], out + c);
+    for (int64_t j = 0; k < depth && j < n; ++j) {
+      for (int64_t rest = k; rest < depth; ++rest) out[c + j] += row[rest] * b[(c + j) * depth + rest];
+    }
   }
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t c = 0; c < half; ++c) lane[c] += lane[c + half];
+  for (; c < columns; ++c) {
+    T sum = 0;
+    for (int64_t k = 0; k < depth; ++k) sum += row[k] * b[c * depth + k];
+    out[c] = sum;
   }
-  T sum = lane[0];
-  for (; k < n; ++k) sum += a[k] * b[k];
-  return sum;
 }
 
 // target (columns, rows) = source (rows, columns) transposed.
 template <class T>
 void transpose(const T* source, int64_t rows, int64_t columns, T* target) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-    const int64_t r1 = std::min(rows, r0 + kBlock);
-    for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t r = r0; r < r1; ++r) target[c * rows + r] = source[r * columns + c];
+  using L = Lanes<T>;
+  constexpr int64_t n = L::kCount;
+  const int64_t whole_rows = rows / n * n, whole_columns = columns / n * n;
+  for (int64_t r = 0; r < whole_rows; r += n) {
+    for (int64_t c = 0; c < whole_columns; c += n) {
+      typename L::Vector square[n];
+      for (int64_t i = 0; i < n; ++i) square[i] = L::load(source + (r + i) * columns + c);
+      L::transpose(square);
+      for (int64_t i = 0; i < n; ++i) L::store(square[i], target + (c + i) * rows + r);
     }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) target[c * rows + r] = source[r * columns + c];
   }
 }
 
