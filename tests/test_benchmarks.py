@@ -14,6 +14,7 @@ from benchmarks import (
     contestants,
     environment,
     gate,
+    kernels,
     memory,
     objectives,
     op_cases,
@@ -569,6 +570,17 @@ def test_a_partial_run_writes_where_it_is_told(tmp_path: Path, capsys: pytest.Ca
     assert case.limit_ms is not None
     assert case.row("ours").ratio_to_limit > 0  # type: ignore[union-attr, operator]
     assert "datagrad_ext" in capsys.readouterr().out
+
+
+def test_kernels_are_listed_with_their_share(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kernels.main(["--case", "mlp_one", "--contestant", "eager", "fixed_conv"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("**") == 2
+    assert "**mlp_one, eager double backprop**" in said
+    assert "aten::addmm" in said
+    assert said.splitlines()[-2].startswith("| all ")
+    with pytest.raises(SystemExit):
+        kernels.main(["--case", "nothing"])
 
 
 def test_a_series_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
