@@ -1,7 +1,7 @@
 """Where the time of a step goes: python -m benchmarks.kernels --device cuda [--case NAME ...] [--contestant NAME ...]
 
-A table of the kernels (on a CPU: of the operations) of each contestant on each case, by PyTorch's profiler: calls, time,
-share. What to look at in ncu is on top of it.
+A table of the kernels (on a CPU: of the operations) of each contestant on each case, by PyTorch's profiler: calls,
+time, share. What to look at in ncu is on top of it.
 """
 
 import argparse
