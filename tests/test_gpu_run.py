@@ -29,7 +29,7 @@ def test_the_dry_run_lists_everything_and_finds_nothing_wrong(capsys: pytest.Cap
 
 def test_every_family_of_kernels_is_watched_by_both_tools() -> None:
     names = {stage.name for stage in gpu.stages()}
-    families = {path.stem for path in Path("csrc/cuda").glob("*.cu")}
+    families = {path.stem for path in (gpu.ROOT / "csrc" / "cuda").glob("*.cu")}
     assert {f"{tool}_{family}" for tool in ("memcheck", "racecheck") for family in families} <= names
 
 
