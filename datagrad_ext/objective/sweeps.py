@@ -73,7 +73,9 @@ class Sweeps(Node):
         else:
             release(ctx)
             left, thetas = Left(1, wanted), program.thetas(params)
-            zeta = None if c is None else _tangent(step, c, head, kept, norms, list(records), saved, thetas, left)
+            passing = list(records)
+            del records  # sweep 3 empties the list: nothing else may hold what was in it
+            zeta = None if c is None else _tangent(step, c, head, kept, norms, passing, saved, thetas, left)
             if y_bar is not None:
                 zeta = y_bar if zeta is None else add(zeta, y_bar)
             found = program.reverse(saved, thetas, (zeta,), left)
