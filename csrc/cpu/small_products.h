@@ -56,6 +56,15 @@ void tiles_of_rows(const Strided<T>& a, const T* b, int64_t b_row, T* out, int64
   if (r < rows) tile<1>(a.from_row(r), b, b_row, out + r * out_row, out_row, depth, width, add);
 }
 
+// Columns [begin, end) of out = a b, or of out += a b; rows of b have whole tiles of columns to read.
+template <class T>
+void block(const Strided<T>& a, const T* b, int64_t b_row, T* out, int64_t out_row, int64_t rows, int64_t begin,
+           int64_t end, int64_t depth, bool add) {
+  for (int64_t c = begin; c < end; c += kColumns) {
+    tiles_of_rows(a, b + c, b_row, out + c, out_row, rows, depth, std::min(kColumns, end - c), add);
+  }
+}
+
 // out (rows, columns) = a b, or out += a b, for b (depth, columns) and out with dense rows.
 template <class T>
 void product(const Strided<T>& a, const T* b, T* out, int64_t rows, int64_t columns, int64_t depth, bool add) {

@@ -1,0 +1,166 @@
+// A convolution as a product of matrices. A patch is what the kernel sees at one output pixel, K = C kh kw numbers in the
+// order in which the weight lies in memory: (C, kh, kw), or (kh, kw, C) in channels_last. With one patch a row,
+//
+//   y = patches Wᵀ        x̄ = the patches g W, added up where they overlap        w̄ = gᵀ patches
+//
+// Rows of patches are kStep-aligned: columns from K on are zero.
+#pragma once
+
+#include <common/convolution_arguments.h>
+#include <common/dtype.h>
+#include <common/parallel.h>
+#include <cpu/small_products.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace datagrad {
+namespace {
+
+constexpr int64_t kStep = small::kColumns;
+
+inline int64_t rounded_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Where an element (n, c, h, w) of a tensor lies.
+struct Image {
+  int64_t n, c, h, w;
+
+  explicit Image(const Tensor& t) : n(t.stride(0)), c(t.stride(1)), h(t.stride(2)), w(t.stride(3)) {}
+};
+
+// Patches of one convolution: images of samples in zero padding, and the runs of memory that make up a patch there.
+class Patches {
+ public:
+  explicit Patches(const Window& window)
+      : w_(window),
+        height_(w_.height + 2 * w_.padding[0]),
+        width_(w_.width + 2 * w_.padding[1]),
+        column_(w_.channels_last ? w_.channels : 1),
+        row_(width_ * column_),
+        channel_(w_.channels_last ? 1 : height_ * width_),
+        depth_(w_.channels * w_.kernel[0] * w_.kernel[1]),
+        stride_(rounded_up(depth_, kStep)) {
+    const int64_t wide = w_.dilation[1] == 1 ? w_.kernel[1] : 1, pieces = w_.kernel[1] / wide;
+    run_ = wide * column_;
+    for (int64_t c = 0; c < (w_.channels_last ? 1 : w_.channels); ++c) {
+      for (int64_t i = 0; i < w_.kernel[0]; ++i) {
+        for (int64_t j = 0; j < pieces; ++j) {
+          runs_.push_back(c * channel_ + i * w_.dilation[0] * row_ + j * w_.dilation[1] * column_);
+        }
+      }
+    }
+  }
+
+  int64_t depth() const { return depth_; }
+  int64_t stride() const { return stride_; }
+  int64_t image_size() const { return w_.channels * height_ * width_; }
+  int64_t pixels() const { return w_.out_height * w_.out_width; }
+
+  // One sample into its padded image.
+  template <class T>
+  void pad(const T* x, const Image& at, T* image) const {
+    std::fill_n(image, image_size(), T(0));
+    rows_of(at, [&](int64_t offset, int64_t step, int64_t inside, int64_t n) {
+      if (step == 1) {
+        std::copy_n(x + offset, n, image + inside);
+      } else {
+        for (int64_t i = 0; i < n; ++i) image[inside + i] = x[offset + i * step];
+      }
+    });
+  }
+
+  // The sample that the padded image holds.
+  template <class T>
+  void crop(const T* image, T* x, const Image& at) const {
+    rows_of(at, [&](int64_t offset, int64_t step, int64_t inside, int64_t n) {
+      if (step == 1) {
+        std::copy_n(image + inside, n, x + offset);
+      } else {
+        for (int64_t i = 0; i < n; ++i) x[offset + i * step] = image[inside + i];
+      }
+    });
+  }
+
+  // The patches of pixels [begin, end) of one image.
+  template <class T>
+  void gather(const T* image, int64_t begin, int64_t end, T* patches) const {
+    with_run([&](auto length) {
+      for_each_pixel(begin, end, [&](int64_t pixel, int64_t base) {
+        T* patch = patches + pixel * stride_;
+        for (const int64_t run : runs_) {
+          const T* source = image + base + run;
+          for (int64_t i = 0; i < length(); ++i) patch[i] = source[i];
+          patch += length();
+        }
+        for (int64_t k = depth_; k < stride_; ++k) *patch++ = T(0);
+      });
+    });
+  }
+
+  // Adds the patches of all pixels to one image.
+  template <class T>
+  void scatter(const T* patches, T* image) const {
+    with_run([&](auto length) {
+      for_each_pixel(0, pixels(), [&](int64_t pixel, int64_t base) {
+        const T* patch = patches + pixel * stride_;
+        for (const int64_t run : runs_) {
+          T* target = image + base + run;
+          for (int64_t i = 0; i < length(); ++i) target[i] += patch[i];
+          patch += length();
+        }
+      });
+    });
+  }
+
+ private:
+  // Calls f(offset in x, step in x, offset in the image, count) for rows of elements that are dense in the image.
+  template <class F>
+  void rows_of(const Image& at, const F& f) const {
+    const int64_t corner = w_.padding[0] * row_ + w_.padding[1] * column_;
+    const int64_t outer = w_.channels_last ? w_.width : w_.channels;
+    for (int64_t h = 0; h < w_.height; ++h) {
+      if (w_.channels_last && at.c == 1 && at.w == w_.channels) {
+        f(h * at.h, 1, corner + h * row_, w_.width * w_.channels);
+        continue;
+      }
+      for (int64_t i = 0; i < outer; ++i) {
+        if (w_.channels_last) {
+          f(h * at.h + i * at.w, at.c, corner + h * row_ + i * column_, w_.channels);
+        } else {
+          f(h * at.h + i * at.c, at.w, corner + h * row_ + i * channel_, w_.width);
+        }
+      }
+    }
+  }
+
+  template <class F>
+  void for_each_pixel(int64_t begin, int64_t end, const F& f) const {
+    int64_t h = begin / w_.out_width, w = begin % w_.out_width;
+    for (int64_t pixel = begin; pixel < end; ++pixel) {
+      f(pixel, h * w_.stride[0] * row_ + w * w_.stride[1] * column_);
+      if (++w == w_.out_width) {
+        w = 0;
+        ++h;
+      }
+    }
+  }
+
+  // Calls f with the length of runs, known at compile time for the usual kernels.
+  template <class F>
+  void with_run(const F& f) const {
+    switch (run_) {
+      case 1: return f([] { return int64_t(1); });
+      case 3: return f([] { return int64_t(3); });
+      case 4: return f([] { return int64_t(4); });
+      default: return f([n = run_] { return n; });
+    }
+  }
+
+  Window w_;
+  int64_t height_, width_, column_, row_, channel_, depth_, stride_, run_;
+  std::vector<int64_t> runs_;  // offsets from the first element of a patch
+};
+
+}  // namespace
+}  // namespace datagrad
