@@ -18,7 +18,7 @@ inline Pair pair_of(const char* op, const char* name, const std::vector<int64_t>
 struct Window {
   int64_t batch, channels, height, width, out_channels, out_height, out_width;
   Pair kernel, stride, padding, dilation;
-  bool channels_last;  // the layout of the weight
+  bool channels_last;  // the order of the patches: here that of the weight
 };
 
 inline Window window_of(const char* op, const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,

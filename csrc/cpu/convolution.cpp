@@ -18,7 +18,7 @@ constexpr int64_t kSerialProducts = 1 << 16;    // multiplications below which o
 // Memory that a thread keeps between calls: fresh pages cost more than the products.
 template <class T>
 struct Scratch {
-  std::vector<T> images, patches, cotangents, weight;
+  std::vector<T> images, patches, cotangents, weight, gradient;
 
   static Scratch& mine() {
     thread_local Scratch scratch;
@@ -45,9 +45,10 @@ template <class T>
 class Convolution {
  public:
   Convolution(const Window& window, const Tensor& weight)
-      : w_(window),
-        patches_(window),
-        weight_(in_layout(weight, w_.channels_last ? Layout::channels_last : Layout::contiguous)),
+      : weight_(in_layout(weight, layout_of(weight))),
+        reorders_(!window.channels_last && pays_to_reorder(window)),
+        w_(reorders_ ? in_channels_last(window) : window),
+        patches_(w_),
         pixels_(patches_.pixels()),
         depth_(patches_.depth()),
         stride_(patches_.stride()),
@@ -104,7 +105,8 @@ class Convolution {
 
   // w̄ = Σ gᵀ patches(x) over all pairs.
   void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Tensor& weight_bar) {
-    T* target = mutable_data<T>(weight_bar);
+    T* dense = mutable_data<T>(weight_bar);
+    T* target = reorders_ ? Scratch<T>::room(Scratch<T>::mine().gradient, w_.out_channels * depth_) : dense;
     const int64_t all = static_cast<int64_t>(gs.size()) * w_.batch;
     if (all == 0) std::fill_n(target, w_.out_channels * depth_, T(0));
     for (int64_t v = 0; v < all; v += group_) {
@@ -120,6 +122,9 @@ class Convolution {
                        columns.begin(j), columns.end(j), std::min(kDepth, count - p), v > 0 || p > 0);
         }
       });
+    }
+    for (int64_t o = 0; reorders_ && o < w_.out_channels; ++o) {
+      small::transpose(target + o * depth_, area(), w_.channels, dense + o * depth_);
     }
   }
 
@@ -148,28 +153,59 @@ class Convolution {
     return w_.out_width > 1 ? at.w : at.h;
   }
 
-  // The weight as rows of whole steps.
+  // Whether the long runs of patches in channels_last are worth a reordered weight: it is small beside the patches.
+  static bool pays_to_reorder(const Window& w) {
+    return w.kernel[0] * w.kernel[1] > 1 && w.batch * w.out_height * w.out_width >= w.out_channels;
+  }
+
+  static Window in_channels_last(Window window) {
+    window.channels_last = true;
+    return window;
+  }
+
+  int64_t area() const { return w_.kernel[0] * w_.kernel[1]; }
+
+  // The weight as rows of whole steps, in the order of the patches.
   const T* weight_rows() const {
     const T* dense = data<T>(weight_);
-    if (stride_ == depth_) return dense;
+    if (stride_ == depth_ && !reorders_) return dense;
     T* rows = Scratch<T>::room(Scratch<T>::mine().weight, w_.out_channels * stride_);
     for (int64_t o = 0; o < w_.out_channels; ++o) {
-      std::fill(std::copy_n(dense + o * depth_, depth_, rows + o * stride_), rows + (o + 1) * stride_, T(0));
+      T* row = rows + o * stride_;
+      if (reorders_) {
+        small::transpose(dense + o * depth_, w_.channels, area(), row);
+      } else {
+        std::copy_n(dense + o * depth_, depth_, row);
+      }
+      std::fill(row + depth_, row + stride_, T(0));
     }
     return rows;
+  }
+
+  // Calls f(s, sample, its strides) for all samples of the pieces, each of `size` elements; in parallel if that pays.
+  template <class F>
+  static void for_each_sample(const std::vector<Piece>& pieces, int64_t samples, int64_t size, const F& f) {
+    const int64_t grain = std::max<int64_t>(1, kSerialElements / std::max<int64_t>(1, size));
+    parallel_for(samples, grain, [&](int64_t b, int64_t e) {
+      int64_t first = 0;
+      for (const Piece& piece : pieces) {
+        const Image at(*piece.tensor);
+        const T* source = data<T>(*piece.tensor) + piece.begin * at.n;
+        for (int64_t s = std::max(b, first); s < std::min(e, first + piece.count); ++s) {
+          f(s, source + (s - first) * at.n, at);
+        }
+        first += piece.count;
+      }
+    });
   }
 
   // The patches of all samples of the pieces.
   const T* gather(const std::vector<Piece>& pieces, int64_t samples) const {
     T* images = Scratch<T>::room(Scratch<T>::mine().images, samples * patches_.image_size());
     T* patches = Scratch<T>::room(Scratch<T>::mine().patches, samples * pixels_ * stride_);
-    int64_t sample = 0;
-    for (const Piece& piece : pieces) {
-      const Image at(*piece.tensor);
-      for (int64_t n = piece.begin; n < piece.begin + piece.count; ++n, ++sample) {
-        patches_.pad(data<T>(*piece.tensor) + n * at.n, at, images + sample * patches_.image_size());
-      }
-    }
+    for_each_sample(pieces, samples, patches_.image_size(), [&](int64_t s, const T* x, const Image& at) {
+      patches_.pad(x, at, images + s * patches_.image_size());
+    });
     parallel_for(samples * pixels_, std::max<int64_t>(1, kSerialElements / stride_), [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end;) {
         const int64_t s = p / pixels_, first = p % pixels_, last = std::min(pixels_, first + end - p);
@@ -182,23 +218,18 @@ class Convolution {
 
   // Cotangents as rows of pixels.
   const T* pack(const std::vector<Piece>& pieces, int64_t samples) const {
-    T* rows = Scratch<T>::room(Scratch<T>::mine().cotangents, samples * pixels_ * w_.out_channels);
-    T* target = rows;
-    for (const Piece& piece : pieces) {
-      const Image at(*piece.tensor);
-      const T* source = data<T>(*piece.tensor);
-      for (int64_t n = piece.begin; n < piece.begin + piece.count; ++n) {
-        const T* sample = source + n * at.n;
-        if (at.c == 1 && pixel_stride(at) == w_.out_channels) {
-          std::copy_n(sample, pixels_ * w_.out_channels, target);
-        } else if (pixel_stride(at) == 1 && at.c == pixels_) {
-          small::transpose(sample, w_.out_channels, pixels_, target);
-        } else {
-          pack_strided(sample, at, target);
-        }
-        target += pixels_ * w_.out_channels;
+    const int64_t size = pixels_ * w_.out_channels;
+    T* rows = Scratch<T>::room(Scratch<T>::mine().cotangents, samples * size);
+    for_each_sample(pieces, samples, size, [&](int64_t s, const T* sample, const Image& at) {
+      T* target = rows + s * size;
+      if (at.c == 1 && pixel_stride(at) == w_.out_channels) {
+        std::copy_n(sample, size, target);
+      } else if (pixel_stride(at) == 1 && at.c == pixels_) {
+        small::transpose(sample, w_.out_channels, pixels_, target);
+      } else {
+        pack_strided(sample, at, target);
       }
-    }
+    });
     return rows;
   }
 
@@ -210,9 +241,10 @@ class Convolution {
     }
   }
 
+  Tensor weight_;
+  bool reorders_;  // the weight is contiguous and the patches are in channels_last
   Window w_;
   Patches patches_;
-  Tensor weight_;
   int64_t pixels_, depth_, stride_, group_;
 };
 

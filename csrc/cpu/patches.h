@@ -1,9 +1,9 @@
-// A convolution as a product of matrices. A patch is what the kernel sees at one output pixel, K = C kh kw numbers in the
-// order in which the weight lies in memory: (C, kh, kw), or (kh, kw, C) in channels_last. With one patch a row,
+// A convolution as a product of matrices. A patch is what the kernel sees at one output pixel, K = C kh kw numbers in one
+// of two orders: (C, kh, kw), in which a contiguous weight lies, or (kh, kw, C), channels_last. With one patch a row,
 //
 //   y = patches Wᵀ        x̄ = the patches g W, added up where they overlap        w̄ = gᵀ patches
 //
-// Rows of patches are kStep-aligned: columns from K on are zero.
+// Rows of patches are as long as whole steps of columns; those from K on are zero.
 #pragma once
 
 #include <common/convolution_arguments.h>
@@ -61,11 +61,11 @@ class Patches {
   template <class T>
   void pad(const T* x, const Image& at, T* image) const {
     std::fill_n(image, image_size(), T(0));
-    rows_of(at, [&](int64_t offset, int64_t step, int64_t inside, int64_t n) {
-      if (step == 1) {
-        std::copy_n(x + offset, n, image + inside);
+    for_each_line(at, [&](int64_t outside, int64_t inside) {
+      if (w_.channels_last && at.w == 1) {
+        small::transpose(x + outside, at.c, w_.channels, w_.width, image + inside, column_);
       } else {
-        for (int64_t i = 0; i < n; ++i) image[inside + i] = x[offset + i * step];
+        line(at, [&](int64_t i, int64_t j) { image[inside + j] = x[outside + i]; });
       }
     });
   }
@@ -73,11 +73,11 @@ class Patches {
   // The sample that the padded image holds.
   template <class T>
   void crop(const T* image, T* x, const Image& at) const {
-    rows_of(at, [&](int64_t offset, int64_t step, int64_t inside, int64_t n) {
-      if (step == 1) {
-        std::copy_n(image + inside, n, x + offset);
+    for_each_line(at, [&](int64_t outside, int64_t inside) {
+      if (w_.channels_last && at.w == 1) {
+        small::transpose(image + inside, column_, w_.width, w_.channels, x + outside, at.c);
       } else {
-        for (int64_t i = 0; i < n; ++i) x[offset + i * step] = image[inside + i];
+        line(at, [&](int64_t i, int64_t j) { x[outside + i] = image[inside + j]; });
       }
     });
   }
@@ -114,23 +114,25 @@ class Patches {
   }
 
  private:
-  // Calls f(offset in x, step in x, offset in the image, count) for rows of elements that are dense in the image.
+  // Calls f(offset in x, offset in the image) for the elements of one h: all channels in channels_last, else one.
   template <class F>
-  void rows_of(const Image& at, const F& f) const {
+  void for_each_line(const Image& at, const F& f) const {
     const int64_t corner = w_.padding[0] * row_ + w_.padding[1] * column_;
-    const int64_t outer = w_.channels_last ? w_.width : w_.channels;
-    for (int64_t h = 0; h < w_.height; ++h) {
-      if (w_.channels_last && at.c == 1 && at.w == w_.channels) {
-        f(h * at.h, 1, corner + h * row_, w_.width * w_.channels);
-        continue;
-      }
-      for (int64_t i = 0; i < outer; ++i) {
-        if (w_.channels_last) {
-          f(h * at.h + i * at.w, at.c, corner + h * row_ + i * column_, w_.channels);
-        } else {
-          f(h * at.h + i * at.c, at.w, corner + h * row_ + i * channel_, w_.width);
-        }
-      }
+    for (int64_t c = 0; c < (w_.channels_last ? 1 : w_.channels); ++c) {
+      for (int64_t h = 0; h < w_.height; ++h) f(c * at.c + h * at.h, c * channel_ + corner + h * row_);
+    }
+  }
+
+  // Calls f(offset in x, offset in the image) for the elements of a line, in the order of the image.
+  template <class F>
+  void line(const Image& at, const F& f) const {
+    const int64_t channels = w_.channels_last ? w_.channels : 1;
+    if (w_.channels_last ? at.c == 1 && at.w == channels : at.w == 1) {
+      for (int64_t i = 0; i < w_.width * channels; ++i) f(i, i);
+      return;
+    }
+    for (int64_t w = 0; w < w_.width; ++w) {
+      for (int64_t c = 0; c < channels; ++c) f(w * at.w + c * at.c, w * channels + c);
     }
   }
 

@@ -98,16 +98,23 @@ T dot(const T* a, const T* b, int64_t n) {
   return sum;
 }
 
-// target (columns, rows) = source (rows, columns) transposed.
+// target[c * target_row + r] = source[r * source_row + c]. Eight rows at a time: more may not fit where all begin at the
+// same set of the cache.
 template <class T>
-void transpose(const T* source, int64_t rows, int64_t columns, T* target) {
-  constexpr int64_t kBlock = 16;
+void transpose(const T* source, int64_t source_row, int64_t rows, int64_t columns, T* target, int64_t target_row) {
+  constexpr int64_t kBlock = 8;
   for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
     const int64_t r1 = std::min(rows, r0 + kBlock);
     for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t r = r0; r < r1; ++r) target[c * rows + r] = source[r * columns + c];
+      for (int64_t r = r0; r < r1; ++r) target[c * target_row + r] = source[r * source_row + c];
     }
   }
+}
+
+// target (columns, rows) = source (rows, columns) transposed.
+template <class T>
+void transpose(const T* source, int64_t rows, int64_t columns, T* target) {
+  transpose(source, columns, rows, columns, target, rows);
 }
 
 }  // namespace small

@@ -50,6 +50,8 @@ class Convolution(Layer):
         self.padding = padding if isinstance(padding, str) else _each(padding, dims)
         self._stride, self._dilation = _each(stride, dims), _each(dilation, dims)
         self._output_padding, self._groups = _each(output_padding, dims), groups
+        zero = (0,) * dims
+        self._fixed = None if padding == "same" else self._numbers(zero if padding == "valid" else self.padding)
 
     @property
     def name(self) -> str:
@@ -150,17 +152,15 @@ class Convolution(Layer):
 
     def _geometry(self, weight: Tensor) -> tuple[tuple, list[tuple[int, int]] | None]:
         """The numbers that aten::convolution takes, and the explicit padding of an uneven 'same'."""
-        pad = None
-        padding = self.padding
-        if padding == "valid":
-            padding = [0] * self.dims
-        elif padding == "same":
-            total = [d * (k - 1) for d, k in zip(self._dilation, weight.shape[2:], strict=True)]
-            padding = [n // 2 for n in total]
-            if any(n % 2 for n in total):
-                pad = [(n // 2, n - n // 2) for n in total]
-                padding = [0] * self.dims
-        return (self._stride, padding, self._dilation, self.transposed, self._output_padding, self._groups), pad
+        if self._fixed is not None:
+            return self._fixed, None
+        total = [d * (k - 1) for d, k in zip(self._dilation, weight.shape[2:], strict=True)]
+        if any(n % 2 for n in total):
+            return self._numbers((0,) * self.dims), [(n // 2, n - n // 2) for n in total]
+        return self._numbers(tuple(n // 2 for n in total)), None
+
+    def _numbers(self, padding: tuple[int, ...]) -> tuple:
+        return self._stride, padding, self._dilation, self.transposed, self._output_padding, self._groups
 
     def _enter(self, x: Tensor, pad: list[tuple[int, int]] | None) -> Tensor:
         """A batched, explicitly padded x."""
@@ -202,9 +202,9 @@ def _followed(x: Tensor, weight: Tensor) -> Tensor | None:
     return weight.contiguous(memory_format=last)
 
 
-def _each(value: Any, dims: int) -> list[int]:
+def _each(value: Any, dims: int) -> tuple[int, ...]:
     """One number for each dimension."""
-    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return values * dims if len(values) == 1 else values
 
 
