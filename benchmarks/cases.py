@@ -90,10 +90,12 @@ _critic = partial(networks.critic, (32, 64, 128), 32)
 _vgg = partial(networks.vgg, ((16, 16), (32, 32)), 32, CLASSES)
 _normalised = partial(networks.normalised, (32, 64, 128), 32, CLASSES)
 _resnet = partial(networks.resnet, (16, 32, 64), 1, CLASSES)
+_resnet18 = partial(networks.resnet, (64, 128, 256, 512), 2, CLASSES)
 _surface = partial(networks.signed_distance, 256, 4)
 
 PAPER = Subject("MLP 784-784-784-10, 128 rows", _paper, (128, 784))
 NARROW = Subject("MLP 64-64-64-64-64-10, 4096 rows", _narrow, (4096, 64))
+MIDDLE = Subject("MLP 64-64-64-64-64-10, 256 rows", _narrow, (256, 64))
 SMALL = Subject("MLP 64-64-64-64-64-10, 32 rows", _narrow, (32, 64))
 ONE = Subject("MLP 64-64-64-64-64-10, 1 row", _narrow, (1, 64))
 CRITIC = Subject("critic, 3 conv, 32×3×32×32", partial(_critic, CLASSES), (32, 3, 32, 32))
@@ -101,19 +103,26 @@ CRITIC_LINEAR = Subject("critic, 3 conv, 32×3×32×32", partial(_critic, 1), (3
 VGG = Subject("vgg, 4 conv, 32×3×32×32", _vgg, (32, 3, 32, 32))
 CONVBN = Subject("conv + BN, 3 conv, 32×3×32×32", _normalised, (32, 3, 32, 32))
 RESNET = Subject("resnet 16-32-64, 9 conv, 16×3×32×32", _resnet, (16, 3, 32, 32))
+CRITIC_ONE = Subject("critic, 3 conv, 1×3×32×32", partial(_critic, CLASSES), (1, 3, 32, 32))
+RESNET18_ONE = Subject("resnet 64…512, 20 conv, 1×3×32×32", _resnet18, (1, 3, 32, 32))
 SURFACE = Subject("SDF 3-256×4-1 softplus, 4096 points", _surface, (4096, 3))
 
 CPU_CASES = (
     Case("mlp_paper", PAPER, CROSS_ENTROPY_L1, 0.5),
     Case("mlp_narrow", NARROW, CROSS_ENTROPY_L2, 50.0),
+    Case("mlp_middle", MIDDLE, CROSS_ENTROPY_L2, 50.0),
     Case("mlp_small", SMALL, CROSS_ENTROPY_L2, 50.0),
     Case("mlp_one", ONE, CROSS_ENTROPY_L2, 50.0),
     Case("critic", CRITIC, CROSS_ENTROPY_L2, 100.0),
+    Case("critic_one", CRITIC_ONE, CROSS_ENTROPY_L2, 100.0),
     Case("critic_r1", CRITIC_LINEAR, R1, 5.0),
     Case("vgg", VGG, CROSS_ENTROPY_L2, 500.0),
     Case("vgg_channels_last", VGG, CROSS_ENTROPY_L2, 500.0, layout="channels_last"),
     Case("convbn", CONVBN, CROSS_ENTROPY_L2, 100.0),
+    Case("convbn_channels_last", CONVBN, CROSS_ENTROPY_L2, 100.0, layout="channels_last"),
     Case("resnet", RESNET, CROSS_ENTROPY_L2, 100.0),
+    Case("resnet_channels_last", RESNET, CROSS_ENTROPY_L2, 100.0, layout="channels_last"),
+    Case("resnet18_one", RESNET18_ONE, CROSS_ENTROPY_L2, 100.0),
     Case("sdf", SURFACE, EIKONAL, 5.0),
 )
 
@@ -133,7 +142,7 @@ CONVBN64 = Subject(
 )
 RESNET18 = Subject(
     "ResNet-18, 128×3×32×32",
-    partial(networks.resnet, (64, 128, 256, 512), 2, CLASSES),
+    _resnet18,
     (128, 3, 32, 32),
 )
 SURFACE_DEEP = Subject(

@@ -3,7 +3,7 @@
 One unit is one product (or convolution) of the size of the layer: forward, vjp, jvp, and one for each pair of cotangent
 and feature in the weight gradient. `maps` counts the calls of the layers' maps, with every sweep composed of them.
 `products` counts what reaches ATen, with no hook in the package, so that what merges maps is counted rightly; an op of
-a chain, which shows ATen nothing, is replaced by its reference there (tests/test_ops_chain.py compares the two).
+the project that shows ATen nothing is replaced by its reference there (tests/test_ops_*.py compare the two).
 Letter: N batch.
 """
 
@@ -28,14 +28,21 @@ from datagrad_ext.fusion.chains import collect_chains
 from datagrad_ext.layers import Layer
 from datagrad_ext.layers.convolution import Convolution
 from datagrad_ext.layers.linear import Linear
-from datagrad_ext.ops import chain
+from datagrad_ext.ops import chain, convolution
 
 N = 4
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.addmm_.default, aten.mm.out, aten.addmm.out}
-CHAIN_OPS = {
-    getattr(torch.ops.datagrad, name).default: getattr(chain, name)
-    for name in ("chain_forward", "chain_data_vjp", "chain_data_jvp", "chain_reverse")
+REFERENCES = {
+    getattr(torch.ops.datagrad, name).default: getattr(family, name)
+    for family, name in (
+        (chain, "chain_forward"),
+        (chain, "chain_data_vjp"),
+        (chain, "chain_data_jvp"),
+        (chain, "chain_reverse"),
+        (convolution, "convolution_forward"),
+        (convolution, "convolution_reverse"),
+    )
 }
 
 
@@ -54,9 +61,9 @@ class Units(TorchDispatchMode):
             self.count[tuple(args[1].shape)] += 1
         elif func is aten.convolution_backward.default:
             self.count[tuple(args[2].shape)] += sum(args[-1][:2])
-        elif func in CHAIN_OPS:
+        elif func in REFERENCES:
             with self:
-                return CHAIN_OPS[func](*args, **(kwargs or {}))
+                return REFERENCES[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

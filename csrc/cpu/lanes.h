@@ -18,6 +18,8 @@ constexpr int kVectorBytes = 32, kRows = 6;
 constexpr int kVectorBytes = 16, kRows = 6;
 #endif
 
+constexpr int64_t kColumns = 2 * kVectorBytes / static_cast<int64_t>(sizeof(float));  // columns of a tile, for any type some tiles
+
 template <class T>
 constexpr int64_t kLanes = kVectorBytes / sizeof(T);
 

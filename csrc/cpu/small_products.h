@@ -107,6 +107,8 @@ void tile(const Strided<T>& a, const Columns<T>& columns, int64_t first) {
   }
 }
 
+constexpr auto kHeights = std::make_integer_sequence<int, kRows>();
+
 // Tiles of as many rows as each other, or one less.
 template <int V, class T, int... I>
 void tiles(const Strided<T>& a, const Columns<T>& columns, int64_t rows, std::integer_sequence<int, I...>) {
@@ -119,11 +121,21 @@ void tiles(const Strided<T>& a, const Columns<T>& columns, int64_t rows, std::in
   }
 }
 
+// Columns [begin, end) of out = a b, or of out += a b; rows of b have a multiple of kColumns to read.
+template <class T>
+void block(const Strided<T>& a, const T* b, int64_t b_row, T* out, int64_t out_row, int64_t rows, int64_t begin,
+           int64_t end, int64_t depth, bool add) {
+  constexpr int64_t kWide = 2 * kLanes<T>;
+  for (int64_t c = begin; c < end; c += kWide) {
+    const Plus<T> plus{add ? out + c : nullptr, out_row};
+    tiles<2>(a, Columns<T>{b + c, b_row, out + c, out_row, plus, std::min(kWide, end - c), depth}, rows, kHeights);
+  }
+}
+
 // out (rows, columns) = a b, or out += a b, for b (depth, columns) and out with dense rows.
 template <class T>
 void product(const Strided<T>& a, const T* b, T* out, int64_t rows, int64_t columns, int64_t depth, bool add) {
   const Plus<T> plus{add ? out : nullptr, columns};
-  constexpr auto kHeights = std::make_integer_sequence<int, kRows>();
   const auto at = [&](int64_t c, const T* right, int64_t right_row, int64_t width) {
     const Plus<T> here = {plus.data == nullptr ? nullptr : plus.data + c, plus.row};
     return Columns<T>{right, right_row, out + c, columns, here, width, depth};

@@ -3,8 +3,9 @@
     vjp   gradient of the input from g          jvp   w * t          w̄ = wgrad(ζ, x) + Σ wgrad(δ, t)          b̄ = Σ ζ
 
 PyTorch poses the weight gradient of its double backward as a forward convolution whose kernel is a whole output map.
-The same number comes from an ordinary weight gradient of (δ, t), which is what `param_vjp` asks for. All products are
+The same number comes from an ordinary weight gradient of (δ, t), which is what `param_vjp` asks for. The products are
 the vendor library's (`aten::convolution`, `aten::convolution_backward` with exact output masks); groups are native.
+Where there are few output pixels or input channels they are the project's own (`few.py` says where and why).
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Layer, Pairs, Tensors
+from .few import Few, few_of
 from .registry import Application, Expansion, function_rule, module_rule
 
 _convolution = torch.ops.aten.convolution.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
+_small_forward = torch.ops.datagrad.convolution_forward.default
+_small_reverse = torch.ops.datagrad.convolution_reverse.default
 
 
 class Convolution(Layer):
@@ -49,6 +53,8 @@ class Convolution(Layer):
         self.padding = padding if isinstance(padding, str) else _each(padding, dims)
         self._stride, self._dilation = _each(stride, dims), _each(dilation, dims)
         self._output_padding, self._groups = _each(output_padding, dims), groups
+        zero = (0,) * dims
+        self._fixed = None if padding == "same" else self._numbers(zero if padding == "valid" else self.padding)
 
     @property
     def name(self) -> str:
@@ -58,15 +64,23 @@ class Convolution(Layer):
         self._check(inputs[0])
         numbers, pad = self._geometry(params[0])
         x = self._enter(inputs[0], pad)
-        return self._leave(_convolution(x, *_with_bias(params), *numbers), inputs[0]), (x, inputs[0].dim())
+        dim = inputs[0].dim()
+        few = few_of(x, params[0], numbers) if self.dims == 2 and dim == 4 and pad is None else None
+        if few is Few.PIXELS:
+            return _small_forward(x, *_with_bias(params), *numbers[:3]), (x, dim, None, few)
+        weight = _followed(x, params[0]) if self.dims == 2 and not self.transposed else None
+        y = _convolution(x, params[0] if weight is None else weight, *_with_bias(params)[1:], *numbers)
+        return self._leave(y, dim), (x, dim, weight, few)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         return (self._backward(saved, params[0], g, saved[0], True, False)[0],)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         numbers, pad = self._geometry(params[0])
-        t = self._enter(tangents[0], pad)
-        return self._leave(_convolution(t, params[0], None, *numbers), tangents[0])
+        if saved[3] is Few.PIXELS:
+            return _small_forward(tangents[0], params[0], None, *numbers[:3])
+        weight = params[0] if saved[2] is None else saved[2]
+        return self._leave(_convolution(self._enter(tangents[0], pad), weight, None, *numbers), saved[1])
 
     def param_vjp(
         self, saved: Any, params: Tensors, g: Any, tangents: Tensors | None, wanted: Sequence[bool], sums: Tensors
@@ -74,11 +88,25 @@ class Convolution(Layer):
         weight, *bias = sums
         if wanted[0]:
             x = saved[0] if tangents is None else self._enter(tangents[0], self._geometry(params[0])[1])
-            part = self._backward(saved, params[0], g, x, False, True)[1]
-            weight = part if weight is None else weight.add_(part)
+            weight = _plus(weight, self._backward(saved, params[0], g, x, False, True)[1])
         if tangents is None and True in wanted[1:]:
             bias = [g.sum([d for d in range(g.dim()) if d != g.dim() + self.bias_dim])]
         return weight, *bias
+
+    def data_jvp(
+        self,
+        saved: Any,
+        params: Tensors,
+        tangents: Tensors,
+        record: Any,
+        needed: bool,
+        wanted_params: Sequence[bool],
+        sums: Tensors,
+    ) -> tuple[Any, Any, Tensors]:
+        """As composed; with few pixels (δ, t) is smaller than the gradient, and sweep 4 takes all products at once."""
+        if saved[3] is not Few.PIXELS or not wanted_params or not wanted_params[0]:
+            return super().data_jvp(saved, params, tangents, record, needed, wanted_params, sums)
+        return self.jvp(saved, params, tangents, record) if needed else None, (record, tangents), sums
 
     def reverse(
         self,
@@ -91,43 +119,51 @@ class Convolution(Layer):
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
         """As composed, with x̄ and the weight gradient from one call."""
-        if zeta is None or not wanted_inputs[0] or not wanted_params[0]:
+        want_x = wanted_inputs[0] and zeta is not None
+        if not wanted_params or not wanted_params[0] or not (want_x or pairs):
             return super().reverse(saved, params, zeta, pairs, wanted_inputs, wanted_params, sums)
-        x_bar, part, _ = self._backward(saved, params[0], zeta, saved[0], True, True)
-        weight = part if sums[0] is None else sums[0].add_(part)
-        _, *bias = self.param_vjp(saved, params, zeta, None, (False, *wanted_params[1:]), sums)
-        return (x_bar,), (weight, *bias)
+        x_bar, part = self._backward(saved, params[0], zeta, saved[0], want_x, True, pairs)
+        sums = _plus(sums[0], part), *sums[1:]
+        if zeta is not None:
+            sums = self.param_vjp(saved, params, zeta, None, (False, *wanted_params[1:]), sums)
+        return (x_bar,), sums
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         numbers, pad = self._geometry(params[0])
         x = self._enter(inputs[0], pad)
-        return self._leave(torch.convolution(x, *_with_bias(params), *numbers), inputs[0])
+        return self._leave(torch.convolution(x, *_with_bias(params), *numbers), inputs[0].dim())
 
-    def _backward(self, saved: Any, weight: Tensor, g: Tensor, x: Tensor, want_x: bool, want_w: bool) -> tuple:
-        """(x̄, w̄, None) of the cotangent g at the (padded, batched) input x."""
+    def _backward(
+        self, saved: Any, weight: Tensor, g: Any, x: Tensor, want_x: bool, want_w: bool, pairs: Pairs = ()
+    ) -> Tensors:
+        """x̄ of the cotangent g, and w̄ of (g, x) at the (padded, batched) x and of all pairs; each if wanted."""
+        _, dim, followed, few = saved
         numbers, pad = self._geometry(weight)
-        if saved[1] == self.dims + 1:
+        if few is Few.PIXELS or (few is Few.CHANNELS and not want_w):
+            deltas, tangents = [delta for delta, _ in pairs], [t for _, (t,) in pairs]
+            found = _small_reverse(g, x, deltas, tangents, weight, *numbers[:3], want_x, want_w)
+            return (found[0] if want_x else None), (found[-1] if want_w else None)
+        if dim == self.dims + 1:
             g = g.unsqueeze(0)
+        weight = weight if followed is None else followed
         x_bar, w_bar, _ = _convolution_backward(g, x, weight, None, *numbers, [want_x, want_w, False])
         if want_x:
-            for dim, (before, after) in enumerate(pad or (), start=2):
-                x_bar = x_bar.narrow(dim, before, x_bar.shape[dim] - before - after)
-            x_bar = self._leave(x_bar, saved[1])
-        return x_bar, w_bar, None
+            for d, (before, after) in enumerate(pad or (), start=2):
+                x_bar = x_bar.narrow(d, before, x_bar.shape[d] - before - after)
+            x_bar = self._leave(x_bar, dim)
+        return x_bar, w_bar
 
     def _geometry(self, weight: Tensor) -> tuple[tuple, list[tuple[int, int]] | None]:
         """The numbers that aten::convolution takes, and the explicit padding of an uneven 'same'."""
-        pad = None
-        padding = self.padding
-        if padding == "valid":
-            padding = [0] * self.dims
-        elif padding == "same":
-            total = [d * (k - 1) for d, k in zip(self._dilation, weight.shape[2:], strict=True)]
-            padding = [n // 2 for n in total]
-            if any(n % 2 for n in total):
-                pad = [(n // 2, n - n // 2) for n in total]
-                padding = [0] * self.dims
-        return (self._stride, padding, self._dilation, self.transposed, self._output_padding, self._groups), pad
+        if self._fixed is not None:
+            return self._fixed, None
+        total = [d * (k - 1) for d, k in zip(self._dilation, weight.shape[2:], strict=True)]
+        if any(n % 2 for n in total):
+            return self._numbers((0,) * self.dims), [(n // 2, n - n // 2) for n in total]
+        return self._numbers(tuple(n // 2 for n in total)), None
+
+    def _numbers(self, padding: tuple[int, ...]) -> tuple:
+        return self._stride, padding, self._dilation, self.transposed, self._output_padding, self._groups
 
     def _enter(self, x: Tensor, pad: list[tuple[int, int]] | None) -> Tensor:
         """A batched, explicitly padded x."""
@@ -137,9 +173,8 @@ class Convolution(Layer):
             x = F.pad(x, [n for side in reversed(pad) for n in side])
         return x
 
-    def _leave(self, y: Tensor, like: Tensor | int) -> Tensor:
-        """y without the batch dimension that `_enter` added."""
-        dim = like if isinstance(like, int) else like.dim()
+    def _leave(self, y: Tensor, dim: int) -> Tensor:
+        """y without the batch dimension that `_enter` added to an input of `dim` dimensions."""
         return y.squeeze(0) if dim == self.dims + 1 else y
 
     def _check(self, x: Tensor) -> None:
@@ -156,9 +191,23 @@ def _with_bias(params: Tensors) -> Tensors:
     return params if len(params) == 2 else (params[0], None)
 
 
-def _each(value: Any, dims: int) -> list[int]:
+def _plus(total: Any, part: Any) -> Any:
+    return part if total is None else total.add_(part)
+
+
+def _followed(x: Tensor, weight: Tensor) -> Tensor | None:
+    """The weight in channels_last if only x is: once for all sweeps, where PyTorch would copy it at every call."""
+    last = torch.channels_last
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.is_contiguous():
+        return None
+    if not x.is_contiguous(memory_format=last) or weight.is_contiguous(memory_format=last):
+        return None
+    return weight.contiguous(memory_format=last)
+
+
+def _each(value: Any, dims: int) -> tuple[int, ...]:
     """One number for each dimension."""
-    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return values * dims if len(values) == 1 else values
 
 

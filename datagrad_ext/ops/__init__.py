@@ -1,11 +1,12 @@
 """Kernel families: importing this package declares every op of the namespace `datagrad`."""
 
-from . import activation, chain, cross_entropy, normalisation, penalty, penalty_step
+from . import activation, chain, convolution, cross_entropy, normalisation, penalty, penalty_step
 from ._library import is_native, op_names
 
 __all__ = [
     "activation",
     "chain",
+    "convolution",
     "cross_entropy",
     "is_native",
     "normalisation",

@@ -1,0 +1,70 @@
+"""Where the project's own convolution products replace the vendor library's, on the CPU.
+
+oneDNN reorders the weight at every call, and a weight gradient back. With few output pixels that is most of the work;
+own products (`ops/convolution.py`) read the weight as it lies. Its gradient of a strided convolution's input is slow
+where there are few input channels, as in the first layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import is_native
+
+_FEW_CHANNELS = 4
+_FEW_PRODUCTS = 1 << 22
+
+
+class Few(Enum):
+    """PIXELS: own products throughout. CHANNELS: only x̄ where w̄ is not wanted with it."""
+
+    PIXELS = 1
+    CHANNELS = 2
+
+
+@functools.cache
+def _has_kernels() -> bool:
+    return is_native("convolution_forward", "cpu")
+
+
+def few_of(x: Tensor, weight: Tensor, numbers: Any) -> Few | None:
+    """Which own products the two-dimensional convolution of x (N, C, H, W) is for; None: the vendor's are faster.
+
+    `numbers` are those that aten::convolution takes, as tuples.
+    """
+    stride, padding, dilation, transposed, _, groups = numbers
+    if transposed or groups != 1 or x.device.type != "cpu" or weight.dtype != x.dtype or not _has_kernels():
+        return None
+    if x.dtype not in (torch.float32, torch.float64):
+        return None
+    return _few_of_shapes(x.shape, weight.shape, stride, padding, dilation)
+
+
+@functools.lru_cache(maxsize=4096)
+def _few_of_shapes(
+    shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Few | None:
+    if len(shape) != 4 or len(weight_shape) != 4 or 0 in shape or 0 in weight_shape or shape[1] != weight_shape[1]:
+        return None
+    if min(stride) < 1 or min(padding) < 0 or min(dilation) < 1:
+        return None
+    pixels = shape[0]
+    for n, k, s, p, d in zip(shape[2:], weight_shape[2:], stride, padding, dilation, strict=True):
+        pixels *= max(0, n + 2 * p - d * (k - 1) - 1 + s) // s
+    if not pixels:
+        return None
+    out_channels, channels, *kernel = weight_shape
+    products = math.prod(weight_shape) * pixels
+    if pixels <= out_channels or (products <= _FEW_PRODUCTS and channels > _FEW_CHANNELS and max(kernel) > 1):
+        return Few.PIXELS
+    return Few.CHANNELS if channels <= _FEW_CHANNELS and max(stride) > 1 else None
