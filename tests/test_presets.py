@@ -539,6 +539,15 @@ ERRORS: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
+@pytest.mark.parametrize("make", [presets.cure, presets.llr, presets.grad_align, presets.double_backprop])
+def test_double_backprop_of_a_sharded_model_is_refused(make: Callable[..., Any]) -> None:
+    """PyTorch's own would be wrong without an error; the mark is what fully_shard leaves on a module."""
+    model = build()
+    model._is_fsdp_managed_module = True
+    with pytest.raises(RuntimeError, match="FSDP"):
+        make(weight=1.0)(model, UNIT, T)
+
+
 def test_only_terms_can_be_lazy() -> None:
     with pytest.raises(TypeError, match="with terms, got TwoPoint"):
         presets.lazy(presets.trades())  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..network import refuse_sharded
 from ..objective.losses import Loss, check_loss, each
 from ..objective.passes import Passes, State
 from ..objective.result import Result, TermResult, evaluated
@@ -30,7 +31,9 @@ class Batch:
         return each(self.loss, output, self.target, len(self.x))
 
     def data_gradient(self, create_graph: bool = False) -> Tensor:
-        """J (N, ...) at x."""
+        """J (N, ...) at x. With create_graph a RuntimeError for a model that FSDP manages: `Exact` says why."""
+        if create_graph:
+            refuse_sharded(self.model)
         return torch.autograd.grad(self.losses.sum(), self.x, retain_graph=True, create_graph=create_graph)[0]
 
     def output_at(self, r: Tensor) -> Any:
@@ -38,7 +41,8 @@ class Batch:
         return self._passes.again(0, r).output
 
     def data_gradient_at(self, r: Tensor) -> Tensor:
-        """J at x + r, in autograd's graph."""
+        """J at x + r, in autograd's graph; errors as for `data_gradient`."""
+        refuse_sharded(self.model)
         shifted = self._passes.again(0, r, differentiable=True)
         total = self.losses_of(shifted.output).sum()
         return torch.autograd.grad(total, shifted.at[0], create_graph=True)[0]
