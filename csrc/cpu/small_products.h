@@ -6,6 +6,10 @@
 #include <cstdint>
 #include <vector>
 
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
 namespace datagrad {
 namespace small {
 
@@ -89,16 +93,46 @@ T dot(const T* a, const T* b, int64_t n) {
   return sum;
 }
 
+// Rows [r0, r1) and columns [c0, c1) of a transposition.
+template <class T>
+void transpose_part(const T* source, int64_t rows, int64_t columns, int64_t r0, int64_t r1, int64_t c0, int64_t c1,
+                    T* target) {
+  for (int64_t c = c0; c < c1; ++c) {
+    for (int64_t r = r0; r < r1; ++r) target[c * rows + r] = source[r * columns + c];
+  }
+}
+
+// 4 x 4 elements, from and to rows that are so many elements apart.
+template <class T>
+void transpose_block(const T* source, int64_t columns, T* target, int64_t rows) {
+  for (int64_t c = 0; c < 4; ++c) {
+    for (int64_t r = 0; r < 4; ++r) target[c * rows + r] = source[r * columns + c];
+  }
+}
+
+#ifdef __SSE__
+inline void transpose_block(const float* source, int64_t columns, float* target, int64_t rows) {
+  __m128 a = _mm_loadu_ps(source), b = _mm_loadu_ps(source + columns);
+  __m128 c = _mm_loadu_ps(source + 2 * columns), d = _mm_loadu_ps(source + 3 * columns);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(target, a);
+  _mm_storeu_ps(target + rows, b);
+  _mm_storeu_ps(target + 2 * rows, c);
+  _mm_storeu_ps(target + 3 * rows, d);
+}
+#endif
+
 // target (columns, rows) = source (rows, columns) transposed.
 template <class T>
 void transpose(const T* source, int64_t rows, int64_t columns, T* target) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-    const int64_t r1 = std::min(rows, r0 + kBlock);
-    for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t r = r0; r < r1; ++r) target[c * rows + r] = source[r * columns + c];
+  const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+  for (int64_t c = 0; c < whole_columns; c += 4) {
+    for (int64_t r = 0; r < whole_rows; r += 4) {
+      transpose_block(source + r * columns + c, columns, target + c * rows + r, rows);
     }
   }
+  transpose_part(source, rows, columns, 0, whole_rows, whole_columns, columns, target);
+  transpose_part(source, rows, columns, whole_rows, rows, 0, columns, target);
 }
 
 }  // namespace small
