@@ -134,6 +134,9 @@ def _as_objective(case: Case) -> Any:
             F.cross_entropy, Term(weight, penalties.l2_squared)
         ),
         objectives.R1: lambda weight: DataGrad(None, Term(weight, penalties.l2_squared, score)),
+        objectives.EIKONAL: lambda weight: DataGrad(
+            lambda y, t: y.abs().mean(), Term(weight, penalties.Centred(1.0), score)
+        ),
     }
     return rows[case.objective](case.weight)
 
@@ -197,7 +200,12 @@ _DIRECT = (
         "datagrad_ext objective",
         "ours",
         _objective,
-        restricted_to=(objectives.CROSS_ENTROPY_L1, objectives.CROSS_ENTROPY_L2, objectives.R1),
+        restricted_to=(
+            objectives.CROSS_ENTROPY_L1,
+            objectives.CROSS_ENTROPY_L2,
+            objectives.R1,
+            objectives.EIKONAL,
+        ),
     ),
 )
 

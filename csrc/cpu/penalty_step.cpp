@@ -1,4 +1,5 @@
 // The penalty step of a narrow chain on the CPU.
+#include <common/chain.h>
 #include <cpu/narrow_step.h>
 
 #include <torch/csrc/stable/library.h>
@@ -13,7 +14,8 @@ Tensors contiguous(Tensors tensors) {
   return tensors;
 }
 
-// The results: figures, J, and gradients.
+// The results: figures, J, and gradients. Those of the parameters share one piece of memory: a small network notices every
+// piece that malloc looks for.
 struct StepResults {
   Tensors figures, gradients, weights, biases;
   Tensor J;
@@ -25,14 +27,20 @@ struct StepResults {
       figures.push_back(empty_dense(x, IntHeaderOnlyArrayRef(), x.scalar_type()));
     }
     if (want_x) gradients.push_back(empty_matrix(x, x.size(0), plan.width[0]));
+    Places places(static_cast<int64_t>(wanted.size()), std::numeric_limits<int64_t>::max());
+    for (size_t k = 0; k < wanted.size(); ++k) {
+      if (wanted[k]) places.add(static_cast<int64_t>(k), plan.params[k].numel());
+    }
+    if (places.sizes.empty()) return;
+    const Tensor memory = empty_vector(x, places.sizes[0], x.scalar_type());
     for (const Link& link : plan.links) {
       if (ChainPlan::wants_weight(link, wanted)) {
-        weights.push_back(empty_matrix(x, plan.weight(link).size(0), plan.weight(link).size(1)));
+        const Tensor& weight = plan.weight(link);
+        weights.push_back(part_of(memory, places.of[link.weight].offset, weight.size(0), weight.size(1)));
         gradients.push_back(weights.back());
       }
       if (ChainPlan::wants_bias(link, wanted)) {
-        const int64_t width = plan.params[link.bias].size(0);
-        biases[link.bias] = empty_vector(x, width, x.scalar_type());
+        biases[link.bias] = part_of(memory, places.of[link.bias].offset, plan.params[link.bias].numel());
         gradients.push_back(biases[link.bias]);
       }
     }

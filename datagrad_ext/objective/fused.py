@@ -1,8 +1,8 @@
 """A step of a narrow chain, as one autograd Function over one op (`ops/penalty_step.py`).
 
 The forward computes the gradients, too, at a cotangent of 1: everything is in the cache then. The backward multiplies
-them by the cotangent it gets, which is 1 as a rule. What needs a graph of the gradients takes the reference path, from x
-and the parameters.
+them by the cotangent it gets, which is 1 as a rule. What needs a graph of the gradients takes the reference path, from
+x and the parameters.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     sweep 1 → y    head → δ    sweep 2 → J    R_i, v = Σ_i λ_i/N ∂R_i/∂J    sweep 3 → t    ζ = hvp(t) + λ0/N δ0
     sweep 4
 
-x is (N, width), `links` and `params` are those of `ops.chain`. `loss` is L, a head of `ops.heads` by name and constants,
-`main` is L0, another head at the same target, or "" for none. `penalties` are words of `ops.seeds`, with a constant and
+x is (N, width), `links` and `params` are those of `ops.chain`. `loss` is L, a head of `ops.heads` by name and
+constants, `main` is L0, another head at the same target, or "" for none. `penalties` are words of `ops.seeds`, with a constant and
 a weight λ_i each. `wanted` has a flag for each parameter.
 
 Gradients are of the total itself (a cotangent of 1). Everything is row-wise but for the sums, so a native kernel takes
@@ -52,7 +52,8 @@ def chain_penalty_step(
 ) -> list[Tensor]:
     """[total, mean of L0 if there is one, mean of each R_i, J, x̄ if wanted, *gradients of the wanted parameters].
 
-    The means are scalars. A gradient that nothing flows to is zero. float32 and float64 only.
+    The means are scalars. A gradient that nothing flows to is zero. Gradients of parameters may share their storage.
+    float32 and float64 only.
     """
     require(
         x.dtype in (torch.float32, torch.float64),
