@@ -49,7 +49,7 @@ class NarrowChain {
   void forward(const Tensor& x, const Tensor& y) const {
     const T* x_data = data<T>(x);
     T* y_data = mutable_data<T>(y);
-    const std::vector<T> turned = turned_weights();
+    const Factors turned = transposed_weights();
     for_each_tile([&](const Rows& rows, Scratch&) {
       const T* h = x_data + rows.first * p_.width[0];
       for (int64_t i = 0; i < p_.size(); ++i) {
@@ -57,11 +57,12 @@ class NarrowChain {
         const Place place = i < p_.last() ? p_.values.of[i + 1] : Place();
         T* out = at(place ? in(values_, place) : y_data, rows, i + 1);
         if (link.kind == Kind::linear) {
-          times_transposed(i, turned, h, out, rows);
-          add_bias(link, out, out, rows, i + 1);
+          times_transposed(i, turned, h, bias_behind(i), out, rows);
+        } else if (link.bias < 0 || is_added_before(i)) {
+          activate(i, h, out, rows);
         } else {
           add_bias(link, h, out, rows, i);
-          activate(i, link.bias < 0 ? h : out, out, rows);
+          activate(i, out, out, rows);
         }
         h = out;
       }
@@ -72,12 +73,13 @@ class NarrowChain {
     const T* top_data = data<T>(top);
     const std::vector<T*> record = pointers(found, 1, p_.cotangents);
     T* J_data = mutable_data<T>(found[0]);
+    const Factors weights = plain_weights();
     for_each_tile([&](const Rows& rows, Scratch& scratch) {
       const T* g = at(top_data, rows, p_.size());
       for (int64_t i = p_.last(); i >= 0; --i) {
         T* out = at(i == 0 ? J_data : in(record, p_.cotangents.of[i - 1]), rows, i);
         if (p_.links[i].kind == Kind::linear) {
-          times(i, g, out, rows);
+          times(i, weights, g, out, rows);
         } else {
           gate(i, g, out, rows, scratch);
         }
@@ -93,18 +95,22 @@ class NarrowChain {
     const T* v_data = data<T>(v);
     const std::vector<T*> kept_data = pointers(kept, 0, places);
     T* y_data = y_tangent == nullptr ? nullptr : mutable_data<T>(*y_tangent);
-    const std::vector<T> turned = turned_weights();
+    const Factors turned = transposed_weights();
     Sums total(p_, keep ? Flags(wanted.size(), false) : wanted, sums, fresh, {});
+    const Ahead ahead = total.ahead(false);
     for_each_block(total, [&](const Rows& rows, Part& part, Scratch& scratch) {
       const T* t = v_data + rows.first * p_.width[0];
       for (int64_t i = 0; i < end; ++i) {
-        part.add_outer(p_, i, delta.at(i, rows), t, rows);
+        fetch_ahead(ahead, i, rows, [&](int64_t k, const Rows& there) {
+          small::fetch(delta.at(k, there), there.count * p_.width[k + 1]);
+        });
+        part.add_outer(p_, i, delta.at(i, rows), t, rows, scratch);
         const bool last = i + 1 == end;
         if (last && y_data == nullptr) break;
         const Place place = last ? Place() : places.of[i + 1];
         T* out = last ? at(y_data, rows, i + 1) : place ? at(in(kept_data, place), rows, i + 1) : scratch.other(t);
         if (p_.links[i].kind == Kind::linear) {
-          times_transposed(i, turned, t, out, rows);
+          times_transposed(i, turned, t, nullptr, out, rows);
         } else {
           gate(i, t, out, rows, scratch);
         }
@@ -125,22 +131,28 @@ class NarrowChain {
     const int64_t stop = x_bar != nullptr ? 0 : p_.first_wanted(wanted);
     const T *x_data = data<T>(x), *top = cotangent ? data<T>(*cotangent) : nullptr;
     T* x_bar_data = x_bar == nullptr ? nullptr : mutable_data<T>(*x_bar);
+    const Factors weights = plain_weights();
     Sums total(p_, wanted, sums, fresh, biases);
+    const Ahead ahead = total.ahead(true);
+    const auto input = [&](int64_t i, const Rows& rows) { return at(i == 0 ? x_data : in(values_, p_.values.of[i]), rows, i); };
     for_each_block(total, [&](const Rows& rows, Part& part, Scratch& scratch) {
       const T* zeta = top == nullptr ? nullptr : at(top, rows, p_.size());
       for (int64_t i = p_.last(); i >= stop; --i) {
         const bool last = i == stop;
         if (p_.links[i].kind == Kind::linear) {
           if (zeta != nullptr) {
+            fetch_ahead(ahead, i, rows, [&](int64_t k, const Rows& there) {
+              small::fetch(input(k, there), there.count * p_.width[k]);
+            });
             part.add_rows(p_, i, zeta, rows);
-            part.add_outer(p_, i, zeta, i == 0 ? at(x_data, rows, 0) : at(in(values_, p_.values.of[i]), rows, i), rows);
+            part.add_outer(p_, i, zeta, input(i, rows), rows, scratch);
           }
           for (size_t k = 0; keep && k < deltas.size(); ++k) {
-            part.add_outer(p_, i, deltas[k].at(i, rows), tangents[k].at(i, rows), rows);
+            part.add_outer(p_, i, deltas[k].at(i, rows), tangents[k].at(i, rows), rows, scratch);
           }
           if (zeta == nullptr || (last && x_bar == nullptr)) continue;
           T* out = last ? at(x_bar_data, rows, 0) : scratch.other(zeta);
-          times(i, zeta, out, rows);
+          times(i, weights, zeta, out, rows);
           zeta = out;
         } else if (p_.links[i].kind == Kind::relu) {
           if (zeta == nullptr) continue;
@@ -172,12 +184,13 @@ class NarrowChain {
 
   static T* in(const std::vector<T*>& buffers, const Place& place) { return buffers[place.buffer] + place.offset; }
 
-  // Two buffers of a tile for what flows, and two more for the operands of a smooth link.
+  // Two buffers of a tile for what flows, two more for the operands of a smooth link, and the tail of one.
   class Scratch {
    public:
-    explicit Scratch(int64_t size) : size_(size) {
+    Scratch(int64_t rows, int64_t widest) : size_(rows * widest) {
+      const size_t total = 4 * size_ + rows * small::kLanes<T>;
       thread_local std::vector<T> memory;
-      if (static_cast<int64_t>(memory.size()) < 4 * size) memory.resize(4 * size);
+      if (memory.size() < total) memory.resize(total);
       memory_ = memory.data();
     }
 
@@ -185,6 +198,7 @@ class NarrowChain {
     T* same(const T* flow) { return flow == memory_ + size_ ? memory_ + size_ : memory_; }
     T* other(const T* flow) { return flow == memory_ ? memory_ + size_ : memory_; }
     T* operand(int64_t which) { return memory_ + (2 + which) * size_; }
+    T* tail() { return operand(2); }
 
    private:
     int64_t size_;
@@ -230,10 +244,12 @@ class NarrowChain {
     std::vector<T*> weight, bias;           // by link; null: not asked for
     std::vector<char> has_weight, has_bias;  // whether there is something to add to
 
-    void add_outer(const ChainPlan& p, int64_t i, const T* g, const T* h, const Rows& rows) {
+    void add_outer(const ChainPlan& p, int64_t i, const T* g, const T* h, const Rows& rows, Scratch& scratch) {
       if (weight[i] == nullptr) return;
       const int64_t out = p.width[i + 1], in = p.width[i];
-      small::product(small::Strided<T>{g, 1, out}, h, weight[i], out, in, rows.count, has_weight[i] != 0);
+      const small::Right<T> right = small::with_tail(h, rows.count, in, scratch.tail());
+      const small::Plus<T> sum{has_weight[i] != 0 ? weight[i] : nullptr, in};
+      small::product(small::Strided<T>{g, 1, out}, right, sum, weight[i], out, in, rows.count);
       has_weight[i] = 1;
     }
 
@@ -248,6 +264,14 @@ class NarrowChain {
     }
   };
 
+  // For each link with a gradient of its weight, the link with one that a sweep comes to next, perhaps in its next tile.
+  struct Ahead {
+    std::vector<int64_t> link;  // -1: this one has none
+    bool down;                  // the sweep goes from the last link to the first
+
+    bool in_next_tile(int64_t i) const { return down ? link[i] >= i : link[i] <= i; }
+  };
+
   class Sums {
    public:
     // `weights` in the order of the wanted ones, `biases` by parameter; `fresh`: there is nothing in the weights' yet.
@@ -260,6 +284,17 @@ class NarrowChain {
         if (!biases.empty() && ChainPlan::wants_bias(link, wanted)) total_.bias[i] = mutable_data<T>(biases[link.bias]);
         total_.has_weight[i] = fresh ? 0 : 1;
       }
+    }
+
+    Ahead ahead(bool down) const {
+      std::vector<int64_t> visited;
+      for (int64_t k = 0; k < p_.size(); ++k) {
+        const int64_t i = down ? p_.last() - k : k;
+        if (total_.weight[i] != nullptr) visited.push_back(i);
+      }
+      Ahead found{std::vector<int64_t>(p_.size(), -1), down};
+      for (size_t k = 0; k < visited.size(); ++k) found.link[visited[k]] = visited[(k + 1) % visited.size()];
+      return found;
     }
 
     void begin(int64_t blocks) {
@@ -317,12 +352,20 @@ class NarrowChain {
     int64_t size_ = 0;
   };
 
+  // Calls f(k, rows) for what a sweep reads behind link i: link k, and the rows of this tile or of the next one.
+  template <class F>
+  void fetch_ahead(const Ahead& ahead, int64_t i, Rows rows, const F& f) const {
+    if (ahead.link[i] < 0) return;
+    if (ahead.in_next_tile(i)) rows = {rows.first + rows.count, std::min(kTileRows, p_.rows - rows.first - rows.count)};
+    f(ahead.link[i], rows);
+  }
+
   // Calls f(rows, scratch) for every tile, or f(rows, part, scratch) where parameters have gradients.
   template <class F>
   void for_each_tile(const F& f) const {
     const Blocks tiles(p_.rows, kTileRows, kTileRows);
     parallel_for(tiles.count(), 2, [&](int64_t first, int64_t last) {
-      Scratch scratch(std::min(p_.rows, kTileRows) * widest_);
+      Scratch scratch(std::min(p_.rows, kTileRows), widest_);
       for (int64_t tile = first; tile < last; ++tile) {
         f(Rows{tiles.begin(tile), tiles.end(tile) - tiles.begin(tile)}, scratch);
       }
@@ -335,7 +378,7 @@ class NarrowChain {
     const Blocks blocks(p_.rows, size, kTileRows);
     sums.begin(blocks.count());
     parallel_for(blocks.count(), 1, [&](int64_t first, int64_t last) {
-      Scratch scratch(std::min(p_.rows, kTileRows) * widest_);
+      Scratch scratch(std::min(p_.rows, kTileRows), widest_);
       for (int64_t block = first; block < last; ++block) {
         Part& part = sums.part(block);
         for (int64_t row = blocks.begin(block); row < blocks.end(block); row += kTileRows) {
@@ -352,42 +395,79 @@ class NarrowChain {
     return matrix + rows.first * p_.width[i];
   }
 
-  // out = g W, and out = h Wᵀ
-  void times(int64_t i, const T* g, T* out, const Rows& rows) const {
+  // The right factors of a sweep's products, by link.
+  struct Factors {
+    std::vector<T> memory;
+    std::vector<small::Right<T>> of;
+  };
+
+  // out = g W, and out = h Wᵀ plus the bias in every row, if there is one
+  void times(int64_t i, const Factors& weights, const T* g, T* out, const Rows& rows) const {
     const int64_t in = p_.width[i], depth = p_.width[i + 1];
-    small::product(small::Strided<T>{g, depth, 1}, weight(i), out, rows.count, in, depth, false);
+    small::product(small::Strided<T>{g, depth, 1}, weights.of[i], {}, out, rows.count, in, depth);
   }
 
-  void times_transposed(int64_t i, const std::vector<T>& turned, const T* h, T* out, const Rows& rows) const {
+  void times_transposed(int64_t i, const Factors& turned, const T* h, const T* bias, T* out, const Rows& rows) const {
     const int64_t depth = p_.width[i], columns = p_.width[i + 1];
-    if (!turned.empty()) {
-      small::product(small::Strided<T>{h, depth, 1}, turned.data() + turned_place(i), out, rows.count, columns, depth,
-                     false);
+    if (!turned.of.empty()) {
+      small::product(small::Strided<T>{h, depth, 1}, turned.of[i], {bias, 0}, out, rows.count, columns, depth);
       return;
     }
     for (int64_t r = 0; r < rows.count; ++r) {
-      for (int64_t c = 0; c < columns; ++c) out[r * columns + c] = small::dot(h + r * depth, weight(i) + c * depth, depth);
+      for (int64_t c = 0; c < columns; ++c) {
+        const T sum = small::dot(h + r * depth, weight(i) + c * depth, depth);
+        out[r * columns + c] = bias == nullptr ? sum : sum + bias[c];
+      }
     }
   }
 
   const T* weight(int64_t i) const { return data<T>(p_.weight(p_.links[i])); }
 
-  // Where the transposed weight of link i lies among all of them.
-  int64_t turned_place(int64_t i) const {
-    int64_t place = 0;
-    for (int64_t k = 0; k < i; ++k) place += p_.links[k].kind == Kind::linear ? p_.width[k] * p_.width[k + 1] : 0;
-    return place;
-  }
-
-  // All weights transposed, one after the other; none for few rows.
-  std::vector<T> turned_weights() const {
-    if (p_.rows <= kFewRows) return {};
-    std::vector<T> turned(turned_place(p_.size()));
+  Factors plain_weights() const {
+    Factors found = factors([&](int64_t i) { return small::tail_size<T>(p_.width[i + 1], p_.width[i]); });
+    T* next = found.memory.data();
     for (int64_t i = 0; i < p_.size(); ++i) {
       if (p_.links[i].kind != Kind::linear) continue;
-      small::transpose(weight(i), p_.width[i + 1], p_.width[i], turned.data() + turned_place(i));
+      found.of[i] = small::with_tail(weight(i), p_.width[i + 1], p_.width[i], next);
+      next += small::tail_size<T>(p_.width[i + 1], p_.width[i]);
     }
-    return turned;
+    return found;
+  }
+
+  // None for few rows.
+  Factors transposed_weights() const {
+    if (p_.rows <= kFewRows) return {};
+    const auto size = [&](int64_t i) { return p_.width[i] * p_.width[i + 1]; };
+    const auto tail = [&](int64_t i) { return small::tail_size<T>(p_.width[i], p_.width[i + 1]); };
+    Factors found = factors([&](int64_t i) { return size(i) + tail(i); });
+    T* next = found.memory.data();
+    for (int64_t i = 0; i < p_.size(); ++i) {
+      if (p_.links[i].kind != Kind::linear) continue;
+      small::transpose(weight(i), p_.width[i + 1], p_.width[i], next);
+      found.of[i] = small::with_tail(static_cast<const T*>(next), p_.width[i], p_.width[i + 1], next + size(i));
+      next += size(i) + tail(i);
+    }
+    return found;
+  }
+
+  // With memory for `size` elements a linear link.
+  template <class Size>
+  Factors factors(const Size& size) const {
+    int64_t total = 0;
+    for (int64_t i = 0; i < p_.size(); ++i) total += p_.links[i].kind == Kind::linear ? size(i) : 0;
+    return {std::vector<T>(total), std::vector<small::Right<T>>(p_.size())};
+  }
+
+  // Whether the bias of rectifier i is added by the product before it: the rectifier works on that in place.
+  bool is_added_before(int64_t i) const {
+    const Link& before = p_.links[i - 1];
+    return p_.links[i].kind == Kind::relu && before.kind == Kind::linear && before.bias < 0;
+  }
+
+  // The bias that the product of linear link i adds.
+  const T* bias_behind(int64_t i) const {
+    const int64_t bias = p_.links[i < p_.last() && is_added_before(i + 1) ? i + 1 : i].bias;
+    return bias < 0 ? nullptr : data<T>(p_.params[bias]);
   }
 
   // out = h + bias; without a bias nothing happens. `i` is the link whose input is as wide as h.
