@@ -98,6 +98,8 @@ class Plan:
             *gencode_flags(architectures),
             "--expt-relaxed-constexpr",
         ]
+        # A kernel whose registers do not suffice is named in the log, and an error in a strict build.
+        flags += ["-Xptxas=--warn-on-spills"]
         flags += ["-lineinfo", "-Xfatbin=-compress-all", "--threads=2", *self._torch_headers()]
         flags += ["-Xcompiler=" + ",".join([*self._host(), *self._warnings()])]
         flags += ["-Werror=all-warnings"] if self.strict else []
