@@ -5,23 +5,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .peaks import cuda_peak
+
 Step = Callable[[], tuple[Tensor, ...]]
+WARM_UP = 3  # calls before a graph is recorded
 
 
-def captured(step: Step) -> Step:
-    """`step` as a graph replay: reads the tensors that `step` closes over, returns the captured results."""
+def captured(step: Step) -> tuple[Step, int]:
+    """`step` as a graph replay, and the bytes that recording it took: a replay allocates nothing.
+
+    The replay reads the tensors that `step` closes over and returns the captured results.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):
+        for _ in range(WARM_UP):
             step()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        gradients = step()
+    graph, gradients = torch.cuda.CUDAGraph(), list[Tensor]()
+
+    def record() -> None:
+        with torch.cuda.graph(graph):
+            gradients[:] = step()
 
     def replay() -> tuple[Tensor, ...]:
         graph.replay()
-        return gradients
+        return tuple(gradients)
 
-    return replay
+    peak = cuda_peak(record)
+    return replay, peak

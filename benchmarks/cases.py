@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -49,29 +49,39 @@ class Case:
         return len(self.subject.input_shape) == 4
 
     def build(self) -> tuple[nn.Module, Tensor, Tensor]:
-        """The same model, x and class indices t on every call, on the case's device, dtype and layout."""
-        with torch.random.fork_rng(devices=[]):
+        """The same model, x and class indices t on every call, made on the case's device, in its dtype and layout."""
+        with torch.random.fork_rng(), torch.device(self.device):
             torch.manual_seed(0)
             model = self.subject.network()
             x = torch.randn(self.subject.input_shape)
             t = torch.randint(CLASSES, (self.subject.input_shape[0],))
-        model, x = model.to(self.device, self.dtype), x.to(self.device, self.dtype)
+        model, x = model.to(self.dtype), x.to(self.dtype)
         if self.has_convolutions:
             model = model.to(memory_format=LAYOUTS[self.layout])  # type: ignore[call-overload]
             x = x.contiguous(memory_format=LAYOUTS[self.layout])
-        return model, x, t.to(self.device)
+        return model, x, t
 
-    @contextmanager
-    def settings(self) -> Iterator[None]:
+    def on_few(self, samples: int) -> "Case":
+        """The same row on the CPU with so many samples: enough to try it out."""
+        shape = (samples, *self.subject.input_shape[1:])
+        return replace(self, device="cpu", subject=replace(self.subject, input_shape=shape))
+
+    def settings(self) -> AbstractContextManager[None]:
         """The best settings a baseline can have on this row; restored afterwards."""
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-        matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == "tf32"
-        cudnn.benchmark = True
-        try:
-            yield
-        finally:
-            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        return settings_of(self.precision)
+
+
+@contextmanager
+def settings_of(precision: str) -> Iterator[None]:
+    """cuDNN's search, and TF32 products if the precision says so; restored afterwards."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 _paper = partial(networks.mlp, 784, 784, 784, CLASSES)
@@ -116,10 +126,15 @@ VGG32 = Subject("vgg 64…512, 8 conv, 256×3×32×32", partial(_vgg32, CLASSES)
 VGG32_LINEAR = Subject("vgg 64…512, 8 conv, 256×3×32×32", partial(_vgg32, 1), (256, 3, 32, 32))
 NARROW_LONG = Subject("MLP 64-64-64-64-64-10, 65536 rows", _narrow, (65536, 64))
 WIDE = Subject("MLP 4096×4-10, 8192 rows", partial(networks.mlp, *[4096] * 5, CLASSES), (8192, 4096))
-RESNET32 = Subject(
-    "resnet 64…512, 20 conv, 256×3×32×32",
+CONVBN64 = Subject(
+    "conv + BN, 4 conv of 64, 128×3×32×32",
+    partial(networks.normalised, (64, 64, 64, 64), 32, CLASSES, stride=1),
+    (128, 3, 32, 32),
+)
+RESNET18 = Subject(
+    "ResNet-18, 128×3×32×32",
     partial(networks.resnet, (64, 128, 256, 512), 2, CLASSES),
-    (256, 3, 32, 32),
+    (128, 3, 32, 32),
 )
 SURFACE_DEEP = Subject(
     "SDF 3-256×7-1 softplus, 65536 points", partial(networks.signed_distance, 256, 7), (65536, 3)
@@ -139,9 +154,10 @@ CUDA_CASES = (
     *_on_cuda("critic64", CRITIC64, CROSS_ENTROPY_L2, 1000.0, "bf16", "tf32"),
     *_on_cuda("critic64_r1", CRITIC64_LINEAR, R1, 30.0, "bf16", "tf32"),
     *_on_cuda("vgg32", VGG32, CROSS_ENTROPY_L2, 3e5, "bf16", "tf32"),
-    *_on_cuda("vgg32_r1", VGG32_LINEAR, R1, 3e4, "bf16"),
-    *_on_cuda("resnet32", RESNET32, CROSS_ENTROPY_L2, 1000.0, "bf16", "tf32"),
-    *_on_cuda("mlp_paper", PAPER, CROSS_ENTROPY_L1, 0.5, "bf16"),
+    *_on_cuda("vgg32_r1", VGG32_LINEAR, R1, 3e4, "bf16", "tf32"),
+    *_on_cuda("convbn", CONVBN64, CROSS_ENTROPY_L2, 100.0, "bf16", "tf32"),
+    *_on_cuda("resnet18", RESNET18, CROSS_ENTROPY_L2, 1000.0, "bf16", "tf32"),
+    *_on_cuda("mlp_paper", PAPER, CROSS_ENTROPY_L1, 0.5, "bf16", "tf32"),
     *_on_cuda("mlp_narrow", NARROW_LONG, CROSS_ENTROPY_L2, 50.0, "bf16", "tf32"),
     *_on_cuda("mlp_wide", WIDE, CROSS_ENTROPY_L2, 500.0, "bf16", "tf32"),
     *_on_cuda("sdf", SURFACE_DEEP, EIKONAL, 50.0, "bf16", "tf32"),

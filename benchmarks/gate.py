@@ -13,6 +13,7 @@ from . import objectives
 from .cases import Case
 
 TOLERANCES = {"float32": 1e-3, "tf32": 2e-2, "bf16": 5e-2}
+BASELINE_IN_BF16 = 0.5
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ def limit(precision: str, eager: Accuracy | None, penalty_share: float) -> float
     """
     own = TOLERANCES[precision]
     return min(own if eager is None else max(own, 2 * eager.relative_error), penalty_share / 2)
+
+
+def baseline_limit(precision: str, penalty_share: float) -> float:
+    """What is allowed to eager PyTorch itself. In 16 bit its error is what it is (ReLU masks and signs of J flip), and
+    is the measure for all others; only a step without the penalty must not pass.
+    """
+    return min(BASELINE_IN_BF16 if precision == "bf16" else TOLERANCES[precision], penalty_share / 2)
 
 
 def objection(accuracy: Accuracy, allowed: float) -> str | None:

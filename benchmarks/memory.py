@@ -1,64 +1,36 @@
-"""Peak memory of one step in a fresh process: bytes that PyTorch's allocator holds beyond model and data.
-
-CUDA: torch.cuda.max_memory_allocated. CPU: the running maximum over the profiler's allocation events, which
-is the same quantity. The step's own gradients count; buffers inside vendor libraries do not.
-"""
+"""Peak memory of one step on the CPU in a fresh process, where no profiler disturbs a time."""
 
 import multiprocessing
 import os
-from collections.abc import Callable
-from itertools import accumulate
 from multiprocessing.connection import Connection
 
-import torch
-from torch.profiler import ProfilerActivity, profile
-
 from . import cases, contestants
+from .peaks import cpu_peak
 
 WARM_UP_CALLS = 2
 TIME_LIMIT_SECONDS, ENDING_SECONDS = 300, 20
 
 
-def cpu_peak(step: Callable[[], object]) -> int:
-    """Peak bytes allocated on the CPU during one call."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        result = step()
-    del result
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(accumulate((event.nbytes() for event in events), initial=0))
-
-
-def cuda_peak(step: Callable[[], object]) -> int:
-    """Peak bytes allocated on the GPU during one call."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _measure(device: str, case_name: str, contestant_name: str, reply: Connection) -> None:
+def _measure(case_name: str, contestant_name: str, reply: Connection) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the profiler's own log lines
     try:
-        (case,) = cases.find(device, [case_name])
+        (case,) = cases.find("cpu", [case_name])
         (contestant,) = contestants.find([contestant_name])
         with case.settings():
-            step = contestant.prepare(case).step
+            step = contestant.make(case).step
             for _ in range(WARM_UP_CALLS):
                 step()
-            reply.send((cuda_peak if device == "cuda" else cpu_peak)(step))
+            reply.send(cpu_peak(step))
     except Exception as error:
         reply.send(f"{type(error).__name__}: {error}")
 
 
-def peak_bytes(device: str, case: str, contestant: str) -> int:
-    """Peak bytes of one step of a contestant; RuntimeError when its process fails or does not answer."""
+def peak_bytes(case: str, contestant: str) -> int:
+    """Peak bytes of one step on a case of the CPU; RuntimeError when the process fails or does not answer."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(device, case, contestant, send))
+    process = context.Process(target=_measure, args=(case, contestant, send))
     process.start()
     send.close()
     try:

@@ -35,24 +35,29 @@ def vgg(stages: tuple[tuple[int, ...], ...], size: int, outputs: int) -> nn.Sequ
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs * remaining**2, outputs))
 
 
-def normalised(channels: tuple[int, ...], size: int, outputs: int) -> nn.Sequential:
-    """Strided 4x4 convolutions without biases, batch norm and ReLU after each, linear head."""
+def normalised(channels: tuple[int, ...], size: int, outputs: int, stride: int = 2) -> nn.Sequential:
+    """Convolutions without biases (4x4 of stride 2, 3x3 of stride 1), batch norm and ReLU after each, linear head."""
     layers: list[nn.Module] = []
     for inputs, width in zip((3, *channels[:-1]), channels, strict=True):
-        layers += [nn.Conv2d(inputs, width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    remaining = size // 2 ** len(channels)
+        convolution = nn.Conv2d(inputs, width, stride + 2, stride, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+    remaining = size // stride ** len(channels)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * remaining**2, outputs))
 
 
 class Residual(nn.Module):
-    """Basic block: two 3x3 convolutions with batch norm, plus the input (by a 1x1 convolution where it shrinks)."""
+    """Basic block: two 3x3 convolutions with batch norm, plus the input (where it shrinks, by a 1x1 convolution,
+    with batch norm).
+    """
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.second = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norms = nn.ModuleList([nn.BatchNorm2d(width), nn.BatchNorm2d(width)])
-        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(inputs, width, 1, stride, bias=False)
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut.extend([nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)])
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,6 +74,26 @@ def resnet(widths: tuple[int, ...], blocks: int, outputs: int) -> nn.Sequential:
             layers.append(Residual(inputs, width, 1 if inputs == width else 2))
             inputs = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, outputs))
+
+
+def even(width: int, depth: int, outputs: int) -> nn.Sequential:
+    """ReLU network of `depth` layers of one width and a linear head. Signals neither grow nor shrink with depth."""
+    return _balanced(mlp(*[width] * (depth + 1), outputs))
+
+
+def even_convolutions(width: int, depth: int, size: int, outputs: int) -> nn.Sequential:
+    """The same of 3x3 convolutions on maps of one size, averaged before the head."""
+    layers: list[nn.Module] = []
+    for inputs in (3, *[width] * (depth - 1)):
+        layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+    return _balanced(nn.Sequential(*layers, nn.AvgPool2d(size), nn.Flatten(), nn.Linear(width, outputs)))
+
+
+def _balanced(network: nn.Sequential) -> nn.Sequential:
+    for module in network:
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return network
 
 
 def signed_distance(width: int, hidden: int) -> nn.Sequential:

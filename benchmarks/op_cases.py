@@ -6,13 +6,16 @@ returns a tuple of tensors.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .cases import DTYPES
 
 Call = Callable[[], tuple[Tensor, ...]]
 Build = Callable[..., Call]
@@ -20,7 +23,11 @@ Build = Callable[..., Call]
 
 @dataclass(frozen=True)
 class Operation:
-    """A row; `shape` is that of the main input."""
+    """A row; `shape` is that of the main input.
+
+    `passes` is how many tensors of that size the operation reads and writes at least; None where it is bound by
+    products. `precision` is a key of cases.DTYPES.
+    """
 
     name: str
     title: str
@@ -28,7 +35,15 @@ class Operation:
     inputs: Callable[[tuple[int, ...]], tuple[Tensor, ...]]
     ours: Build
     torch: Build
+    passes: int | None
     channels_last: bool = False
+    precision: str = "float32"
+
+    @property
+    def bytes(self) -> int | None:
+        """What it moves at least."""
+        size = DTYPES[self.precision].itemsize
+        return None if self.passes is None else self.passes * prod(self.shape) * size
 
 
 def _datagrad(name: str) -> Any:
@@ -197,6 +212,7 @@ def _penalty_inputs(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
 
 def _penalty(kind: str, J: Tensor, weight: Tensor) -> Call:
     value_of, seed_of = _datagrad("penalty_value"), _datagrad("penalty_seed")
+    weight = weight.to(value_of(J, kind).dtype)
 
     def call() -> tuple[Tensor, ...]:
         value = value_of(J, kind)
@@ -235,6 +251,7 @@ def _torch_ce_forward(logits: Tensor, target: Tensor, *_: Tensor) -> Call:
 
 def _ce_vjp(logits: Tensor, target: Tensor, weight: Tensor, *_: Tensor) -> Call:
     op, lse = _datagrad("cross_entropy_vjp"), _datagrad("cross_entropy_forward")(logits, target, 0.0)[1]
+    weight = weight.to(lse.dtype)
     return lambda: (op(logits, target, lse, weight, 0.0),)
 
 
@@ -246,6 +263,7 @@ def _torch_ce_vjp(logits: Tensor, target: Tensor, weight: Tensor, *_: Tensor) ->
 
 def _ce_hvp(logits: Tensor, target: Tensor, weight: Tensor, v: Tensor) -> Call:
     op, lse = _datagrad("cross_entropy_hvp"), _datagrad("cross_entropy_forward")(logits, target, 0.0)[1]
+    weight = weight.to(lse.dtype)
     return lambda: op(logits, target, lse, weight, v, 0.0)
 
 
@@ -278,78 +296,84 @@ def _convolution_second_order(*inputs: Tensor) -> Call:
     return _second_order(functional.conv2d, *inputs)
 
 
-_RELU: dict[str, tuple[str, Build, Build]] = {
-    "forward": ("bias + ReLU", _relu_forward, _torch_relu_forward),
-    "gate": ("ReLU gate", _relu_gate, _torch_relu_gate),
-    "reverse": ("ReLU gate + bias gradient", _relu_reverse, _torch_relu_reverse),
+# Titles, both sides, passes
+
+Row = tuple[str, Build, Build, int]
+
+_RELU: dict[str, Row] = {
+    "forward": ("bias + ReLU", _relu_forward, _torch_relu_forward, 2),
+    "gate": ("ReLU gate", _relu_gate, _torch_relu_gate, 2),
+    "reverse": ("ReLU gate + bias gradient", _relu_reverse, _torch_relu_reverse, 2),
 }
-_SMOOTH_SWEEPS: dict[str, tuple[str, Build, Build]] = {
-    "forward": ("bias + {}", _smooth_forward, _torch_smooth_forward),
-    "gate": ("{} gate", _smooth_gate, _torch_smooth_gate),
-    "reverse": ("{} gate + curvature + bias gradient", _smooth_reverse, _torch_smooth_reverse),
+_SMOOTH_SWEEPS: dict[str, Row] = {
+    "forward": ("bias + {}", _smooth_forward, _torch_smooth_forward, 2),
+    "gate": ("{} gate", _smooth_gate, _torch_smooth_gate, 3),
+    "reverse": ("{} gate + curvature + bias gradient", _smooth_reverse, _torch_smooth_reverse, 5),
 }
-_NORM_SWEEPS: dict[str, tuple[str, Build, Build]] = {
-    "forward": ("{} norm", _norm_forward, _torch_norm_forward),
-    "reverse": ("{} norm, sweep 4 whole", _norm_reverse, _torch_norm_reverse),
+_NORM_SWEEPS: dict[str, Row] = {
+    "forward": ("{} norm", _norm_forward, _torch_norm_forward, 2),
+    "reverse": ("{} norm, sweep 4 whole", _norm_reverse, _torch_norm_reverse, 5),
 }
-_CROSS_ENTROPY: dict[str, tuple[str, Build, Build]] = {
-    "forward": ("cross-entropy", _ce_forward, _torch_ce_forward),
-    "vjp": ("cross-entropy gradient", _ce_vjp, _torch_ce_vjp),
-    "hvp": ("cross-entropy Hessian product", _ce_hvp, _torch_ce_hvp),
+_CROSS_ENTROPY: dict[str, Row] = {
+    "forward": ("cross-entropy", _ce_forward, _torch_ce_forward, 1),
+    "vjp": ("cross-entropy gradient", _ce_vjp, _torch_ce_vjp, 2),
+    "hvp": ("cross-entropy Hessian product", _ce_hvp, _torch_ce_hvp, 3),
 }
 
 
 def _relu(shape: tuple[int, ...], channels_last: bool) -> Iterator[Operation]:
-    for sweep, (title, ours, theirs) in _RELU.items():
-        yield Operation(f"relu_{sweep}", title, shape, _activation_inputs, ours, theirs, channels_last)
+    for sweep, (title, *sides, passes) in _RELU.items():
+        yield Operation(f"relu_{sweep}", title, shape, _activation_inputs, *sides, passes, channels_last)
 
 
 def _smooth(shape: tuple[int, ...]) -> Iterator[Operation]:
     for kind in _SMOOTH:
-        for sweep, (title, ours, theirs) in _SMOOTH_SWEEPS.items():
+        for sweep, (title, ours, theirs, passes) in _SMOOTH_SWEEPS.items():
             sides = partial(ours, kind), partial(theirs, kind)
-            yield Operation(f"{kind}_{sweep}", title.format(kind), shape, _activation_inputs, *sides)
+            yield Operation(f"{kind}_{sweep}", title.format(kind), shape, _activation_inputs, *sides, passes)
 
 
 def _norms(shape: tuple[int, ...], *kinds: str, channels_last: bool = False) -> Iterator[Operation]:
     for kind in kinds:
-        for sweep, (title, ours, theirs) in _NORM_SWEEPS.items():
+        for sweep, (title, ours, theirs, passes) in _NORM_SWEEPS.items():
             sides = partial(ours, kind), partial(theirs, kind)
             name = f"{kind}_norm_{sweep}"
-            yield Operation(name, title.format(kind), shape, _norm_inputs, *sides, channels_last)
+            yield Operation(name, title.format(kind), shape, _norm_inputs, *sides, passes, channels_last)
 
 
 def _penalties(shape: tuple[int, ...]) -> Iterator[Operation]:
     for kind in _PENALTIES:
         sides = partial(_penalty, kind), partial(_torch_penalty, kind)
-        yield Operation(f"penalty_{kind}", f"{kind} value + seed", shape, _penalty_inputs, *sides)
+        yield Operation(f"penalty_{kind}", f"{kind} value + seed", shape, _penalty_inputs, *sides, 3)
 
 
 def _cross_entropies(shape: tuple[int, ...]) -> Iterator[Operation]:
-    for sweep, (title, ours, theirs) in _CROSS_ENTROPY.items():
-        yield Operation(f"cross_entropy_{sweep}", title, shape, _cross_entropy_inputs, ours, theirs)
+    for sweep, (title, *sides, passes) in _CROSS_ENTROPY.items():
+        yield Operation(f"cross_entropy_{sweep}", title, shape, _cross_entropy_inputs, *sides, passes)
 
 
 def _convolutions(shape: tuple[int, ...]) -> Iterator[Operation]:
     sides = _convolution_second_order, partial(_second_order, F.conv2d)
     for channels_last in (False, True):
         title = "3×3 convolution, second order"
-        yield Operation("conv2d_second_order", title, shape, _convolution_inputs, *sides, channels_last)
+        yield Operation("conv2d_second_order", title, shape, _convolution_inputs, *sides, None, channels_last)
 
 
 def operations(device: str) -> list[Operation]:
-    """The rows of one device type; a GPU gets 16 times the samples."""
-    scale = 16 if device == "cuda" else 1
-    return [
-        *_relu((4096 * scale, 256), channels_last=False),
-        *_relu((32 * scale, 32, 32, 32), channels_last=False),
-        *_relu((32 * scale, 32, 32, 32), channels_last=True),
-        *_smooth((4096 * scale, 256)),
-        *_norms((32 * scale, 32, 32, 32), "batch", "group"),
-        *_norms((32 * scale, 32, 32, 32), "batch", "group", channels_last=True),
-        *_norms((4096 * scale, 256), "layer"),
-        *_penalties((1024 * scale, 3072)),
-        *_cross_entropies((4096 * scale, 10)),
-        *_cross_entropies((256 * scale, 1000)),
-        *_convolutions((8 * scale, 32, 16, 16)),
-    ]
+    """The rows of one device type; a GPU gets 16 times the samples, and bfloat16 too."""
+    rows = list(_rows(16 if device == "cuda" else 1))
+    return rows if device == "cpu" else [replace(row, precision=p) for row in rows for p in ("float32", "bf16")]
+
+
+def _rows(scale: int) -> Iterator[Operation]:
+    yield from _relu((4096 * scale, 256), channels_last=False)
+    yield from _relu((32 * scale, 32, 32, 32), channels_last=False)
+    yield from _relu((32 * scale, 32, 32, 32), channels_last=True)
+    yield from _smooth((4096 * scale, 256))
+    yield from _norms((32 * scale, 32, 32, 32), "batch", "group")
+    yield from _norms((32 * scale, 32, 32, 32), "batch", "group", channels_last=True)
+    yield from _norms((4096 * scale, 256), "layer")
+    yield from _penalties((1024 * scale, 3072))
+    yield from _cross_entropies((4096 * scale, 10))
+    yield from _cross_entropies((256 * scale, 1000))
+    yield from _convolutions((8 * scale, 32, 16, 16))

@@ -1,8 +1,9 @@
-"""Bars of each contestant's time over the plain step, one group a case."""
+"""Plots of one results file: bars of each contestant's time over the plain step, lines of the scaling series."""
 
 from pathlib import Path
+from typing import Any
 
-from .results import Results
+from .results import Results, SeriesResult
 from .tables import environment_line
 
 WIDTH = 0.8
@@ -33,3 +34,35 @@ def save(results: Results, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
+
+
+def save_series(results: Results, path: Path) -> None:
+    """Write the scaling plot of one results file as PNG: a panel a series, milliseconds a step against its variable."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    count = len(results.series)
+    figure, panels = pyplot.subplots(1, count, figsize=(3.6 * count, 3.6), layout="constrained", squeeze=False)
+    for axes, series in zip(panels[0], results.series, strict=True):
+        _draw(axes, series)
+    panels[0][0].set_ylabel("milliseconds a step")
+    panels[0][-1].legend(fontsize=7)
+    figure.suptitle(environment_line(results.environment), fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _draw(axes: Any, series: SeriesResult) -> None:
+    titles = {row.contestant: row.title for point in series.points for row in point.rows}
+    for name, title in titles.items():
+        rows = [(value, point.row(name)) for value, point in zip(series.values, series.points, strict=True)]
+        timed = [(value, row.times.median_ms) for value, row in rows if row and row.times]
+        axes.plot([value for value, _ in timed], [ms for _, ms in timed], marker="o", markersize=3, label=title)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(series.values, map(str, series.values))
+    axes.set_yscale("log")
+    axes.set_xlabel(series.variable)
+    axes.set_title(series.title, fontsize=8)

@@ -31,6 +31,11 @@ def plot_name(results: Results) -> str:
     return f"benchmark-{slug(results.environment)}.png"
 
 
+def series_plot_name(results: Results) -> str:
+    """File name of a device's plot of the scaling series in docs/."""
+    return f"scaling-{slug(results.environment)}.png"
+
+
 def short(results: Results, folder: str) -> str:
     """README's part for one device: where, table, plot."""
     line = f"{tables.environment_line(results.environment)}; median of {results.settings['repeats']}."
@@ -39,10 +44,15 @@ def short(results: Results, folder: str) -> str:
 
 
 def full(results: Results) -> str:
-    """docs/performance.md's part for one device: summary, every case, every operation."""
+    """docs/performance.md's part for one device: summary, every case, every series, every operation."""
     parts = [f"## {results.environment['device']}", short(results, "")]
     parts += [f"Kernels:\n\n```text\n{results.environment['datagrad_ext']['backends']}\n```"]
+    parts += [tables.ceilings_line(results.ceilings)] if results.ceilings else []
+    parts += [f"Left out for want of time: {', '.join(results.left_out)}."] if results.left_out else []
     parts += ["### Cases", *(tables.case_table(case) for case in results.cases)]
+    if results.series:
+        plot = f"![milliseconds a step against batch and depth]({series_plot_name(results)})"
+        parts += ["### Scaling", plot, *(tables.series_table(series) for series in results.series)]
     if results.operations:
         parts += ["### Operations", tables.operation_table(results.operations)]
     return "\n\n".join(parts)
@@ -82,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         path.write_text(pages[path], "utf-8")
     for results in all_results:
         plots.save(results, arguments.page.parent / plot_name(results))
+        if results.series:
+            plots.save_series(results, arguments.page.parent / series_plot_name(results))
     print(f"{len(all_results)} results files, {len(stale)} pages changed")
     return 0
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .ceilings import Ceilings
 from .gate import Accuracy
 from .timing import Times
 
@@ -14,7 +15,9 @@ FORMAT = 1
 
 @dataclass
 class Row:
-    """One contestant on one case. `status` is "ok" or "failed"; a failed row has a reason and no times."""
+    """One contestant on one case. `status` is "ok", "failed" or "absent" (what it needs is not installed); the
+    last two have a reason and no times.
+    """
 
     contestant: str
     title: str
@@ -28,11 +31,14 @@ class Row:
     peak_bytes: int | None = None
     ratio_to_plain: float | None = None
     ratio_to_fastest_peer: float | None = None
+    ratio_to_limit: float | None = None
 
 
 @dataclass
 class CaseResult:
-    """One case: its description and a row per contestant that entered."""
+    """One case: its description, a row per contestant that entered, and the least time that the device allows
+    (ceilings.py), set by its "products" or its "memory".
+    """
 
     name: str
     title: str
@@ -43,6 +49,8 @@ class CaseResult:
     input_shape: list[int]
     penalty_share: float
     rows: list[Row]
+    limit_ms: float | None = None
+    limit_by: str | None = None
 
     def row(self, contestant: str) -> Row | None:
         """The row of a contestant, None when it did not enter."""
@@ -54,12 +62,13 @@ class CaseResult:
         return min(timed, key=_median) if timed else None
 
     def set_ratios(self) -> None:
-        """Fill every timed row's ratios to the fastest plain step and the fastest peer."""
+        """Fill every timed row's ratios to the fastest plain step, the fastest peer and the limit."""
         plain, peer = self.fastest("plain"), self.fastest("peer")
         for row in self.rows:
             if row.times:
                 row.ratio_to_plain = _median(row) / _median(plain) if plain else None
                 row.ratio_to_fastest_peer = _median(row) / _median(peer) if peer else None
+                row.ratio_to_limit = _median(row) / self.limit_ms if self.limit_ms else None
 
 
 def _median(row: Row) -> float:
@@ -69,7 +78,9 @@ def _median(row: Row) -> float:
 
 @dataclass
 class OperationResult:
-    """One operation: ours and PyTorch's equivalent. `ratio` is torch's time over ours."""
+    """One operation: ours and PyTorch's equivalent. `ratio` is torch's time over ours; `copy_share` is the rate at
+    which ours moves what it must, over the rate of a copy.
+    """
 
     name: str
     title: str
@@ -81,17 +92,34 @@ class OperationResult:
     ours: Times | None = None
     torch: Times | None = None
     ratio: float | None = None
+    copy_share: float | None = None
+
+
+@dataclass
+class SeriesResult:
+    """One scaling series: a case for each value of its variable ("batch", "depth")."""
+
+    name: str
+    title: str
+    variable: str
+    values: list[int]
+    points: list[CaseResult]
 
 
 @dataclass
 class Results:
-    """A whole results file."""
+    """A whole results file. `ceilings` are the measured rates of the device; `left_out` names what there was no time
+    for.
+    """
 
     environment: dict[str, Any]
     settings: dict[str, Any]
     cases: list[CaseResult]
     operations: list[OperationResult]
     format: int = FORMAT
+    ceilings: Ceilings | None = None
+    series: list[SeriesResult] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 def write(results: Results, path: Path) -> None:
@@ -118,6 +146,10 @@ def _operation(data: dict[str, Any]) -> OperationResult:
     return OperationResult(**data | {key: _maybe(build, data[key]) for key, build in nested.items()})
 
 
+def _series(data: dict[str, Any]) -> SeriesResult:
+    return SeriesResult(**data | {"points": [_case(point) for point in data["points"]]})
+
+
 def read(path: Path) -> Results:
     """Read a results file; ValueError when it is not one of this format."""
     try:
@@ -126,7 +158,10 @@ def read(path: Path) -> Results:
             raise ValueError(f"its format is {data['format']}, this version reads {FORMAT}: measure again")
         cases = [_case(case) for case in data["cases"]]
         operations = [_operation(operation) for operation in data["operations"]]
-        return Results(**data | {"cases": cases, "operations": operations})
+        series = [_series(each) for each in data.get("series", [])]
+        ceilings = _maybe(Ceilings, data.get("ceilings"))
+        nested = {"cases": cases, "operations": operations, "series": series, "ceilings": ceilings}
+        return Results(**data | nested)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a results file of benchmarks.run: {error}") from error
 

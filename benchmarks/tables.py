@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .results import CaseResult, OperationResult, Results, Row
+from .ceilings import Ceilings
+from .results import CaseResult, OperationResult, Results, Row, SeriesResult
 from .timing import Times
 
 NOTHING = "–"
@@ -66,8 +67,9 @@ def _error(row: Row) -> str:
 
 
 def case_table(case: CaseResult) -> str:
-    """All contestants of a case, then a line for each failure and note."""
+    """All contestants of a case, then a line for its limit and for each failure, absence and note."""
     titles = ["contestant", "× plain", "× fastest peer", "median, ms", "p20–p80, ms", "peak, MiB", "error"]
+    entered = [row for row in case.rows if row.status != "absent"]
     rows = [
         [
             row.title,
@@ -78,11 +80,52 @@ def case_table(case: CaseResult) -> str:
             mebibytes(row.peak_bytes),
             _error(row),
         ]
-        for row in case.rows
+        for row in entered
     ]
-    remarks = [f"- {row.title} failed: {row.reason}" for row in case.rows if row.reason]
+    if case.limit_ms:
+        titles.insert(3, "× limit")
+        for cells, row in zip(rows, entered, strict=True):
+            cells.insert(3, number(row.ratio_to_limit) if row.role != "plain" else NOTHING)
+    remarks = [f"- limit: {number(case.limit_ms)} ms, by {case.limit_by}"] if case.limit_ms else []
+    remarks += [f"- {row.title} {_ending(row)}: {row.reason}" for row in case.rows if row.reason]
     remarks += [f"- {row.title}: {note}" for row in case.rows for note in row.notes]
     return "\n".join([f"**{heading(case)}**", "", table(titles, rows), *([""] if remarks else []), *remarks])
+
+
+def _ending(row: Row) -> str:
+    return "is absent" if row.status == "absent" else "failed"
+
+
+def series_table(series: SeriesResult) -> str:
+    """A line a value: milliseconds of each contestant, then ours over plain and eager over ours."""
+    found = {row.contestant: row.title for point in series.points for row in point.rows}
+    rows = []
+    for value, point in zip(series.values, series.points, strict=True):
+        eager, ours = (_fastest(point, name) for name in ("eager", "ours"))
+        rows.append(
+            [
+                str(value),
+                *(number(row.times.median_ms if row and row.times else None) for row in map(point.row, found)),
+                number(ours.ratio_to_plain),
+                number(_quotient(eager.ratio_to_plain, ours.ratio_to_plain)),
+            ]
+        )
+    first = series.points[0]
+    titles = [series.variable, *(f"{title}, ms" for title in found.values()), "ours / plain", "eager / ours"]
+    heading = f"**{series.name}: {series.title}; {_setting(first)}**"
+    remarks = [
+        f"- {row.title} {_ending(row)} at {value}: {row.reason}"
+        for value, point in zip(series.values, series.points, strict=True)
+        for row in point.rows
+        if row.reason
+    ]
+    return "\n".join([heading, "", table(titles, rows), *([""] if remarks else []), *remarks])
+
+
+def ceilings_line(rates: Ceilings) -> str:
+    """The measured rates in a line."""
+    products = [f"{rate / 1e12:.3g} TFLOP/s in {precision}" for precision, rate in rates.products.items()]
+    return f"Measured ceilings: products {', '.join(products)}; copy {rates.memory / 1e9:.3g} GB/s."
 
 
 def operation_table(operations: Sequence[OperationResult]) -> str:
@@ -90,7 +133,7 @@ def operation_table(operations: Sequence[OperationResult]) -> str:
     titles = ["operation", "shape", "torch / ours", "ours, ms", "torch, ms", "error"]
     rows = [
         [
-            result.title,
+            _operation_title(result),
             "×".join(map(str, result.shape)),
             number(result.ratio),
             number(result.ours.median_ms) if result.ours else "failed",
@@ -99,14 +142,23 @@ def operation_table(operations: Sequence[OperationResult]) -> str:
         ]
         for result in operations
     ]
-    remarks = [f"- {result.title} failed: {result.reason}" for result in operations if result.reason]
+    if any(result.copy_share for result in operations):
+        titles.insert(3, "of the copy rate")
+        for cells, result in zip(rows, operations, strict=True):
+            cells.insert(3, number(result.copy_share))
+    remarks = [f"- {_operation_title(result)} failed: {result.reason}" for result in operations if result.reason]
     return "\n".join([table(titles, rows), *([""] if remarks else []), *remarks])
+
+
+def _operation_title(result: OperationResult) -> str:
+    return result.title if result.dtype == "float32" else f"{result.title}, {result.dtype}"
 
 
 FAMILIES = {
     "eager": "eager",
     "fixed_conv": "fixed conv",
     "compile": "torch.compile",
+    "jax": "JAX",
     "ours": "**ours**",
 }
 
@@ -125,10 +177,10 @@ def _quotient(over: float | None, under: float | None) -> float | None:
     return over / under if over is not None and under else None
 
 
-def _summary(case: CaseResult) -> list[str]:
+def _summary(case: CaseResult, families: Sequence[str], with_limit: bool) -> list[str]:
     plain, eager, ours = (_fastest(case, name) for name in ("plain", "eager", "ours"))
     peer = case.fastest("peer") or eager
-    ratios = [number(_fastest(case, name).ratio_to_plain) for name in FAMILIES]
+    ratios = [number(_fastest(case, name).ratio_to_plain) for name in families]
     return [
         case.title,
         _setting(case),
@@ -137,12 +189,17 @@ def _summary(case: CaseResult) -> list[str]:
         ratios[-1] if ratios[-1] == NOTHING else f"**{ratios[-1]}**",
         number(_quotient(eager.ratio_to_plain, ours.ratio_to_plain)),
         number(_quotient(peer.ratio_to_plain, ours.ratio_to_plain)),
+        *([number(ours.ratio_to_limit)] if with_limit else []),
         number(_quotient(ours.peak_bytes, eager.peak_bytes)),
     ]
 
 
 def summary_table(results: Results) -> str:
-    """One line a case: times the plain step for each family, speed-up and memory against eager."""
-    titles = ["case", "objective", "plain, ms", *(f"{title} / plain" for title in FAMILIES.values())]
-    titles += ["eager / ours", "fastest peer / ours", "peak memory, ours / eager"]
-    return table(titles, [_summary(case) for case in results.cases])
+    """One line a case: times the plain step for each family that entered, speed-up and memory against eager."""
+    entered = {_family(row) for case in results.cases for row in case.rows if row.status != "absent"}
+    families = [name for name in FAMILIES if name in entered or name == "ours"]
+    with_limit = any(case.limit_ms for case in results.cases)
+    titles = ["case", "objective", "plain, ms", *(f"{FAMILIES[name]} / plain" for name in families)]
+    titles += ["eager / ours", "fastest peer / ours", *(["ours / limit"] if with_limit else [])]
+    titles += ["peak memory, ours / eager"]
+    return table(titles, [_summary(case, families, with_limit) for case in results.cases])

@@ -76,8 +76,16 @@ def _warm_up(block: Block) -> int:
 
 def alternate(steps: Mapping[str, Callable[[], object]], device: str, repeats: int) -> dict[str, Times]:
     """Times of every step, measured in turns."""
-    make = cuda_block if device == "cuda" else cpu_block
-    blocks = {name: make(step) for name, step in steps.items()}
+    return in_turns({name: block_of(step, device) for name, step in steps.items()}, repeats)
+
+
+def block_of(step: Callable[[], object], device: str) -> Block:
+    """How calls of a step are timed on a device."""
+    return cuda_block(step) if device == "cuda" else cpu_block(step)
+
+
+def in_turns(blocks: Mapping[str, Block], repeats: int) -> dict[str, Times]:
+    """Times of every block, measured in turns."""
     calls = {name: _warm_up(block) for name, block in blocks.items()}
     samples: dict[str, list[float]] = {name: [] for name in blocks}
     order = random.Random(0)

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -86,6 +87,11 @@ class Lowered:
     """The slots that the program's steps read, in order: what its parameters are made of."""
     entries: list[Entry] | None = None
 
+    @cached_property
+    def _tables(self) -> list[tuple[dict[str, Any], str]] | None:
+        """The fetches if every slot is a parameter as it is."""
+        return None if any(map(callable, self.fetches)) else self.fetches  # type: ignore[return-value]
+
     def parameters(self, slots: list[Tensor]) -> list[Tensor]:
         """What enters the program as θ, under ordinary autograd."""
         used = slots if len(self.used) == len(slots) else [slots[i] for i in self.used]
@@ -93,6 +99,8 @@ class Lowered:
 
     def slots(self) -> list[Tensor]:
         """Parameters, and what is computed from parameters alone, under ordinary autograd."""
+        if self._tables is not None:
+            return [table[name] for table, name in self._tables]
         slots: list[Tensor] = []
         for fetch in self.fetches:
             slots.append(fetch(slots) if callable(fetch) else fetch[0][fetch[1]])
@@ -121,6 +129,7 @@ class _Lowering:
         self._values: dict[Parameter, Value] = {}
         self._placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self._foreign: set[int] = set(range(len(self._placeholders)))  # values whose memory is not the program's own
+        self._changes: dict[int, int] = {}  # result of a change in place -> the value that was changed
         self._sharing: dict[int, set[int]] = {}  # value -> the values that may share its memory
         self._order = {node: i for i, node in enumerate(graph.nodes)}
 
@@ -139,6 +148,7 @@ class _Lowering:
                     target = self._in_place_target(node)
                     self._kinds[node] = handlers[node.op](node)
                 if target is not None:
+                    self._changes[self._kinds[node].index] = self._kinds[target].index
                     self._kinds[target] = self._kinds[node]  # later readers read what it was changed to
         result = next(node for node in self._graph.nodes if node.op == "output").args[0]
         return self._finish(result)
@@ -160,7 +170,7 @@ class _Lowering:
         program = Program(len(self._placeholders), len(used), tuple(steps), values)
         entries = None
         if self._precision is not None:
-            program, entries = insert_casts(program, self._precision)
+            program, entries = insert_casts(program, self._precision, self._changes)
         return Lowered(fuse(program), self._fetches, structure, outputs, used, entries)
 
     # nodes

@@ -35,8 +35,13 @@ _STATIC_GRAPH = (
 )
 _SHARDED = (
     "FSDP (fully_shard) frees a network's parameters after the first backward, which is the data gradient, and never "
-    "reduces the gradients of the second. Use DistributedDataParallel, or an input that does not require a gradient."
+    "reduces the gradients of the second. Use DistributedDataParallel, or an objective whose estimator needs no second "
+    "derivative: DataGrad(..., FiniteDifference(step))."
 )
+
+
+class _Sharded(Untraceable):
+    """FSDP manages the module: its own forward runs, and what it returns refuses a second derivative."""
 
 
 @dataclass
@@ -77,7 +82,8 @@ class Network:
             call.enter(Precision.of(call.tensors))
         found = self.find(module, forward, adopt, call)
         if isinstance(found, Untraceable):
-            return forward(module, *args, **kwargs)
+            value = forward(module, *args, **kwargs)
+            return _refusing_second_derivatives(value) if type(found) is _Sharded else value
         before = None if found.program.rows else _State(module)  # only the first run tells whether the program can
         try:
             return self._run(found, call.tensors)
@@ -114,7 +120,7 @@ class Network:
             if any(map(is_lazy, module.parameters())):
                 return Untraceable("a lazy parameter has no shape yet")
             found = self.traces[frozen] = _build(module, forward, call)
-            if isinstance(found, Untraceable):
+            if type(found) is Untraceable:
                 _adopt_children(module, adopt)
                 self._watch = _Watch(module)
         self._remember(found, key)
@@ -145,7 +151,7 @@ class Network:
     def _run(self, lowered: Lowered, tensors: list[Tensor]) -> Any:
         slots = lowered.slots()
         values = apply(lowered.program, tensors, lowered.parameters(slots), self.warned)
-        if isinstance(lowered.structure, Value):
+        if type(lowered.structure) is Value:
             return values[0]
         rest = iter(values)
         results = {kind: slots[kind.index] if isinstance(kind, Parameter) else next(rest) for kind in lowered.outputs}
@@ -248,6 +254,30 @@ def refusal(active: list[Tensor]) -> str | None:
     return None
 
 
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP manages parameters of the module."""
+    return any("_is_fsdp_managed_module" in m.__dict__ for m in module.modules())
+
+
+def refuse_sharded(model: Any) -> None:
+    """A RuntimeError if the model is a module that FSDP manages: for who is about to differentiate it twice."""
+    if isinstance(model, nn.Module) and _is_sharded(model):
+        raise RuntimeError(_SHARDED)
+
+
+def _refusing_second_derivatives(value: Any) -> Any:
+    """The result of a sharded module, whose backward raises under create_graph=True: a second one would go wrong."""
+    for t in pytree.tree_leaves(value):
+        if isinstance(t, Tensor) and t.grad_fn is not None:
+            t.register_hook(_refuse_if_differentiable)
+    return value
+
+
+def _refuse_if_differentiable(cotangent: Tensor) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(_SHARDED)
+
+
 def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untraceable:
     """Trace and lower; a module inside that stands in the way becomes a leaf."""
 
@@ -256,8 +286,8 @@ def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untrac
         value = expanded(root, args, kwargs)
         return forward(root, *args, **kwargs) if value is NotImplemented else value
 
-    if any(getattr(m, "_is_fsdp_managed_module", False) for m in module.modules()):
-        raise RuntimeError(_SHARDED)
+    if _is_sharded(module):
+        return _Sharded(_SHARDED)
     leaves: dict[nn.Module, str] = {}
     while True:
         try:

@@ -2,7 +2,8 @@
 
 A trace is made for one `Precision`, the autocast state of the call. Every layer says what autocast does to it
 (`Layer.autocast_on`): "low" inputs and parameters to the low dtype, "float32" to float32, "widest" inputs to the widest
-among them, "same" nothing. A layer that says nothing becomes opaque there, and its code runs under autocast.
+among them, "same" nothing. A layer that says nothing becomes opaque there, and its code runs under autocast. A value
+that is changed in place keeps its dtype.
 
 Parameters are cast before `Forward`, under ordinary autograd, so that their gradients have their own dtype.
 """
@@ -55,9 +56,12 @@ def entering(entries: Sequence[Entry], slots: Sequence[Tensor]) -> list[Tensor]:
     return [slots[i] if dtype is None else cast(slots[i], dtype) for i, dtype in entries]
 
 
-def insert_casts(program: Program, precision: Precision) -> tuple[Program, list[Entry]]:
-    """The program with the casts of autocast as steps, and what its parameters are now."""
-    casting = _Casting(program, precision)
+def insert_casts(program: Program, precision: Precision, changes: dict[int, int]) -> tuple[Program, list[Entry]]:
+    """The program with the casts of autocast as steps, and what its parameters are now.
+
+    `changes`: results that the network's code wrote in place of another value -> that value.
+    """
+    casting = _Casting(program, precision, changes)
     for step in program.steps:
         casting.add(step)
     return casting.finish()
@@ -66,8 +70,8 @@ def insert_casts(program: Program, precision: Precision) -> tuple[Program, list[
 class _Casting:
     """The steps so far. `_known`: value -> its dtype, where the steps alone say so."""
 
-    def __init__(self, program: Program, precision: Precision) -> None:
-        self._program, self._precision = program, precision
+    def __init__(self, program: Program, precision: Precision, changes: dict[int, int]) -> None:
+        self._program, self._precision, self._changes = program, precision, changes
         self._steps: list[Step | HostStep] = []
         self._entries: list[Entry] = []
         self._numbers = itertools.count(max([program.n_inputs, *[step.output + 1 for step in program.steps]]))
@@ -84,6 +88,9 @@ class _Casting:
                 self._known[step.output] = dtype
             elif not step.layer.opaque:
                 step = self._follow(step)
+            if step.output in self._changes and step.layer.autocast_on(self._precision.device) not in ("same", None):
+                self._write_back(step, self._changes[step.output])
+                return
         self._steps.append(step)
 
     def finish(self) -> tuple[Program, list[Entry]]:
@@ -102,6 +109,17 @@ class _Casting:
             casts = {i: self._step(i, Ref(widest)) for i in values}
             step = replace(step, inputs=tuple(casts.get(i, i) for i in step.inputs))
         return step
+
+    def _write_back(self, step: Step, target: int) -> None:
+        """The step, and its result in the dtype of the value in whose place it is."""
+        result = next(self._numbers)
+        self._steps.append(replace(step, output=result))
+        dtype = next(self._numbers)
+        self._steps.append(HostStep(lambda values: values[target].dtype, (target,), dtype, "dtype"))
+        self._steps.append(Step(Cast(), (result,), step.output, host=(Ref(dtype),), name="in place"))
+        self._known.pop(step.output, None)
+        if target in self._known:
+            self._known[step.output] = self._known[target]
 
     def _entry(self, slot: int, dtype: torch.dtype | None) -> int:
         """The parameter's number in the new program."""

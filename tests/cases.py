@@ -472,6 +472,10 @@ def _l(inputs: int = 6, outputs: int = 6) -> nn.Linear:
     return nn.Linear(inputs, outputs)
 
 
+def _p(*shape: int) -> Callable[[], nn.Parameter]:
+    return lambda: nn.Parameter(torch.randn(shape) / 2)
+
+
 _PAIR = ((4, 6), (4, 6))
 _PHOTO = ((3, 3, 8, 8),)
 
@@ -649,9 +653,20 @@ def _branches(m, x):
     return m.b(torch.cat([F.relu(m.c(h)), torch.sigmoid(m.d(h)), h - x], dim=1))
 
 
+def _rectified_sums(m, x):
+    """Sums of one value with itself, of two, of one with a buffer, of a parameter or a column that broadcasts."""
+    h = F.relu(m.a(x) + m.a(x).tanh())
+    h = F.relu_(h + h)
+    h = F.leaky_relu(torch.add(m.b(h), x), 0.3)
+    h = F.leaky_relu(m.shift + m.b(h), 0.1)
+    h = F.relu(m.w + m.a(h) + x[:, :1])
+    return m.b(F.relu(h - x))
+
+
 DAGS: list[Case] = [
     _dag("residual", lambda m, x: m.b(x + F.relu(m.a(x))), a=_l, b=_l),
     _dag("residual_smooth", lambda m, x: m.b(x + F.gelu(m.a(x))) + x, a=_l, b=_l),
+    _dag("rectified_sums", _rectified_sums, a=_l, b=_l, w=_p(6), shift=lambda: nn.Buffer(torch.randn(4, 6))),
     _dag("dense", _branches, a=_l, b=lambda: _l(18, 5), c=_l, d=_l),
     _dag("add_function", lambda m, x: torch.add(m.a(x), F.silu(m.b(x)), alpha=0.5), a=_l, b=_l),
     _dag("sub_alpha", lambda m, x: torch.sub(m.a(x).tanh(), m.b(x), alpha=2).add(1, alpha=3), a=_l, b=_l),
@@ -756,10 +771,6 @@ DAGS: list[Case] = [
         b=_l,
     ),
 ]
-
-
-def _p(*shape: int) -> Callable[[], nn.Parameter]:
-    return lambda: nn.Parameter(torch.randn(shape) / 2)
 
 
 def _causal(m, x):

@@ -20,6 +20,28 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:.*does not have a deterministic implementation")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cuda-rows",
+        type=int,
+        metavar="N",
+        help="only rows on CUDA, of each test function at most N, evenly spaced: for compute-sanitizer",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    most = config.getoption("--cuda-rows")
+    if most is None:
+        return
+    of_function: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            of_function.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = {item for rows in of_function.values() for item in rows[:: max(1, -(-len(rows) // most))]}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
         return

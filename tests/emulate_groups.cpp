@@ -74,21 +74,23 @@ std::vector<double> sum_channels(const Op& op, const ChannelView& view) {
 
 void check(const ChannelView& view, bool vector) {
   const int64_t n = view.numel();
-  std::vector<Pack16<float>> aligned_x(n / 4 + 2), aligned_y(n / 4 + 2);
+  std::vector<Pack16<float>> aligned_x(n / 4 + 2), aligned_y(n / 4 + 2), aligned_other(n / 4 + 2);
   float* x = aligned_x.data()->value + (vector ? 0 : 1);
+  float* other = aligned_other.data()->value + (vector ? 0 : 1);
   float* y = aligned_y.data()->value + (vector ? 0 : 1);
   std::vector<float> bias(view.channels);
   for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>((i * 37) % 101) / 16 - 3;
+  for (int64_t i = 0; i < n; ++i) other[i] = static_cast<float>((i * 29) % 31) / 8 - 2;
   for (int64_t c = 0; c < view.channels; ++c) bias[c] = static_cast<float>(c % 5) / 4 - 0.5f;
 
   std::vector<uint8_t> bits((n + 7) / 8, 0xff);
   std::vector<int> visits(n, 0);
   const Rectifier<float> relu{0.25f};
-  const ReluForward<float> forward{{x, bias.data(), view}, relu, y, bits.data(), vector};
+  const ReluForward<float> forward{{x, bias.data(), other, view}, relu, y, bits.data(), vector};
   const int64_t threads = 3 * kBlockThreads;
   for (int64_t t = 0; t < threads; ++t) map_thread<float>(Counted<ReluForward<float>>{forward, visits.data()}, n, t, threads);
   for (int64_t i = 0; i < n; ++i) {
-    const float z = x[i] + bias[i / view.inner % view.channels];
+    const float z = x[i] + bias[i / view.inner % view.channels] + other[i];
     expect(visits[i] == 1, "an element is not computed once", view);
     expect(y[i] == (z > 0 ? z : 0.25f * z), "value", view);
     expect(((bits[i / 8] >> (i % 8)) & 1) == (z > 0), "bit", view);
@@ -98,11 +100,12 @@ void check(const ChannelView& view, bool vector) {
   }
 
   std::fill(visits.begin(), visits.end(), 0);
-  const Counted<ReluGate<float>> gate{{x, bits.data(), relu, y, vector}, visits.data()};
+  const Counted<ReluGate<float>> gate{{x, other, bits.data(), relu, y, vector}, visits.data()};
   const auto sums = fits_groups(view) ? sum_channels<kGroup>(gate, view) : sum_channels<1>(gate, view);
   std::vector<double> truth(view.channels, 0.0);
   for (int64_t i = 0; i < n; ++i) {
-    const float gated = ((bits[i / 8] >> (i % 8)) & 1) ? x[i] : 0.25f * x[i];
+    const float g = x[i] + other[i];
+    const float gated = ((bits[i / 8] >> (i % 8)) & 1) ? g : 0.25f * g;
     truth[i / view.inner % view.channels] += gated;
     expect(visits[i] == 1, "a gated element is not computed once", view);
     expect(y[i] == gated, "gate", view);

@@ -141,38 +141,34 @@ class Emulation {
       expect("δᵀt", i, weight_sums(i), outer(plain(layers_[i].delta), plain(layers_[i].tangent), layers_[i]));
     }
 
-    // Sweep 4, first with ζ and tangents of smooth links alone, then with everything kept and without ζ.
-    for (const bool keep : {false, true}) {
-      start(keep ? Values() : zeta, true);
+    // Sweep 4, with ζ and without.
+    for (const bool with_zeta : {true, false}) {
+      start(with_zeta ? zeta : Values(), true);
       job_.pairs = 2;
       job_.walks_to_begin = true;
       for (int i = 0; i <= last; ++i) pulled[i].assign(int64_t(rows) * layers_[i].in, Brain(NAN));
       fill([&](int i, Link& link) {
         link.result = link.kind == Link::linear ? pulled[i].data() : nullptr;
         ask_for_sums(link, true);
-        if (!keep && link.kind == Link::linear) return;
-        for (int pair = 0; pair < 2; ++pair) {
+        for (int pair = 0; pair < 2 && link.kind == Link::smooth; ++pair) {
           link.delta[pair] = layers_[i].delta.data();
           link.tangent[pair] = layers_[i].tangent.data();
         }
       });
       run(&NarrowWalk<HostBlock, Brain>::reverse);
-      check_reverse(keep, keep ? Plain() : plain(zeta), pulled);
+      check_reverse(with_zeta ? plain(zeta) : Plain(), pulled);
     }
   }
 
  private:
-  void check_reverse(bool keep, Plain flow, const std::vector<Values>& pulled) {
+  void check_reverse(Plain flow, const std::vector<Values>& pulled) {
     for (int i = static_cast<int>(layers_.size()) - 1; i >= 0; --i) {
       const Layer& link = layers_[i];
       const Plain t = plain(link.tangent), delta = plain(link.delta);
       if (link.kind == Link::linear) {
-        Plain bar(int64_t(link.in) * link.out, 0.0);
-        if (!flow.empty() && !link.bias.empty()) expect("Σ ζ", i, bias_sums(i), column_sums(flow, link.out));
-        if (!flow.empty()) add(bar, outer(flow, plain(link.input), link));
-        for (int pair = 0; keep && pair < 2; ++pair) add(bar, outer(delta, t, link));
-        expect("W̄", i, weight_sums(i), bar);
         if (flow.empty()) continue;
+        if (!link.bias.empty()) expect("Σ ζ", i, bias_sums(i), column_sums(flow, link.out));
+        expect("ζᵀh", i, weight_sums(i), outer(flow, plain(link.input), link));
         expect("reverse", i, pulled[i], link_vjp(link, flow));
         flow = plain(pulled[i]);
         continue;
@@ -311,10 +307,6 @@ class Emulation {
       }
     }
     return found;
-  }
-
-  static void add(Plain& sum, const Plain& other) {
-    for (size_t k = 0; k < sum.size(); ++k) sum[k] += other[k];
   }
 
   static Plain column_sums(const Plain& g, int columns) {

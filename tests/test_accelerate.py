@@ -466,7 +466,11 @@ def test_channels_last_stays_channels_last(device: str) -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
 @pytest.mark.parametrize(
-    "name", ["mlp_relu", "mlp_gelu", "conv_critic", "conv_vgg", "dag_dense", "dag_mul", "mlp_layer_norm"]
+    "name",
+    [
+        *["mlp_relu", "mlp_gelu", "conv_critic", "conv_vgg", "dag_dense", "dag_mul", "mlp_layer_norm"],
+        *["conv_resnet_plain", "conv_resnet_batch_norm_eval"],
+    ],
 )
 def test_small_batches(name: str, rows: int, device: str) -> None:
     def code(model: nn.Module, x: Tensor):

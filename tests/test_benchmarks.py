@@ -10,15 +10,18 @@ from torch import nn
 
 from benchmarks import (
     cases,
+    ceilings,
     contestants,
     environment,
     gate,
     memory,
     objectives,
     op_cases,
+    peaks,
     report,
     results,
     run,
+    series,
     suite,
     tables,
     timing,
@@ -74,10 +77,14 @@ def _made_up() -> results.Results:
         row.times, row.peak_bytes = _times(ms), size
         rows.append(row)
     rows.append(results.Row("compile", "torch.compile", "peer", "failed", "InvalidCxxCompiler: none | found"))
+    rows.append(results.Row("jax", "JAX jit", "peer", "absent", "no JAX for cpu"))
     case = results.CaseResult(
         "critic", "critic, 3 conv", "CE + L2²", "cpu", "float32", "contiguous", [2, 3], 0.5, rows
     )
+    case.limit_ms, case.limit_by = 1.0, "products"
     case.set_ratios()
+    again = results.CaseResult(**vars(case) | {"name": "depth_4"})
+    lines = results.SeriesResult("depth", "critic", "depth", [2, 4], [case, again])
     operation = results.OperationResult("relu_gate", "ReLU gate", [4, 5], "float32", accuracy=accuracy)
     operation.ours, operation.torch, operation.ratio = _times(1.0), _times(2.5), 2.5
     surroundings = environment.describe("cpu") | {
@@ -86,7 +93,12 @@ def _made_up() -> results.Results:
         "threads": 2,
     }
     return results.Results(
-        surroundings, {"repeats": 3, "parts": ["steps"], "quick": False}, [case], [operation]
+        surroundings,
+        {"repeats": 3, "parts": ["steps"], "quick": False},
+        [case],
+        [operation],
+        ceilings=ceilings.Ceilings({"float32": 1e12}, 2e11),
+        series=[lines],
     )
 
 
@@ -99,7 +111,7 @@ def test_names_are_unique_and_rows_are_complete() -> None:
         assert len({case.name for case in rows}) == len(rows) > 0
         assert all(case.precision in gate.TOLERANCES and case.layout in cases.LAYOUTS for case in rows)
         operations = op_cases.operations(device)
-        assert len({(row.name, row.shape, row.channels_last) for row in operations}) == len(operations)
+        assert len({(row.name, row.shape, row.channels_last, row.precision) for row in operations}) == len(operations)
     names = [contestant.name for contestant in contestants.CONTESTANTS]
     assert len(set(names)) == len(names)
     assert {contestant.role for contestant in contestants.CONTESTANTS} == {"plain", "peer", "ours"}
@@ -126,7 +138,29 @@ def test_the_gate_would_notice_a_missing_penalty(case: cases.Case) -> None:
     assert gate.oracle(replace(case, subject=small)).penalty_share > 2 * gate.TOLERANCES[case.precision]
 
 
+@pytest.mark.parametrize("name", ["convbn_bf16", "mlp_paper_bf16", "mlp_narrow_tf32", "sdf_bf16"])
+def test_a_case_of_a_gpu_passes_its_gate_on_few_samples(name: str) -> None:
+    (case,) = cases.find("cuda", [name])
+    rows = suite.rehearse(case, _contestants("plain", "eager", "ours"))
+    assert [(row.status, row.reason) for row in rows] == [("ok", None)] * 3
+
+
+@pytest.mark.parametrize("row", series.SERIES, ids=lambda row: f"{row.device}-{row.name}")
+def test_a_series_has_a_case_a_value(row: series.Series) -> None:
+    made = list(row.cases())
+    assert [case.name for case in made] == [f"{row.name}_{value}" for value in row.values]
+    assert len({case.subject.input_shape if row.variable == "batch" else case.subject.title for case in made}) == len(
+        made
+    )
+    assert {case.device for case in made} == {row.device}
+    assert contestants.find(list(row.contestants))
+    few = made[0].on_few(2)
+    assert gate.oracle(few).penalty_share > 2 * gate.TOLERANCES[few.precision]
+
+
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="no series 'nothing' on cpu; the series are batch_mlp"):
+        series.find("cpu", ["nothing"])
     with pytest.raises(ValueError, match="no case 'nothing' on cpu; the cases are mlp_paper"):
         cases.find("cpu", ["nothing"])
     with pytest.raises(ValueError, match="no contestant 'nobody'; the contestants are plain"):
@@ -177,7 +211,12 @@ def test_contestants_enter_where_they_belong() -> None:
     assert fixed.enters(critic)
     assert not fixed.enters(mlp)
     assert not graph.enters(mlp)
-    assert graph.enters(replace(mlp, device="cuda"))
+    on_cuda = replace(mlp, device="cuda")
+    assert graph.enters(on_cuda)
+    (compiled,) = _contestants("compile")
+    assert compiled.enters(mlp)
+    assert not compiled.enters(on_cuda)
+    assert _contestants("compile_graph")[0].enters(on_cuda)
 
 
 # Gate
@@ -226,6 +265,9 @@ def test_allowed_error_follows_eager_but_never_hides_the_penalty() -> None:
     assert gate.limit("float32", None, 0.8) == gate.TOLERANCES["float32"]
     assert gate.limit("bf16", eager, 2.0) == pytest.approx(0.4)
     assert gate.limit("bf16", eager, 0.3) == pytest.approx(0.15)
+    assert gate.baseline_limit("tf32", 2.0) == gate.TOLERANCES["tf32"]
+    assert gate.baseline_limit("bf16", 2.0) == gate.BASELINE_IN_BF16
+    assert gate.baseline_limit("bf16", 0.6) == pytest.approx(0.3)
 
 
 def test_a_warning_of_a_contestant_becomes_a_note() -> None:
@@ -265,14 +307,56 @@ def test_cpu_peak_is_what_the_allocator_held() -> None:
         first = torch.zeros(1000, dtype=torch.float64) + 1
         return first.sum()
 
-    assert 16_000 <= memory.cpu_peak(step) <= 16_400
+    assert 16_000 <= peaks.cpu_peak(step) <= 16_400
 
 
 @pytest.mark.slow
 def test_memory_of_a_fresh_process_and_its_failure() -> None:
-    assert memory.peak_bytes("cpu", "mlp_one", "plain") >= 4 * 64 * 64 * 4
+    assert memory.peak_bytes("mlp_one", "plain") >= 4 * 64 * 64 * 4
     with pytest.raises(RuntimeError, match="peak memory of nobody on mlp_one was not measured: ValueError"):
-        memory.peak_bytes("cpu", "mlp_one", "nobody")
+        memory.peak_bytes("mlp_one", "nobody")
+
+
+# Limits
+
+
+def _work(objective: objectives.Objective, network: nn.Module, *shape: int) -> ceilings.Work:
+    case = cases.Case("any", cases.Subject("any", lambda: network, shape), objective, 1.0)
+    found = ceilings.work(case)
+    assert found is not None
+    return found
+
+
+def test_units_of_the_limit_are_those_of_the_sweeps() -> None:
+    network = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    first, last = 2 * 4 * 5 * 7, 2 * 4 * 7 * 3
+    assert _work(objectives.CROSS_ENTROPY_L2, network, 4, 5).flops == 5 * first + 6 * last
+    assert _work(objectives.R1, network, 4, 5).flops == 4 * first + 4 * last
+    smooth = nn.Sequential(nn.Linear(5, 7), nn.Softplus(), nn.Linear(7, 3))
+    assert _work(objectives.R1, smooth, 4, 5).flops == 5 * first + 6 * last
+
+
+def test_a_convolution_costs_its_window_for_each_output_and_moves_its_ends_once_a_sweep() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 4 * 4, 1))
+    found = _work(objectives.R1, network, 5, 2, 6, 6)
+    x, y = 5 * 2 * 6 * 6, 5 * 3 * 4 * 4
+    assert found.flops == 4 * (2 * y * 2 * 3 * 3 + 2 * 5 * 3 * 4 * 4)
+    assert found.bytes >= 3 * 4 * (x + y)
+
+
+def test_the_limit_is_the_larger_of_products_and_memory() -> None:
+    rates = ceilings.Ceilings({"float32": 1e12}, 1e11)
+    assert ceilings.Work(2e9, 1e8).limit("float32", rates) == (2.0, "products")
+    assert ceilings.Work(2e9, 1e9).limit("float32", rates) == (10.0, "memory")
+
+
+def test_ceilings_are_measured_for_the_precisions_of_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ceilings.GEMM_SIZE, "cpu", 32)
+    monkeypatch.setitem(ceilings.COPY_BYTES, "cpu", 1024)
+    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.0)
+    rates = ceilings.measure("cpu", [CASE, replace(CASE, precision="bf16")])
+    assert set(rates.products) == {"float32", "bf16"}
+    assert min(*rates.products.values(), rates.memory) > 0
 
 
 # Results files
@@ -283,7 +367,7 @@ def test_a_results_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     results.write(_made_up(), path)
     assert results.read(path) == _made_up()
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert set(data) == {"format", "environment", "settings", "cases", "operations"}
+    assert {"format", "environment", "settings", "cases", "operations", "ceilings", "series"} <= set(data)
     expected = {"device", "cpu", "threads", "python", "torch", "revision", "date", "datagrad_ext"}
     assert expected <= set(data["environment"])
     assert {"dtype", "layout", "penalty_share", "rows"} <= set(data["cases"][0])
@@ -342,6 +426,7 @@ def test_summary_table_says_ratio_speed_up_and_memory() -> None:
         "**1.50**",
         "2.67",
         "2.00",
+        "3.00",
         "0.500",
     ]
 
@@ -350,6 +435,17 @@ def test_case_table_names_failures_and_their_reasons() -> None:
     text = tables.case_table(_made_up().cases[0])
     assert "- torch.compile failed: InvalidCxxCompiler: none | found" in text
     assert text.count("failed") == 2
+    assert "- JAX jit is absent: no JAX for cpu" in text
+    assert text.count("JAX") == 2
+    assert "- limit: 1.00 ms, by products" in text
+
+
+def test_series_table_has_a_line_a_value() -> None:
+    text = tables.series_table(_made_up().series[0])
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert cells[0][:3] == ["depth", "plain step, ms", "eager double backprop, ms"]
+    assert [line[0] for line in cells[2:]] == ["2", "4"]
+    assert cells[2][-2:] == ["1.50", "2.67"]
 
 
 def test_report_fills_pages_draws_the_plot_and_checks(
@@ -370,9 +466,11 @@ def test_report_fills_pages_draws_the_plot_and_checks(
     assert text.endswith("after\n")
     assert "old" not in text
     assert "](docs/benchmark-some-cpu-r-7-2-threads.png)" in text
-    assert "ReLU gate" in page.read_text("utf-8")
-    plot = tmp_path / "docs" / "benchmark-some-cpu-r-7-2-threads.png"
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    for part in ("ReLU gate", "products 1 TFLOP/s in float32; copy 200 GB/s", "### Scaling"):
+        assert part in page.read_text("utf-8")
+    for name in ("benchmark", "scaling"):
+        plot = tmp_path / "docs" / f"{name}-some-cpu-r-7-2-threads.png"
+        assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_page_without_markers_is_refused() -> None:
@@ -432,7 +530,7 @@ def test_only_a_full_run_writes_by_itself(
     arguments: list[str], files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "RESULTS", tmp_path)
-    monkeypatch.setattr(run, "measure", lambda _: results.Results(environment.describe("cpu"), {}, [], []))
+    monkeypatch.setattr(run, "measure", lambda *_: None)
     assert run.main(arguments) == 0
     assert len(list(tmp_path.rglob("*.json"))) == files
 
@@ -452,14 +550,61 @@ def test_a_partial_run_writes_where_it_is_told(tmp_path: Path, capsys: pytest.Ca
         "steps",
     ]
     assert run.main([*options, "--out", str(out)]) == 0
-    (case,) = results.read(out).cases
+    found = results.read(out)
+    (case,) = found.cases
     assert [row.status for row in case.rows] == ["ok", "ok", "ok"]
+    assert found.ceilings is not None
+    assert case.limit_ms is not None
+    assert case.row("ours").ratio_to_limit > 0  # type: ignore[union-attr, operator]
     assert "datagrad_ext" in capsys.readouterr().out
 
 
+def test_a_series_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(series.find("cpu", ["batch_mlp"])[0], values=(1, 4))
+    monkeypatch.setattr(series, "SERIES", (short,))
+    out = tmp_path / "series.json"
+    options = ["--series", "batch_mlp", "--contestant", "plain", "ours", "--repeats", "1"]
+    assert run.main([*options, "--out", str(out)]) == 0
+    (found,) = results.read(out).series
+    assert (found.variable, found.values) == ("batch", [1, 4])
+    assert [[row.contestant for row in point.rows if row.times] for point in found.points] == [["plain", "ours"]] * 2
+
+
+def test_what_no_time_is_left_for_is_listed_and_measured_by_a_run_that_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: ceilings.Ceilings({"float32": 1e12}, 1e11))
+    monkeypatch.setattr(cases, "CASES", (CASE, replace(CASE, name="other")))
+    monkeypatch.setattr(run, "operations", lambda _: [])
+    monkeypatch.setattr(series, "SERIES", ())
+    ran: list[str] = []
+
+    def measured(case: cases.Case, *_: object) -> results.CaseResult:
+        ran.append(case.name)
+        return results.CaseResult(case.name, "", "", "cpu", "float32", "contiguous", [1], 0.5, [])
+
+    monkeypatch.setattr(run, "run_case", measured)
+    assert run.main(["--budget", "0"]) == 0
+    (path,) = tmp_path.rglob("*.json")
+    assert results.read(path).left_out == ["small", "other", "operations"]
+    assert ran == []
+    for _ in range(2):
+        assert run.main(["--resume"]) == 0
+        assert ran == ["small", "other"]
+        assert results.read(path).left_out == []
+
+
 @pytest.mark.parametrize(
-    "operation", op_cases.operations("cpu"), ids=lambda row: f"{row.name}-{len(row.shape)}d"
+    "operation", op_cases.operations("cuda"), ids=lambda row: f"{row.name}-{len(row.shape)}d-{row.precision}"
 )
 def test_every_operation_has_a_right_counterpart(operation: op_cases.Operation) -> None:
     small = replace(operation, shape=(2, *operation.shape[1:2], *[4] * (len(operation.shape) - 2)))
-    assert suite.run_operation(small, "cpu", repeats=1).reason is None
+    result = suite.run_operation(small, "cpu", 1, ceilings.Ceilings({}, 1e9))
+    assert result.reason is None
+    assert (result.copy_share is None) == (operation.passes is None)
+
+
+def test_what_an_operation_moves_follows_its_precision() -> None:
+    gate_rows = [row for row in op_cases.operations("cuda") if row.name == "relu_gate" and len(row.shape) == 2]
+    assert [row.bytes for row in gate_rows] == [2 * 65536 * 256 * 4, 2 * 65536 * 256 * 2]

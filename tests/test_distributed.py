@@ -6,6 +6,8 @@ One pair of processes runs every check and writes what it found; the tests read 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import datagrad_ext
+from datagrad_ext import CentralDifference, DataGrad, Exact, FiniteDifference, Term, penalties
 
 WORLD, ROWS = 2, 4
 Step = Callable[[nn.Module, Tensor, Tensor], None]
@@ -64,6 +67,17 @@ def _plain(model: nn.Module, x: Tensor, t: Tensor) -> None:
     F.cross_entropy(model(x), t).backward()
 
 
+def _objective(estimator: Any, model: nn.Module, x: Tensor, t: Tensor) -> None:
+    DataGrad(F.cross_entropy, Term(0.1, penalties.l2), estimator)(model, x, t).total.backward()
+
+
+OBJECTIVES: dict[str, Step] = {
+    "exact": functools.partial(_objective, Exact()),
+    "difference": functools.partial(_objective, FiniteDifference(0.25)),
+    "central difference": functools.partial(_objective, CentralDifference(0.25)),
+}
+
+
 # name -> step, what DistributedDataParallel is constructed with
 DDP: dict[str, tuple[Step, dict[str, Any]]] = {
     "loss_and_penalty": (_loss_and_penalty, {}),
@@ -97,18 +111,22 @@ def _ddp(name: str, rank: int) -> dict[str, Tensor] | str:
     return _gradients(DistributedDataParallel(model, **options), step, rank, dict(model.named_parameters()))
 
 
-def _fsdp(step: Step, rank: int, called_before: bool) -> dict[str, Tensor] | str:
+def _fsdp(
+    step: Step, rank: int, called_before: bool = False, accelerate: bool = True, reshard: bool = False
+) -> dict[str, Tensor] | str:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model = datagrad_ext.accelerate(_network())
+    model: Any = _network()
+    if accelerate:
+        model = datagrad_ext.accelerate(model)
     if called_before:
         _loss_and_penalty(model, *_batch())
         model.zero_grad()
     mesh = init_device_mesh("cpu", (WORLD,))
     for part in (model[0], model[2], model):
-        fully_shard(part, mesh=mesh, reshard_after_forward=False)
-    model.set_reshard_after_backward(False)
+        fully_shard(part, mesh=mesh, reshard_after_forward=reshard)
+    model.set_reshard_after_backward(reshard)
     found = _gradients(model, step, rank, dict(model.named_parameters()))
     return found if isinstance(found, str) else {name: g.full_tensor() for name, g in found.items()}
 
@@ -118,7 +136,9 @@ def _process(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
     try:
         found = {f"ddp {name}": _ddp(name, rank) for name in DDP}
-        found["fsdp plain"] = _fsdp(_plain, rank, False)
+        found["fsdp plain"] = _fsdp(_plain, rank)
+        for name, accelerate, reshard in itertools.product(OBJECTIVES, (False, True), (False, True)):
+            found[f"fsdp {name} {accelerate} {reshard}"] = _fsdp(OBJECTIVES[name], rank, False, accelerate, reshard)
         for called_before in (False, True):
             found[f"fsdp penalty {called_before}"] = _fsdp(_loss_and_penalty, rank, called_before)
         torch.save(found, Path(folder) / f"{rank}.pt")
@@ -170,3 +190,19 @@ def test_fully_shard_trains_without_a_data_gradient(found: list) -> None:
 def test_fully_shard_refuses_a_data_gradient(called_before: bool, found: list) -> None:
     for rank in found:
         assert "Use DistributedDataParallel" in rank[f"fsdp penalty {called_before}"]
+
+
+@pytest.mark.parametrize("reshard", [False, True])
+@pytest.mark.parametrize("accelerate", [False, True], ids=["plain", "accelerated"])
+@pytest.mark.parametrize("name", ["difference", "central difference"])
+def test_fully_shard_has_the_differences_of_the_joint_batch(
+    name: str, accelerate: bool, reshard: bool, found: list
+) -> None:
+    _assert_joint(found, f"fsdp {name} {accelerate} {reshard}", OBJECTIVES[name])
+
+
+@pytest.mark.parametrize("reshard", [False, True])
+@pytest.mark.parametrize("accelerate", [False, True], ids=["plain", "accelerated"])
+def test_the_exact_estimator_refuses_a_sharded_model(accelerate: bool, reshard: bool, found: list) -> None:
+    for rank in found:
+        assert "whose estimator needs no second derivative" in rank[f"fsdp exact {accelerate} {reshard}"]

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import OBJECTIVES, Case, Objective, ids, network, norm_conv_net, random_numbers
+from cases import OBJECTIVES, Body, Case, Objective, ids, network, norm_conv_net, random_numbers
 from oracle import assert_equal, observe
 from torch import nn
+from torch.nn import functional as F
 
 import datagrad_ext
 from datagrad_ext import fusion
@@ -21,6 +22,31 @@ def _norm_net(norm: Callable[[int], nn.Module]) -> Callable[[], nn.Module]:
     return lambda: random_numbers(norm_conv_net(norm))
 
 
+def linear_eval() -> nn.Module:
+    return random_numbers(nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5)))
+
+
+def sequence_eval() -> nn.Module:
+    """The norm's channels are what the linear layer leaves alone."""
+    return random_numbers(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(8, 5)))
+
+
+def conv_1d() -> nn.Module:
+    return random_numbers(
+        nn.Sequential(
+            *[nn.ConvTranspose1d(2, 4, 2, stride=2), nn.BatchNorm1d(4), nn.LeakyReLU()],
+            *[nn.Conv1d(4, 6, 3, groups=2), nn.BatchNorm1d(6, affine=False), nn.Tanh()],
+        )
+    )
+
+
+def conv_2d() -> nn.Module:
+    """The generator's layer, in groups."""
+    return random_numbers(
+        nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, bias=False), nn.BatchNorm2d(6), nn.Softplus())
+    )
+
+
 def conv_3d() -> nn.Module:
     return random_numbers(
         nn.Sequential(
@@ -29,21 +55,34 @@ def conv_3d() -> nn.Module:
     )
 
 
-# network, pass, what the table says of fused steps
+def functional_eval() -> nn.Module:
+    """The statistics are read between the convolution and the norm."""
+    return random_numbers(
+        Body(
+            lambda m, x: F.batch_norm(m.conv(x), m.mean, m.var, m.w, eps=0.1).relu(),
+            conv=nn.Conv2d(3, 4, 3),
+            mean=nn.Buffer(torch.zeros(4)),
+            var=nn.Buffer(torch.ones(4)),
+            w=nn.Parameter(torch.ones(4)),
+        )
+    )
+
+
+# network, pass, the steps that the table has because of it
 ROWS: list[tuple[Case, Callable, list[str]]] = [
     (
         Case("batch_norm", _norm_net(nn.BatchNorm2d), _PHOTO),
-        fusion.rectify_norms,
+        fusion.take_in_rectifiers,
         ["BatchNorm + ReLU", "BatchNorm + LeakyReLU(0.2)"],
     ),
     (
         Case("group_norm", _norm_net(lambda c: nn.GroupNorm(1, c)), _PHOTO),
-        fusion.rectify_norms,
+        fusion.take_in_rectifiers,
         ["GroupNorm(1) + ReLU", "GroupNorm(1) + LeakyReLU(0.2)"],
     ),
     (
         Case("layer_norm", _norm_net(lambda c: nn.LayerNorm((c, 4, 4))), _PHOTO),
-        fusion.rectify_norms,
+        fusion.take_in_rectifiers,
         ["LayerNorm + ReLU", "LayerNorm + LeakyReLU(0.2)"],
     ),
     (
@@ -67,12 +106,38 @@ ROWS: list[tuple[Case, Callable, list[str]]] = [
         fusion.fold_norms,
         ["Conv3d + BatchNorm (running)"],
     ),
-    (network("mlp_batch_norm"), fusion.rectify_norms, ["BatchNorm + ReLU"]),
-    (network("mlp_norm_last"), fusion.rectify_norms, []),
+    (Case("linear_eval", linear_eval, train=False), fusion.fold_norms, ["Linear + BatchNorm (running)"]),
+    (
+        Case("sequence_eval", sequence_eval, ((2, 3, 6),), train=False),
+        fusion.fold_norms,
+        ["Linear + BatchNorm (running)"],
+    ),
+    (
+        Case("conv_1d_eval", conv_1d, ((3, 2, 5),), train=False),
+        fusion.fold_norms,
+        ["ConvTranspose1d + BatchNorm (running)", "Conv1d + BatchNorm (running)"],
+    ),
+    (
+        Case("conv_2d_eval", conv_2d, ((2, 4, 3, 4),), train=False),
+        fusion.fold_norms,
+        ["ConvTranspose2d + BatchNorm (running)"],
+    ),
+    (
+        Case("functional_eval", functional_eval, _PHOTO, train=False),
+        fusion.fold_norms,
+        ["Conv2d + BatchNorm (running)"],
+    ),
+    (network("mlp_batch_norm"), fusion.take_in_rectifiers, ["BatchNorm + ReLU"]),
+    (network("mlp_norm_last"), fusion.take_in_rectifiers, []),
     (
         network("conv_resnet_batch_norm"),
-        fusion.rectify_norms,
-        ["BatchNorm + ReLU", "BatchNorm + ReLU"],
+        fusion.take_in_rectifiers,
+        ["BatchNorm + ReLU", "Add + ReLU"] * 2,
+    ),
+    (
+        network("dag_rectified_sums"),
+        fusion.take_in_rectifiers,
+        ["Add + ReLU"] * 2 + ["Add + LeakyReLU(0.3)", "Add + LeakyReLU(0.1)", "Add + ReLU"],
     ),
 ]
 
@@ -91,11 +156,12 @@ def test_fused_and_not(
     fused = datagrad_ext.accelerate(copy.deepcopy(model))
     results = observe(fused, inputs, objective)
     layers = [row.layer for row in datagrad_ext.program(fused).rows]
-    assert [name for name in layers if " + " in name and "bias" not in name] == expected
     monkeypatch.setattr(fusion, "PASSES", tuple(p for p in fusion.PASSES if p is not fusion_pass))
     unfused = datagrad_ext.accelerate(copy.deepcopy(model))
     assert_equal(results, observe(unfused, inputs, objective))
-    assert len(datagrad_ext.program(unfused).rows) == len(layers) + len(expected)
+    others = [row.layer for row in datagrad_ext.program(unfused).rows]
+    assert [name for name in layers if name not in others] == expected
+    assert len(others) == len(layers) + len(expected)
 
 
 def test_a_value_that_others_read_is_not_fused() -> None:

@@ -78,27 +78,25 @@ def same(actual: Results, expected: Results) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("keep", [False, True], ids=["sums", "keep"])
 @pytest.mark.parametrize("name", CHAINS)
-def test_sweeps(name: str, keep: bool, dtype: torch.dtype, implementation: str, device: str) -> None:
+def test_sweeps(name: str, dtype: torch.dtype, implementation: str, device: str) -> None:
     """With and without ζ, for no, one and two data gradients, and three, which the kernel leaves to others."""
     for rows, pairs, with_zeta in [*CALLS, (9, 3, True)]:
         if pairs > 2 and implementation == "emulated":
             continue
         e = example(name, rows, pairs).map(lambda t: t.to(device, dtype))
-        found, expected = (sweeps(i, e, keep=keep, with_zeta=with_zeta) for i in (implementation, "reference"))
+        found, expected = (sweeps(i, e, with_zeta=with_zeta) for i in (implementation, "reference"))
         same(found, expected)
 
 
-@pytest.mark.parametrize("keep", [False, True], ids=["sums", "keep"])
 @pytest.mark.parametrize("name", CHAINS)
-def test_only_what_is_wanted(name: str, keep: bool, implementation: str, device: str) -> None:
+def test_only_what_is_wanted(name: str, implementation: str, device: str) -> None:
     e = example(name, 20).map(lambda t: t.to(device, torch.float16))
     n = len(e.params)
     subsets = [[False] * n, [i == 0 for i in range(n)], [i == n - 1 for i in range(n)], [i % 2 == 1 for i in range(n)]]
     for wanted, with_zeta in itertools.product(subsets, (True, False)):
         for want_x, want_y in ((True, False), (False, True), (False, False)):
-            asked: dict[str, Any] = dict(keep=keep, with_zeta=with_zeta, wanted=wanted, want_x=want_x, want_y=want_y)
+            asked: dict[str, Any] = dict(with_zeta=with_zeta, wanted=wanted, want_x=want_x, want_y=want_y)
             same(sweeps(implementation, e, **asked), sweeps("reference", e, **asked))
 
 
@@ -113,7 +111,7 @@ LARGE: dict[str, tuple[str, list[int]]] = {
 def test_deep_and_wide(name: str, implementation: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHAINS, name, LARGE[name])
     e = example(name, 40).map(lambda t: t.to(device, torch.bfloat16))
-    same(sweeps(implementation, e, keep=False), sweeps("reference", e, keep=False))
+    same(sweeps(implementation, e), sweeps("reference", e))
 
 
 @pytest.mark.cuda
@@ -121,8 +119,8 @@ def test_deep_and_wide(name: str, implementation: str, device: str, monkeypatch:
 def test_many_rows_twice_the_same(rows: int) -> None:
     """More tiles than blocks, the last of them with one row."""
     e = example("curved below", rows).map(lambda t: t.to("cuda", torch.float16))
-    first, second = (sweeps("op", e, keep=False) for _ in range(2))
-    same(first, sweeps("reference", e, keep=False))
+    first, second = (sweeps("op", e) for _ in range(2))
+    same(first, sweeps("reference", e))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name  # type: ignore[arg-type]
 
@@ -133,4 +131,4 @@ def test_layouts(layout: str, implementation: str, device: str) -> None:
     change: Callable[[Tensor], Tensor] = ops_chain.LAYOUTS[layout]
     e = example("curved below", 40).map(lambda t: t.to(device, torch.float16))
     e = ops_chain.Example(e.links, e.params, change(e.x), change(e.zeta), e.g, e.v)
-    same(sweeps(implementation, e, keep=False), sweeps("reference", e, keep=False))
+    same(sweeps(implementation, e), sweeps("reference", e))

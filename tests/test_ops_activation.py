@@ -154,6 +154,25 @@ def test_relu_against_autograd(example: tuple[Tensor, Tensor, int], dtype: torch
         exact(sums, gb, x.numel())
 
 
+@pytest.mark.parametrize("slope", SLOPES)
+def test_relu_of_a_sum_against_autograd(
+    example: tuple[Tensor, Tensor, int], dtype: torch.dtype, slope: float
+) -> None:
+    x = example[0].to(dtype)
+    last = activation.is_channels_last(x)
+    for other in cotangents_like(x):
+        leaves = [x.double().requires_grad_(), other.double().requires_grad_()]
+        truth = F.leaky_relu(leaves[0] + leaves[1], slope)
+        y, bits = OPS.relu_forward.default(x, None, 0, slope, other)
+        exact(y, truth)
+        agree((y, bits), activation.relu_forward(x, None, 0, slope, other))
+        for g in cotangents_like(x):
+            (gx,) = torch.autograd.grad(truth, leaves[:1], g.double() + x.double(), retain_graph=True)
+            pushed = OPS.relu_gate.default(g, bits, slope, last, x)
+            exact(pushed, gx)
+            agree(pushed, activation.relu_gate(g, bits, slope, last, x))
+
+
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("slope", SLOPES)
 def test_relu_against_reference(
@@ -162,6 +181,7 @@ def test_relu_against_reference(
     x, bias, dim = example[0].to(dtype), example[1].to(dtype) if with_bias else None, example[2]
     y, bits = OPS.relu_forward.default(x, bias, dim, slope)
     agree((y, bits), activation.relu_forward(x, bias, dim, slope))
+    agree(OPS.relu_forward.default(x, bias, dim, slope, y), activation.relu_forward(x, bias, dim, slope, y))
     last = activation.is_channels_last(x)
     for g in cotangents_like(x):
         agree(OPS.relu_gate.default(g, bits, slope, last), activation.relu_gate(g, bits, slope, last))
@@ -352,6 +372,12 @@ FAILURES: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "layout": ("relu_gate", (X, BITS, 0.0, True), "channels_last needs 4 or 5 dimensions, got 2; pass"),
     "integer g": ("relu_gate", (X.int(), BITS, 0.0, False), "g must be float32, float64.*got int32"),
     "no such channel": ("relu_reverse", (X, BITS, 0.0, False, -3), "channel_dim must name one of .* got -3"),
+    "other's shape": ("relu_forward", (X, None, 1, 0.0, X[0]), r"other must have shape \[2, 3\], got \[3\]"),
+    "other's dtype": (
+        "relu_gate",
+        (X, BITS, 0.0, False, X.half()),
+        "other must have g's dtype float32, got float16",
+    ),
     "kind": ("smooth_forward", (X, None, 0, "step", []), "kind must be one of softplus, tanh, .*, got step"),
     "constants": ("smooth_forward", (X, None, 0, "softplus", [1.0]), "softplus has 2 constants, got 1"),
     "g shape": ("smooth_gate", (X[0], X, None, 0, "tanh", []), r"g must have shape \[2, 3\], got \[3\]"),
@@ -404,7 +430,9 @@ def test_fake_tensors_have_the_real_layout(name: str) -> None:
         return [
             y,
             bits,
+            *OPS.relu_forward.default(x, None, 0, 0.0, y),
             OPS.relu_gate.default(x, bits, 0.0, last),
+            OPS.relu_gate.default(x, bits, 0.0, last, y),
             *OPS.relu_reverse.default(x, bits, 0.0, last, dim),
             OPS.smooth_forward.default(*smooth),
             OPS.smooth_gate.default(x, *smooth),

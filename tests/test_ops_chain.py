@@ -119,7 +119,6 @@ def sweeps(
     implementation: str,
     e: Example,
     *,
-    keep: bool,
     with_zeta: bool = True,
     wanted: Sequence[bool] | None = None,
     want_x: bool = True,
@@ -135,22 +134,20 @@ def sweeps(
     for k, (g, v) in enumerate(zip(e.g, e.v, strict=True)):
         results[f"J {k}"], *buffers = ops["chain_data_vjp"](g, e.params, saved, e.links)
         records += [g, *buffers]
-        rest = ops["chain_data_jvp"](v, e.params, saved, [g, *buffers], e.links, flags, want_y, keep, sums)
+        rest = ops["chain_data_jvp"](v, e.params, saved, [g, *buffers], e.links, flags, want_y, sums)
         results[f"y tangent {k}"] = rest.pop(0) if want_y else None
-        n_sums = 0 if keep or sums else sum(flags[k.weight] for k in links if k.weight is not None)
+        n_sums = 0 if sums else sum(flags[k.weight] for k in links if k.weight is not None)
         sums = sums or rest[:n_sums]
         tangents += [v, *rest[n_sums:]]
     curved = [i for i, link in enumerate(links) if link.smooth]
     want_x = want_x and (with_zeta or bool(curved))
     zeta = e.zeta if with_zeta else None
-    found = iter(
-        ops["chain_reverse"](zeta, records, tangents, e.x, e.params, saved, e.links, flags, want_x, keep, sums)
-    )
+    found = iter(ops["chain_reverse"](zeta, records, tangents, e.x, e.params, saved, e.links, flags, want_x, sums))
     results["x"] = next(found) if want_x else None
     totals = iter(sums)
     for i, link in enumerate(links):
-        below = with_zeta or i <= max(curved, default=-1)
-        for place, here in ((link.weight, below or keep), (link.bias, below)):
+        here = with_zeta or i <= max(curved, default=-1)
+        for place in (link.weight, link.bias):
             if place is not None and flags[place]:
                 source = totals if sums and place == link.weight else found if here else iter([None])
                 results[f"parameter {place}"] = next(source)
@@ -186,13 +183,12 @@ def test_every_activation_is_a_row() -> None:
 
 @implementations
 @dtypes
-@pytest.mark.parametrize("keep", [False, True], ids=["sums", "keep"])
 @pytest.mark.parametrize("with_zeta", [True, False], ids=["zeta", "no zeta"])
 @chains
-def test_sweeps(name: str, with_zeta: bool, keep: bool, dtype: torch.dtype, implementation: str, device: str) -> None:
+def test_sweeps(name: str, with_zeta: bool, dtype: torch.dtype, implementation: str, device: str) -> None:
     for rows in ROWS:
         e = example(name, rows).map(lambda t: t.to(device, dtype))
-        found = sweeps(implementation, e, keep=keep, with_zeta=with_zeta)
+        found = sweeps(implementation, e, with_zeta=with_zeta)
         agree(found, oracle(e, with_zeta), dtype)
 
 
@@ -201,23 +197,21 @@ def test_sweeps(name: str, with_zeta: bool, keep: bool, dtype: torch.dtype, impl
 def test_large_matrices(name: str, rows: int, implementation: str, device: str) -> None:
     """Too many elements for one buffer."""
     e = example(name, rows, 2).map(lambda t: t.to(device))
-    agree(sweeps(implementation, e, keep=False), oracle(e, True), torch.float64)
+    agree(sweeps(implementation, e), oracle(e, True), torch.float64)
 
 
 @implementations
-@pytest.mark.parametrize("keep", [False, True], ids=["sums", "keep"])
 @pytest.mark.parametrize("pairs", [0, 2, 3])
 @chains
-def test_several_data_gradients(name: str, pairs: int, keep: bool, implementation: str, device: str) -> None:
+def test_several_data_gradients(name: str, pairs: int, implementation: str, device: str) -> None:
     e = example(name, 9, pairs).map(lambda t: t.to(device))
-    agree(sweeps(implementation, e, keep=keep), oracle(e, True), torch.float64)
+    agree(sweeps(implementation, e), oracle(e, True), torch.float64)
 
 
 @implementations
-@pytest.mark.parametrize("keep", [False, True], ids=["sums", "keep"])
 @pytest.mark.parametrize("with_zeta", [True, False], ids=["zeta", "no zeta"])
 @chains
-def test_only_what_is_wanted(name: str, with_zeta: bool, keep: bool, implementation: str, device: str) -> None:
+def test_only_what_is_wanted(name: str, with_zeta: bool, implementation: str, device: str) -> None:
     """Any subset of parameters, with and without x and the tangent of y."""
     e = example(name, 9).map(lambda t: t.to(device))
     expected, n = oracle(e, with_zeta), len(e.params)
@@ -229,7 +223,7 @@ def test_only_what_is_wanted(name: str, with_zeta: bool, keep: bool, implementat
     ):
         for want_x, want_y in ((True, False), (False, True), (False, False)):
             found = sweeps(
-                implementation, e, keep=keep, with_zeta=with_zeta, wanted=wanted, want_x=want_x, want_y=want_y
+                implementation, e, with_zeta=with_zeta, wanted=wanted, want_x=want_x, want_y=want_y
             )
             agree(found, expected, torch.float64)
 
@@ -250,7 +244,7 @@ def test_layouts_of_input_and_parameters(name: str, rows: int, layout: str, impl
     e = example(name, rows).map(lambda t: t.to(device))
     change = LAYOUTS[layout]
     e = Example(e.links, [change(p) for p in e.params], change(e.x), change(e.zeta), e.g, e.v)
-    agree(sweeps(implementation, e, keep=False), oracle(e, True), torch.float64)
+    agree(sweeps(implementation, e), oracle(e, True), torch.float64)
 
 
 @implementations
@@ -258,7 +252,7 @@ def test_layouts_of_input_and_parameters(name: str, rows: int, layout: str, impl
 def test_a_nan_is_not_hidden(name: str, implementation: str, device: str) -> None:
     e = example(name, 5).map(lambda t: t.to(device))
     e.x[2] = math.nan
-    found = sweeps(implementation, e, keep=False)
+    found = sweeps(implementation, e)
     assert found["y"] is not None
     assert found["y"].isnan().any(1).tolist() == [False, False, True, False, False]
 
@@ -274,7 +268,7 @@ def test_results_do_not_depend_on_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(sweeps("op", e, keep=False))
+            results.append(sweeps("op", e))
     finally:
         torch.set_num_threads(threads)
     for name, value in results[0].items():
@@ -284,9 +278,9 @@ def test_results_do_not_depend_on_threads() -> None:
 def test_two_threads_at_once() -> None:
     """The sweeps hold no lock and share no state."""
     examples = [example(name, 50) for name in ("rectifiers", "curved below")]
-    alone = [sweeps("op", e, keep=False) for e in examples]
+    alone = [sweeps("op", e) for e in examples]
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(lambda e=e: [sweeps("op", e, keep=False) for _ in range(50)]) for e in examples]
+        runs = [pool.submit(lambda e=e: [sweeps("op", e) for _ in range(50)]) for e in examples]
         for expected, found in zip(alone, [r.result() for r in runs], strict=True):
             for results in found:
                 assert all(torch.equal(results[k], v) for k, v in expected.items() if v is not None)  # type: ignore[arg-type]
@@ -298,7 +292,7 @@ def calls(e: Example) -> dict[str, dict[str, Any]]:
     _, *saved = ops["chain_forward"](e.x, e.params, e.links)
     record = [e.g[0], *ops["chain_data_vjp"](e.g[0], e.params, saved, e.links)[1:]]
     common = dict(params=e.params, saved=saved, links=e.links)
-    flags = dict(wanted=[True] * len(e.params), keep=False, sums=[])
+    flags = dict(wanted=[True] * len(e.params), sums=[])
     tangents = [e.v[0], *ops["chain_data_jvp"](t=e.v[0], record=record, want_y=False, **common, **flags)[3:]]
     return {
         "chain_forward": dict(x=e.x, params=e.params, links=e.links),

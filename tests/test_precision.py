@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import copy
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
-from cases import LAYERS, Case, ids, network
+from cases import NETWORKS, Case, flat, ids, network
 from oracle import Results, assert_equal, assert_similar, observe
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from training_code import data_gradient, loss_of
+from zoo import OWN, TORCHVISION, needs_torchvision
 
 import datagrad_ext
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-NAMES = [
-    "mlp_relu", "mlp_gelu", "mlp_softplus", "mlp_layer_norm", "mlp_dropout", "conv_critic", "conv_vgg", "conv_3d",
-    "conv_resnet_batch_norm", "dag_dense", "dag_mul", "dag_residual_smooth", "dag_cumsum", "dag_einsum",
-    "opaque_weight_norm", "tied", "tied_modules", "frozen_middle",
-    "untraceable", "no_grad_inside",
-]  # fmt: skip
+WHOLE = [*NETWORKS, *OWN]
 
 
 class Penalised:
@@ -31,67 +29,84 @@ class Penalised:
     def __init__(self, device: str, dtype: torch.dtype | None) -> None:
         self.device, self.dtype = device, dtype
 
-    def __call__(self, model: nn.Module, x: Tensor) -> Results:
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype is not None):
-            y = model(x)
+    def __call__(self, model: nn.Module, *inputs: Tensor) -> Results:
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype is not None), sdpa_kernel(SDPBackend.MATH):
+            y = flat(model(*inputs))
             loss = loss_of(y if self.dtype is None else y.float())
-            J = data_gradient(loss, x)
-            total = loss + J.square().sum()
+            gradients = torch.autograd.grad(loss, inputs, create_graph=True)
+            total = loss + sum(J.square().sum() for J in gradients)
         total.backward()
-        return {"y": y, "J": J}
+        return {"y": y, **{f"J{i}": J for i, J in enumerate(gradients)}}
 
 
 def _three(case: Case, device: str, dtype: torch.dtype) -> tuple[Results, Results, Results]:
     """What ours and torch's leave behind under autocast, and what float64 does."""
     single, code = case.build().to(device, torch.float32), Penalised(device, dtype)
     inputs = [t.to(device, torch.float32) for t in case.inputs()]
-    usual = observe(copy.deepcopy(single), inputs, code)
+    try:
+        usual = observe(copy.deepcopy(single), inputs, code)
+    except RuntimeError as error:
+        pytest.skip(f"torch's own: {error}")
     ours = observe(datagrad_ext.accelerate(single), inputs, code)
     exact = [t.double() for t in inputs]
     return ours, usual, observe(case.build().to(device), exact, Penalised(device, None))
 
 
 def _no_worse(ours: Results, usual: Results, exact: Results) -> None:
-    """Same dtypes, the direction, and an error of at most twice torch's own and 0.05 (a kink may round otherwise)."""
+    """Same dtypes, and an error of at most twice torch's own and 0.05 (a kink may round otherwise), in direction too.
+
+    Errors of a gradient that cancels are relative to 0.03 of the largest one. What is not finite in torch is left out.
+    """
+    largest = max((float(t.norm()) for k, t in exact.items() if t is not None and k.startswith("grad ")), default=0.0)
     for name, b in exact.items():
         a, theirs = ours[name], usual[name]
         assert a is not None or theirs is None, name
-        if a is None or theirs is None or b is None or not b.is_floating_point() or not b.any():
+        if a is None or theirs is None or b is None or not b.is_floating_point():
             continue
         assert a.dtype == theirs.dtype, f"{name}: {a.dtype}, torch has {theirs.dtype}"
-        errors = [float((t.double() - b).norm() / b.norm()) for t in (a, theirs)]
+        if not bool(theirs.isfinite().all()):
+            continue
+        scale = max(float(b.norm()), 0.03 * largest)
+        errors = [_ratio(t.double() - b, scale) for t in (a, theirs)]
         assert errors[0] <= 2 * errors[1] + 0.05, f"{name}: error {errors[0]:.3f}, torch's own {errors[1]:.3f}"
-        cosine = float((a.double() * b).sum() / a.double().norm() / b.norm())
-        assert cosine > 0.99, f"{name}: cosine {cosine}"
+        turned = [_ratio(t.double() * float(b.norm() / t.double().norm()) - b, scale) for t in (a, theirs) if t.any()]
+        assert len(turned) < 2 or turned[0] <= 2 * turned[1] + 0.1, f"{name}: direction {turned}"
+
+
+def _ratio(error: Tensor, scale: float) -> float:
+    return float(error.norm()) / scale if scale else float(error.any())
 
 
 @pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("name", NAMES)
-def test_networks(name: str, dtype: str, device: str) -> None:
-    _no_worse(*_three(network(name), device, LOW[dtype]))
+@pytest.mark.parametrize("case", WHOLE, ids=ids)
+def test_networks(case: Case, dtype: str, device: str) -> None:
+    _no_worse(*_three(case, device, LOW[dtype]))
 
 
-def _relu_and_backward(model: nn.Module, *x: Tensor) -> Results:
-    y = model(*x).relu()
-    y.float().sum().backward()
-    return {"y": y}
+def _single(case: Case, device: str) -> list[Tensor]:
+    return [t.to(device, torch.float32) for t in case.inputs()]
 
 
-@pytest.mark.parametrize("case", LAYERS, ids=ids)
-def test_layer_has_the_dtype_that_autocast_gives_it(case: Case, device: str) -> None:
-    """With an input in float32, and with one that another layer has left in the low dtype."""
-    for low in (False, True):
-        found = []
-        for accelerate in (lambda m: m, datagrad_ext.accelerate):
-            model = accelerate(case.build().to(device, torch.float32))
-            x = [t.to(device, torch.bfloat16 if low else torch.float32) for t in case.inputs()]
-            with torch.autocast(device, torch.bfloat16):
-                found.append(observe(model, x, _relu_and_backward))
-        usual, ours = found
-        assert ours["value y"].dtype == usual["value y"].dtype
-        for name, b in usual.items():
-            if name.startswith("grad") and b is not None:
-                assert ours[name].dtype == b.dtype, name
+def _accelerated(case: Case, device: str) -> nn.Module:
+    return datagrad_ext.accelerate(case.build().to(device, torch.float32))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *[case for case in NETWORKS if case.opaque is False],
+        *OWN,
+        *[pytest.param(case, marks=needs_torchvision) for case in TORCHVISION],
+    ],
+    ids=ids,
+)
+def test_nothing_is_opaque(case: Case, mode: str, device: str) -> None:
+    model = _accelerated(replace(case, train=mode == "train"), device)
+    with torch.autocast(device, torch.bfloat16):
+        table = datagrad_ext.program(model, *_single(case, device))
+    assert not table.note, table.note
+    assert [row.layer for row in table.rows if row.kind == "opaque"] == [], str(table)
 
 
 def test_program_shows_the_casts_and_keeps_its_chains() -> None:

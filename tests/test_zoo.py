@@ -12,11 +12,10 @@ from cases import CE, Case, Objective, ids
 from oracle import assert_equal, difference, observe, scale_of
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from zoo import OWN, TORCHVISION, models
+from zoo import OWN, TORCHVISION, needs_torchvision
 
 import datagrad_ext
 
-needs_torchvision = pytest.mark.skipif(models is None, reason="torchvision is not installed")
 NETWORKS = [*OWN, *[pytest.param(case, marks=needs_torchvision) for case in TORCHVISION]]
 LOSS_AND_PENALTY = Objective(CE, ((CE, "l2_squared"),))
 # Rounding of up to 120 layers, and PyTorch's constant of Hardsigmoid, which is 1/6 in float32 only.

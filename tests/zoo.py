@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from cases import Case
@@ -20,6 +21,7 @@ try:
     from torchvision import models
 except ImportError:  # the rows below are then skipped with this reason
     models = None  # type: ignore[assignment]
+needs_torchvision = pytest.mark.skipif(models is None, reason="torchvision is not installed")
 
 # ------------------------------------------------------------------------------------------ own definitions
 

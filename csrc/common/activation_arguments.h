@@ -11,11 +11,11 @@
 
 namespace datagrad {
 
-// z = x + bias along the channel dimension. Without a bias, and unless `channels` is asked for, channel_dim is not looked
-// at and the view is flat.
+// z = x + bias along the channel dimension, plus other. Without a bias, and unless `channels` is asked for, channel_dim is
+// not looked at and the view is flat.
 struct PreActivation {
   Tensor x;
-  std::optional<Tensor> bias;
+  std::optional<Tensor> bias, other;
   Layout layout;
   ChannelView view;
 
@@ -45,6 +45,10 @@ struct PreActivation {
 
   Tensor empty() const { return empty_dense(x, x.sizes(), x.scalar_type(), layout); }
 
+  void plus(const char* op, const std::optional<Tensor>& t) {
+    if (t.has_value()) other = like_x(op, "other", *t);
+  }
+
   Tensor empty_bits() const {
     const int64_t bytes = (x.numel() + 7) / 8;
     return empty_dense(x, IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
@@ -57,9 +61,10 @@ struct PreActivation {
   }
 };
 
-// A cotangent or tangent and the bits that gate it, in the layout the bits were written in.
+// A cotangent or tangent, plus other, and the bits that gate it, in the layout the bits were written in.
 struct Gated {
   Tensor g;
+  std::optional<Tensor> other;
   Tensor bits;
   Layout layout;
 
@@ -74,6 +79,13 @@ struct Gated {
                    ": channels_last needs 4 or 5 dimensions, got ", input.dim(), "; pass channels_last=False");
     g = in_layout(input, layout);
     bits = in_layout(b, Layout::contiguous);
+  }
+
+  void plus(const char* op, const std::optional<Tensor>& t) {
+    if (!t.has_value()) return;
+    check_alike(op, "other", *t, "g", g);
+    check_shape(op, "other", *t, g.sizes());
+    other = in_layout(*t, layout);
   }
 
   Tensor empty() const { return empty_dense(g, g.sizes(), g.scalar_type(), layout); }

@@ -10,15 +10,18 @@
 namespace datagrad {
 namespace {
 
-std::tuple<Tensor, Tensor> relu_forward(const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, double slope) {
-  const PreActivation z("relu_forward", x, bias, channel_dim);
+std::tuple<Tensor, Tensor> relu_forward(const Tensor& x, std::optional<Tensor> bias, int64_t channel_dim, double slope,
+                                        std::optional<Tensor> other) {
+  PreActivation z("relu_forward", x, bias, channel_dim);
+  z.plus("relu_forward", other);
   const Tensor y = z.empty(), bits = z.empty_bits();
   relu_forward_into(z, slope, y, bits);
   return {y, bits};
 }
 
-Tensor relu_gate(const Tensor& g, const Tensor& bits, double slope, bool channels_last) {
-  const Gated in("relu_gate", g, bits, channels_last);
+Tensor relu_gate(const Tensor& g, const Tensor& bits, double slope, bool channels_last, std::optional<Tensor> other) {
+  Gated in("relu_gate", g, bits, channels_last);
+  in.plus("relu_gate", other);
   const Tensor out = in.empty();
   relu_gate_into(in, slope, out);
   return out;

@@ -81,17 +81,16 @@ class Chain {
     }
   }
 
-  // Tangents into the buffers `kept`, that of y into `y_tangent` if there is one, δᵀt added to the sums of the weights wanted, if not
-  // `keep`; a fresh sum is overwritten.
-  void data_jvp(Tensor t, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, bool keep,
-                const Places& places, const Tensors& kept, const Tensors& sums, bool fresh_sums) const {
+  // Tangents into the buffers `kept`, that of y into `y_tangent` if there is one, δᵀt added to the sums of the weights wanted; a
+  // fresh sum is overwritten.
+  void data_jvp(Tensor t, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, const Places& places,
+                const Tensors& kept, const Tensors& sums, bool fresh_sums) const {
     const std::vector<size_t> order = p_.order(wanted);
     const int64_t end = p_.tangent_end(wanted, y_tangent != nullptr);
     bool fresh = false;
     for (int64_t i = 0; i < end; ++i) {
       const Link& link = p_.links[i];
-      const bool wants_weight = !keep && ChainPlan::wants_weight(link, wanted);
-      if (wants_weight) Backend::tn(sums[order[i]], delta(record, i, 0), t, !fresh_sums);
+      if (ChainPlan::wants_weight(link, wanted)) Backend::tn(sums[order[i]], delta(record, i, 0), t, !fresh_sums);
       const bool last = i + 1 == end;
       if (last && y_tangent == nullptr) break;
       const Place place = last ? Place() : places.of[i + 1];
@@ -110,9 +109,9 @@ class Chain {
     }
   }
 
-  // Cotangent of x into `x_bar` if there is one; ζᵀh, and with `keep` δᵀt, added to the sums of the weights (overwriting
-  // where `fresh_sums`); gradients of biases. `biases` and `sums` have a tensor for each flag that is wanted here.
-  void reverse(std::optional<Tensor> zeta, const Pairs& pairs, bool keep, const Tensor& x, const Flags& wanted,
+  // Cotangent of x into `x_bar` if there is one; ζᵀh added to the sums of the weights (overwriting where `fresh_sums`); gradients
+  // of biases. `biases` and `sums` have a tensor for each flag that is wanted here.
+  void reverse(std::optional<Tensor> zeta, const Pairs& pairs, const Tensor& x, const Flags& wanted,
                const Tensor* x_bar, const Tensors& sums, bool fresh_sums, const Tensors& biases) const {
     const std::vector<size_t> order = p_.order(wanted);
     const int64_t stop = x_bar != nullptr ? 0 : p_.first_wanted(wanted);
@@ -122,11 +121,10 @@ class Chain {
       const Tensor* bias_bar = zeta && ChainPlan::wants_bias(link, wanted) ? &biases[link.bias] : nullptr;
       const bool last = i == stop;
       if (link.kind == Kind::linear) {
+        if (!zeta) continue;
         if (bias_bar != nullptr) column_sums(*zeta, *bias_bar);
-        if (ChainPlan::wants_weight(link, wanted)) {
-          add_outer(i, zeta, pairs, keep, x, sums[order[i]], fresh_sums);
-        }
-        if (!zeta || (last && x_bar == nullptr)) continue;
+        if (ChainPlan::wants_weight(link, wanted)) Backend::tn(sums[order[i]], *zeta, input(i, x), !fresh_sums);
+        if (last && x_bar == nullptr) continue;
         const Tensor out = last ? *x_bar : empty_matrix(*zeta, p_.rows, p_.width[i]);
         Backend::nn(out, *zeta, p_.weight(link));
         zeta = out;
@@ -164,18 +162,6 @@ class Chain {
     const size_t first = pair * (1 + pairs.places.sizes.size());
     return i == 0 ? pairs.tangents[first]
                   : part_of(pairs.tangents, first + 1, pairs.places.of[i], p_.rows, p_.width[i]);
-  }
-
-  void add_outer(int64_t i, const std::optional<Tensor>& zeta, const Pairs& pairs, bool keep, const Tensor& x,
-                 const Tensor& sum, bool fresh) const {
-    if (zeta) {
-      Backend::tn(sum, *zeta, input(i, x), !fresh);
-      fresh = false;
-    }
-    for (size_t pair = 0; keep && pair < pairs.count; ++pair) {
-      Backend::tn(sum, delta(pairs, i, pair), tangent(pairs, i, pair), !fresh);
-      fresh = false;
-    }
   }
 
   static void column_sums(const Tensor& g, const Tensor& out) {
@@ -253,25 +239,25 @@ Tensors chain_data_vjp(const Tensor& g, Tensors params, Tensors saved, std::stri
 
 template <class Backend>
 Tensors chain_data_jvp(const Tensor& t, Tensors params, Tensors saved, Tensors record, std::string links, Flags wanted,
-                       bool want_y, bool keep, Tensors sums) {
+                       bool want_y, Tensors sums) {
   ChainPlan plan("chain_data_jvp", links, params);
   plan.resume("t", t, plan.width[0], saved);
   plan.check_flags(wanted);
   plan.check_record(record);
   plan.check_sums(sums, wanted);
   const Tensor v = in_layout(t, Layout::contiguous);
-  const Places places = plan.tangents(keep);
+  const Places places = plan.tangents();
   Tensors found, kept;
   if (want_y) found.push_back(empty_matrix(t, plan.rows, plan.width.back()));
   const Tensor y_tangent = want_y ? found[0] : v;
   add_buffers(kept, t, places);
-  const bool fresh = !keep && sums.empty();
+  const bool fresh = sums.empty();
   for (const Link& link : plan.links) {
     if (!fresh || !ChainPlan::wants_weight(link, wanted)) continue;
     sums.push_back(empty_matrix(t, plan.weight(link).size(0), plan.weight(link).size(1)));
   }
   const auto run = [&](const auto& chain) {
-    chain.data_jvp(v, record, wanted, want_y ? &y_tangent : nullptr, keep, places, kept, sums, fresh);
+    chain.data_jvp(v, record, wanted, want_y ? &y_tangent : nullptr, places, kept, sums, fresh);
   };
   if (!Backend::narrow(plan, saved, run)) run(Chain<Backend>(plan, saved));
   if (fresh) found.insert(found.end(), sums.begin(), sums.end());
@@ -281,12 +267,12 @@ Tensors chain_data_jvp(const Tensor& t, Tensors params, Tensors saved, Tensors r
 
 template <class Backend>
 Tensors chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors tangents, const Tensor& x, Tensors params,
-                      Tensors saved, std::string links, Flags wanted, bool want_x, bool keep, Tensors sums) {
+                      Tensors saved, std::string links, Flags wanted, bool want_x, Tensors sums) {
   ChainPlan plan("chain_reverse", links, params);
   plan.resume("x", x, plan.width[0], saved);
   if (zeta) plan.check_flow("zeta", *zeta, plan.width.back());
   plan.check_flags(wanted);
-  const Places places = plan.tangents(keep);
+  const Places places = plan.tangents();
   plan.check_pairs(records, tangents, places);
   plan.check_sums(sums, wanted);
   DATAGRAD_CHECK(zeta || !records.empty(), plan.op, ": needs a zeta or a record");
@@ -301,7 +287,7 @@ Tensors chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors tange
   for (int64_t i = 0; i < plan.size(); ++i) {
     const Link& link = plan.links[i];
     if (ChainPlan::wants_weight(link, wanted)) {
-      const bool here = i <= start || keep;
+      const bool here = i <= start;
       if (fresh) weights.push_back(here ? empty_matrix(x, plan.weight(link).size(0), plan.weight(link).size(1)) : rows);
       if (fresh && here) found.push_back(weights.back());
     }
@@ -312,7 +298,7 @@ Tensors chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors tange
   }
   const Pairs pairs{records, tangents, places, records.size() / plan.record_size()};
   const auto run = [&](const auto& chain) {
-    chain.reverse(zeta, pairs, keep, rows, wanted, want_x ? &found[0] : nullptr, weights, fresh, biases);
+    chain.reverse(zeta, pairs, rows, wanted, want_x ? &found[0] : nullptr, weights, fresh, biases);
   };
   if (!Backend::narrow(plan, saved, run)) run(Chain<Backend>(plan, saved));
   return found;

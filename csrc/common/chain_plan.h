@@ -80,9 +80,12 @@ class ChainPlan {
 
   // Sweep 1 at rows of x. The input of each link but the first lies in `values`, unless nothing but rectifiers lies between
   // it and y: then it is in y.
-  void begin(const Tensor& x) {
+  void begin(const Tensor& x) { begin(x, std::numeric_limits<int64_t>::max()); }
+
+  // The same for tiles of up to so many rows, each of which goes through all sweeps by itself.
+  void begin(const Tensor& x, int64_t tile_rows) {
     check_parameters(x);
-    lay_out(x.size(0));
+    lay_out(std::min(x.size(0), tile_rows));
   }
 
   // A later sweep, at the rows of what enters it.
@@ -103,9 +106,8 @@ class ChainPlan {
     check_shape(op, name, flow, IntHeaderOnlyArrayRef(shape, 2));
   }
 
-  // The tangents that sweep 3 keeps: those of the inputs of smooth links, or with `keep` of all but the first.
-  Places tangents(bool keep) const {
-    if (keep) return values;
+  // The tangents that sweep 3 keeps: those of the inputs of smooth links.
+  Places tangents() const {
     Places places(size());
     for (int64_t i = 1; i < size(); ++i) {
       if (links[i].kind == Kind::smooth) places.add(i, rows * width[i]);

@@ -102,8 +102,8 @@ class NarrowChain16 {
     run<&Walk::data_vjp>(job, top, {});
   }
 
-  void data_jvp(const Tensor& v, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, bool keep,
-                const Places& places, const Tensors& kept, const Tensors& sums, bool fresh) const {
+  void data_jvp(const Tensor& v, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, const Places& places,
+                const Tensors& kept, const Tensors& sums, bool fresh) const {
     NarrowJob<T> job = start(&v, false);
     job.end = static_cast<int16_t>(p_.tangent_end(wanted, y_tangent != nullptr));
     const std::vector<size_t> order = p_.order(wanted);
@@ -114,17 +114,17 @@ class NarrowChain16 {
     };
     for (int64_t i = 0; i < job.end; ++i) {
       if (i + 1 == job.end || result(i) != result(i + 1)) job.link[i].result = result(i);
-      if (keep || !ChainPlan::wants_weight(p_.links[i], wanted)) continue;
+      if (!ChainPlan::wants_weight(p_.links[i], wanted)) continue;
       job.link[i].delta[0] = delta(record, 0, i);
       add_weight(job, totals, i, sums[order[i]], fresh);
     }
     if (job.end > 0) run<&Walk::data_jvp>(job, v, totals);
   }
 
-  void reverse(const std::optional<Tensor>& zeta, const Pairs& pairs, bool keep, const Tensor& x, const Flags& wanted,
+  void reverse(const std::optional<Tensor>& zeta, const Pairs& pairs, const Tensor& x, const Flags& wanted,
                const Tensor* x_bar, const Tensors& sums, bool fresh, const Tensors& biases) const {
     if (pairs.count > warp::kMaxPairs) {
-      Generic(p_, saved_).reverse(zeta, pairs, keep, x, wanted, x_bar, sums, fresh, biases);
+      Generic(p_, saved_).reverse(zeta, pairs, x, wanted, x_bar, sums, fresh, biases);
       return;
     }
     NarrowJob<T> job = start(zeta ? &*zeta : nullptr, true);
@@ -138,11 +138,11 @@ class NarrowChain16 {
       const Link& link = p_.links[i];
       if (i == 0) job.link[i].input = data<T>(x);
       if (i == 0 && x_bar != nullptr) job.link[i].result = mutable_data<T>(*x_bar);
-      for (size_t pair = 0; pair < pairs.count && (keep || link.kind == Kind::smooth); ++pair) {
+      for (size_t pair = 0; pair < pairs.count && link.kind == Kind::smooth; ++pair) {
         job.link[i].delta[pair] = delta(pairs.records, pair * p_.record_size(), i);
         job.link[i].tangent[pair] = tangent(pairs, pair, i);
       }
-      if (ChainPlan::wants_weight(link, wanted) && (i <= first || keep)) add_weight(job, totals, i, sums[order[i]], fresh);
+      if (ChainPlan::wants_weight(link, wanted) && i <= first) add_weight(job, totals, i, sums[order[i]], fresh);
       if (ChainPlan::wants_bias(link, wanted) && i <= first) add_bias(job, totals, i, biases[link.bias]);
     }
     if (totals.count > 0 || x_bar != nullptr) run<&Walk::reverse>(job, x, totals);
@@ -158,11 +158,10 @@ class NarrowChain16 {
     return i == p_.last() ? data<T>(records[first]) : at(records, first + 1, p_.cotangents.of[i]);
   }
 
-  // The tangent of the input of link i in sweep 3; relus have none where only smooth links' are kept.
+  // The tangent of the input of smooth link i in sweep 3.
   const T* tangent(const Pairs& pairs, size_t pair, int64_t i) const {
     const size_t first = pair * (1 + pairs.places.sizes.size());
-    if (i == 0) return data<T>(pairs.tangents[first]);
-    return pairs.places.of[i] ? at(pairs.tangents, first + 1, pairs.places.of[i]) : nullptr;
+    return at(pairs.tangents, first + 1, pairs.places.of[i]);
   }
 
   NarrowJob<T> start(const Tensor* flow, bool down) const {

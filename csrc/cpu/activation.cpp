@@ -107,11 +107,26 @@ class ChannelSums {
   std::vector<double> partials_;
 };
 
-// z = x + bias, chunk by chunk.
+// values[k] + other[k] for elements begin ... begin + count - 1, in `buffer` if there is an `other`.
+template <class T>
+const Acc<T>* plus(const T* other, int64_t begin, int64_t count, const Acc<T>* values, Acc<T>* buffer) {
+  if (other == nullptr) return values;
+  Chunk<Acc<T>> wide;
+  const Acc<T>* term = widened(other + begin, wide.value, count);
+  for (int64_t k = 0; k < count; ++k) buffer[k] = values[k] + term[k];
+  return buffer;
+}
+
+template <class T>
+const T* data_or_null(const std::optional<Tensor>& t) {
+  return t ? data<T>(*t) : nullptr;
+}
+
+// z = x + bias + other, chunk by chunk.
 template <class T>
 class Reader {
  public:
-  explicit Reader(const PreActivation& z) : x_(data<T>(z.x)), view_(z.view) {
+  explicit Reader(const PreActivation& z) : x_(data<T>(z.x)), other_(data_or_null<T>(z.other)), view_(z.view) {
     if (!z.bias || view_.channels == 0) return;
     // Where channels are the fastest dimension they are repeated, so that a chunk is one loop wherever it begins.
     bias_.resize(view_.channels + (view_.inner == 1 ? std::min(kChunk, view_.numel()) : 0));
@@ -121,6 +136,11 @@ class Reader {
 
   // The values of z for elements begin ... begin + count - 1, in `buffer` if they are not those of x.
   const Acc<T>* read(int64_t begin, int64_t count, Acc<T>* buffer) const {
+    return plus(other_, begin, count, biased(begin, count, buffer), buffer);
+  }
+
+ private:
+  const Acc<T>* biased(int64_t begin, int64_t count, Acc<T>* buffer) const {
     const Acc<T>* x = widened(x_ + begin, buffer, count);
     if (bias_.empty()) return x;
     const Acc<T>* bias = bias_.data();
@@ -136,8 +156,8 @@ class Reader {
     return buffer;
   }
 
- private:
   const T* x_;
+  const T* other_;
   ChannelView view_;
   std::vector<Acc<T>> bias_;
 };
@@ -184,6 +204,7 @@ namespace {
 template <class T, class Done>
 void gate_chunks(const Gated& in, const Tensor& out, double slope, const Blocks& blocks, const Done& done) {
   const T* g_data = data<T>(in.g);
+  const T* other = data_or_null<T>(in.other);
   const uint8_t* bits_data = data<uint8_t>(in.bits);
   T* out_data = mutable_data<T>(out);
   with_slope<Acc<T>>(slope, [&](auto rectifier) {
@@ -191,7 +212,7 @@ void gate_chunks(const Gated& in, const Tensor& out, double slope, const Blocks&
       Chunk<Acc<T>> buffer;
       Chunk<uint8_t> mask;
       unpack(bits_data + begin / 8, count, mask.value);
-      const Acc<T>* g = widened(g_data + begin, buffer.value, count);
+      const Acc<T>* g = plus(other, begin, count, widened(g_data + begin, buffer.value, count), buffer.value);
       Acc<T>* target = wide_target(out_data + begin, buffer.value);
       const auto relu = rectifier();
       for (int64_t k = 0; k < count; ++k) target[k] = relu.gate(mask.value[k] != 0, g[k]);
@@ -228,7 +249,7 @@ namespace {
 template <class T>
 class CurvedReader {
  public:
-  explicit CurvedReader(const Curved& in) : zeta_(in.zeta ? data<T>(*in.zeta) : nullptr) {
+  explicit CurvedReader(const Curved& in) : zeta_(data_or_null<T>(in.zeta)) {
     for (size_t i = 0; i < in.tangents.size(); ++i) {
       pairs_.emplace_back(data<T>(in.tangents[i]), data<T>(in.cotangents[i]));
     }

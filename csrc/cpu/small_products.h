@@ -2,26 +2,22 @@
 // The accumulators of a tile are vector registers: kRows rows of two vectors, which is what the arithmetic units need to be busy.
 #pragma once
 
+#include <cpu/lanes.h>
 #include <math/scalar.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <utility>
+#include <vector>
 
 namespace datagrad {
 namespace small {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 8;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32, kRows = 6;
+#ifdef __AVX512F__
+constexpr int kRows = 8;
 #else
-constexpr int kVectorBytes = 16, kRows = 6;
+constexpr int kRows = 6;
 #endif
-
-template <class T>
-constexpr int64_t kLanes = kVectorBytes / sizeof(T);
 
 // A matrix whose element (i, k) is at data[i * row + k * column].
 template <class T>
@@ -32,83 +28,53 @@ struct Strided {
   Strided from_row(int64_t r) const { return {data + r * row, row, column}; }
 };
 
-// A dense matrix on the right of a product. Its last columns, if they do not fill a vector, are read from `tail`: a copy, in
-// rows of one vector.
-template <class T>
-struct Right {
-  const T *data, *tail;
-};
-
-// Elements of the tail of a matrix.
-template <class T>
-int64_t tail_size(int64_t rows, int64_t columns) {
-  return columns % kLanes<T> == 0 ? 0 : rows * kLanes<T>;
-}
-
-// A matrix with its tail, which is written to `memory`.
-template <class T>
-Right<T> with_tail(const T* matrix, int64_t rows, int64_t columns, T* memory) {
-  const int64_t width = columns % kLanes<T>;
-  for (int64_t r = 0; width != 0 && r < rows; ++r) {
-    const T* last = matrix + (r + 1) * columns - width;
-    for (int64_t c = 0; c < kLanes<T>; ++c) memory[r * kLanes<T> + c] = c < width ? last[c] : T(0);
-  }
-  return {matrix, memory};
-}
-
-// A tile of R rows and V vectors in registers. All of it is inlined and unrolled: what a loop indexes would be in memory.
-template <int R, int V, class T>
-struct Tile {
-  typedef T Vector __attribute__((vector_size(kVectorBytes)));
-  Vector sum[R * V];
-
-  static DATAGRAD_ALWAYS_INLINE Vector load(const T* source) {
-    Vector v;
-    std::memcpy(&v, source, sizeof v);
-    return v;
-  }
-
-  DATAGRAD_ALWAYS_INLINE void multiply(const Strided<T>& a, const T* b, int64_t b_row, int64_t depth) {
-#pragma GCC unroll 16
-    for (int i = 0; i < R * V; ++i) sum[i] = Vector{};
-    for (int64_t k = 0; k < depth; ++k) {
-      Vector right[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) right[v] = load(b + k * b_row + v * kLanes<T>);
-#pragma GCC unroll 16
-      for (int i = 0; i < R * V; ++i) sum[i] += a.data[i / V * a.row + k * a.column] * right[i % V];
-    }
-  }
-
-  // out = the sums, plus the row that begins at `plus` and goes on `plus_row` further for the next one, if there is one.
-  DATAGRAD_ALWAYS_INLINE void store(T* out, int64_t row, const T* plus, int64_t plus_row) {
-#pragma GCC unroll 16
-    for (int i = 0; i < R * V; ++i) {
-      const int64_t r = i / V, c = i % V * kLanes<T>;
-      const Vector total = plus == nullptr ? sum[i] : load(plus + r * plus_row + c) + sum[i];
-      std::memcpy(out + r * row + c, &total, sizeof total);
-    }
-  }
-
-  // The same for the first `width` columns only.
-  DATAGRAD_ALWAYS_INLINE void store_part(T* out, int64_t row, const T* plus, int64_t plus_row, int64_t width) {
-    T last[R * V * kLanes<T>];
-#pragma GCC unroll 16
-    for (int i = 0; i < R * V; ++i) std::memcpy(last + i * kLanes<T>, &sum[i], sizeof(Vector));
-    for (int64_t r = 0; r < R; ++r) {
-      for (int64_t c = 0; c < width; ++c) {
-        const T product = last[r * V * kLanes<T> + c];
-        out[r * row + c] = plus == nullptr ? product : plus[r * plus_row + c] + product;
-      }
-    }
-  }
-};
-
 // What is added to a product: nothing, one row to all rows (a bias), or a matrix.
 template <class T>
 struct Plus {
   const T* data = nullptr;
   int64_t row = 0;
+
+  Plus from_row(int64_t r) const { return {data == nullptr ? nullptr : data + r * row, row}; }
+};
+
+// A tile of R rows and V vectors in registers. All of it is inlined and unrolled: what a loop indexes would be in memory.
+template <int R, int V, class T>
+struct Tile {
+  using L = Lanes<T>;
+  typename L::Vector sum[R * V];
+
+  DATAGRAD_ALWAYS_INLINE void multiply(const Strided<T>& a, const T* b, int64_t b_row, int64_t depth) {
+#pragma GCC unroll 16
+    for (int i = 0; i < R * V; ++i) sum[i] = typename L::Vector{};
+    for (int64_t k = 0; k < depth; ++k) {
+      typename L::Vector right[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) right[v] = L::load(b + k * b_row + v * L::kCount);
+#pragma GCC unroll 16
+      for (int i = 0; i < R * V; ++i) sum[i] += a.data[i / V * a.row + k * a.column] * right[i % V];
+    }
+  }
+
+  DATAGRAD_ALWAYS_INLINE void store(T* out, int64_t row, const Plus<T>& plus) {
+#pragma GCC unroll 16
+    for (int i = 0; i < R * V; ++i) {
+      const int64_t r = i / V, c = i % V * L::kCount;
+      L::store(plus.data == nullptr ? sum[i] : L::load(plus.data + r * plus.row + c) + sum[i], out + r * row + c);
+    }
+  }
+
+  // The same for the first `width` columns only.
+  DATAGRAD_ALWAYS_INLINE void store_part(T* out, int64_t row, const Plus<T>& plus, int64_t width) {
+    T last[R * V * L::kCount];
+#pragma GCC unroll 16
+    for (int i = 0; i < R * V; ++i) L::store(sum[i], last + i * L::kCount);
+    for (int64_t r = 0; r < R; ++r) {
+      for (int64_t c = 0; c < width; ++c) {
+        const T product = last[r * V * L::kCount + c];
+        out[r * row + c] = plus.data == nullptr ? product : plus.data[r * plus.row + c] + product;
+      }
+    }
+  }
 };
 
 // What the tiles of some columns share: `width` of them, at most V vectors, of out = a b + plus.
@@ -116,10 +82,9 @@ template <class T>
 struct Columns {
   const T* b;
   int64_t b_row;
-  T* out;
-  int64_t out_row;
   Plus<T> plus;
-  int64_t width, depth;
+  T* out;
+  int64_t out_row, width, depth;
 };
 
 template <int R, int V, class T>
@@ -127,12 +92,10 @@ void tile(const Strided<T>& a, const Columns<T>& columns, int64_t first) {
   Tile<R, V, T> t;
   t.multiply(a.from_row(first), columns.b, columns.b_row, columns.depth);
   T* out = columns.out + first * columns.out_row;
-  const Plus<T> plus = columns.plus;
-  const T* row = plus.data == nullptr ? nullptr : plus.data + first * plus.row;
-  if (columns.width == V * kLanes<T>) {
-    t.store(out, columns.out_row, row, plus.row);
+  if (columns.width == V * Lanes<T>::kCount) {
+    t.store(out, columns.out_row, columns.plus.from_row(first));
   } else {
-    t.store_part(out, columns.out_row, row, plus.row, columns.width);
+    t.store_part(out, columns.out_row, columns.plus.from_row(first), columns.width);
   }
 }
 
@@ -148,57 +111,82 @@ void tiles(const Strided<T>& a, const Columns<T>& columns, int64_t rows, std::in
   }
 }
 
+// The last columns of b, less than a vector of them, in rows of one vector. Memory of the thread.
+template <class T>
+const T* tail(const T* b, int64_t rows, int64_t columns) {
+  constexpr int64_t n = Lanes<T>::kCount;
+  thread_local std::vector<T> memory;
+  if (static_cast<int64_t>(memory.size()) < rows * n) memory.resize(rows * n);
+  const int64_t width = columns % n;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* last = b + (r + 1) * columns - width;
+    for (int64_t c = 0; c < n; ++c) memory[r * n + c] = c < width ? last[c] : T(0);
+  }
+  return memory.data();
+}
+
 // out (rows, columns) = a b + plus, for b (depth, columns) and out with dense rows; plus may be out.
 template <class T>
-void product(const Strided<T>& a, const Right<T>& b, Plus<T> plus, T* out, int64_t rows, int64_t columns, int64_t depth) {
+void product(const Strided<T>& a, const T* b, Plus<T> plus, T* out, int64_t rows, int64_t columns, int64_t depth) {
   constexpr auto kHeights = std::make_integer_sequence<int, kRows>();
+  constexpr int64_t n = Lanes<T>::kCount;
   const auto at = [&](int64_t c, const T* right, int64_t right_row, int64_t width) {
     const Plus<T> here = {plus.data == nullptr ? nullptr : plus.data + c, plus.row};
-    return Columns<T>{right, right_row, out + c, columns, here, width, depth};
+    return Columns<T>{right, right_row, here, out + c, columns, width, depth};
   };
   int64_t c = 0;
-  for (; c + 2 * kLanes<T> <= columns; c += 2 * kLanes<T>) {
-    tiles<2>(a, at(c, b.data + c, columns, 2 * kLanes<T>), rows, kHeights);
+  for (; c + 2 * n <= columns; c += 2 * n) tiles<2>(a, at(c, b + c, columns, 2 * n), rows, kHeights);
+  if (c + n <= columns) {
+    tiles<1>(a, at(c, b + c, columns, n), rows, kHeights);
+    c += n;
   }
-  if (c + kLanes<T> <= columns) {
-    tiles<1>(a, at(c, b.data + c, columns, kLanes<T>), rows, kHeights);
-    c += kLanes<T>;
-  }
-  if (c < columns) tiles<1>(a, at(c, b.tail, kLanes<T>, columns - c), rows, kHeights);
+  if (c < columns) tiles<1>(a, at(c, tail(b, depth, columns), n, columns - c), rows, kHeights);
 }
 
-// Asks for n elements that will be read soon.
+// out[c] = Σ_k row[k] b[c, k] for b (columns, depth): one row times a transposed matrix, as many columns at a time as a vector
+// register has lanes.
 template <class T>
-void fetch(const T* data, int64_t n) {
-  for (int64_t k = 0; k < n; k += 64 / sizeof(T)) __builtin_prefetch(data + k);
-}
-
-// Σ_k a[k] b[k], with partial sums that fill the vector registers.
-template <class T>
-T dot(const T* a, const T* b, int64_t n) {
-  constexpr int64_t kPartial = 32;
-  T lane[kPartial] = {};
-  int64_t k = 0;
-  for (; k + kPartial <= n; k += kPartial) {
-    for (int64_t c = 0; c < kPartial; ++c) lane[c] += a[k + c] * b[k + c];
+void row_times_transposed(const T* row, const T* b, T* out, int64_t columns, int64_t depth) {
+  using L = Lanes<T>;
+  constexpr int64_t n = L::kCount;
+  int64_t c = 0;
+  for (; c + n <= columns; c += n) {
+    typename L::Vector sum[n] = {};
+    int64_t k = 0;
+    for (; k + n <= depth; k += n) {
+      const typename L::Vector x = L::load(row + k);
+      for (int64_t j = 0; j < n; ++j) sum[j] += x * L::load(b + (c + j) * depth + k);
+    }
+    L::transpose(sum);
+    for (int64_t j = 1; j < n; ++j) sum[0] += sum[j];
+    L::store(sum[0], out + c);
+    for (int64_t j = 0; k < depth && j < n; ++j) {
+      for (int64_t rest = k; rest < depth; ++rest) out[c + j] += row[rest] * b[(c + j) * depth + rest];
+    }
   }
-  for (int64_t half = kPartial / 2; half > 0; half /= 2) {
-    for (int64_t c = 0; c < half; ++c) lane[c] += lane[c + half];
+  for (; c < columns; ++c) {
+    T sum = 0;
+    for (int64_t k = 0; k < depth; ++k) sum += row[k] * b[c * depth + k];
+    out[c] = sum;
   }
-  T sum = lane[0];
-  for (; k < n; ++k) sum += a[k] * b[k];
-  return sum;
 }
 
 // target (columns, rows) = source (rows, columns) transposed.
 template <class T>
 void transpose(const T* source, int64_t rows, int64_t columns, T* target) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-    const int64_t r1 = std::min(rows, r0 + kBlock);
-    for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t r = r0; r < r1; ++r) target[c * rows + r] = source[r * columns + c];
+  using L = Lanes<T>;
+  constexpr int64_t n = L::kCount;
+  const int64_t whole_rows = rows / n * n, whole_columns = columns / n * n;
+  for (int64_t r = 0; r < whole_rows; r += n) {
+    for (int64_t c = 0; c < whole_columns; c += n) {
+      typename L::Vector square[n];
+      for (int64_t i = 0; i < n; ++i) square[i] = L::load(source + (r + i) * columns + c);
+      L::transpose(square);
+      for (int64_t i = 0; i < n; ++i) L::store(square[i], target + (c + i) * rows + r);
     }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) target[c * rows + r] = source[r * columns + c];
   }
 }
 

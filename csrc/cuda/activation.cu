@@ -94,21 +94,26 @@ bool aligned(const Pointers*... pointers) {
 }
 
 template <class T>
+const T* data_or_null(const std::optional<Tensor>& t) {
+  return t ? data<T>(*t) : nullptr;
+}
+
+template <class T>
 BiasedInput<T> biased_input(const PreActivation& z) {
-  return {data<T>(z.x), z.bias ? data<T>(*z.bias) : nullptr, z.view};
+  return {data<T>(z.x), data_or_null<T>(z.bias), data_or_null<T>(z.other), z.view};
 }
 
 template <class T>
 ReluGate<T> relu_gate_op(const Gated& in, double slope, const Tensor& out) {
-  const T* g = data<T>(in.g);
+  const T *g = data<T>(in.g), *other = data_or_null<T>(in.other);
   T* target = mutable_data<T>(out);
-  return {g, data<uint8_t>(in.bits), {static_cast<Acc<T>>(slope)}, target, aligned(g, target)};
+  return {g, other, data<uint8_t>(in.bits), {static_cast<Acc<T>>(slope)}, target, aligned(g, other, target)};
 }
 
 template <class T, class Row>
 SmoothReverse<T, Row> smooth_reverse_op(const Curved& in, const Row& activation, const Tensor& out) {
   SmoothReverse<T, Row> op{biased_input<T>(in.z), activation};
-  op.zeta = in.zeta ? data<T>(*in.zeta) : nullptr;
+  op.zeta = data_or_null<T>(in.zeta);
   op.pairs = static_cast<int>(in.tangents.size());
   op.out = mutable_data<T>(out);
   op.vector = aligned(op.z.x, op.zeta, op.out);  // a null zeta is aligned
@@ -128,8 +133,9 @@ void relu_forward_into(const PreActivation& z, double slope, const Tensor& y, co
     using T = typename decltype(tag)::type;
     const Rectifier<Acc<T>> relu{static_cast<Acc<T>>(slope)};
     T* target = mutable_data<T>(y);
-    const bool vector = aligned(data<T>(z.x), target);
-    map<T>(launch, ReluForward<T>{biased_input<T>(z), relu, target, mutable_data<uint8_t>(bits), vector}, y.numel());
+    const BiasedInput<T> input = biased_input<T>(z);
+    const bool vector = aligned(input.x, input.other, target);  // a null pointer is aligned
+    map<T>(launch, ReluForward<T>{input, relu, target, mutable_data<uint8_t>(bits), vector}, y.numel());
   });
 }
 

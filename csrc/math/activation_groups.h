@@ -7,18 +7,30 @@
 
 namespace datagrad {
 
-// z = x + bias; bias may be null.
+// values + other; other may be null.
+template <class T>
+DATAGRAD_HD void add_group(const T* other, int64_t first, int count, bool vector, Acc<T>* values) {
+  if (other == nullptr) return;
+  Acc<T> terms[kGroup];
+  load_group(other, first, count, vector, terms);
+  for (int k = 0; k < count; ++k) values[k] += terms[k];
+}
+
+// z = x + bias + other; bias and other may be null.
 template <class T>
 struct BiasedInput {
   const T* x;
   const T* bias;
+  const T* other;
   ChannelView view;
 
   DATAGRAD_HD void load(int64_t first, int count, bool vector, Acc<T>* z) const {
     load_group(x, first, count, vector, z);
-    if (bias == nullptr) return;
-    ChannelCursor cursor(view, first);
-    for (int k = 0; k < count; ++k, cursor.next()) z[k] += static_cast<Acc<T>>(bias[cursor.channel()]);
+    if (bias != nullptr) {
+      ChannelCursor cursor(view, first);
+      for (int k = 0; k < count; ++k, cursor.next()) z[k] += static_cast<Acc<T>>(bias[cursor.channel()]);
+    }
+    add_group(other, first, count, vector, z);
   }
 };
 
@@ -44,8 +56,9 @@ struct ReluForward {  // first is a multiple of 8
 };
 
 template <class T>
-struct ReluGate {
+struct ReluGate {  // of g + other; other may be null
   const T* g;
+  const T* other;
   const uint8_t* bits;
   Rectifier<Acc<T>> relu;
   T* out;
@@ -54,6 +67,7 @@ struct ReluGate {
   // A group of eight begins at a byte; a single element may lie anywhere in one.
   DATAGRAD_HD void operator()(int64_t first, int count, Acc<T>* values) const {
     load_group(g, first, count, vector, values);
+    add_group(other, first, count, vector, values);
     const unsigned octet = static_cast<unsigned>(bits[first / 8]) >> (first % 8);
     for (int k = 0; k < count; ++k) values[k] = relu.gate((octet >> k) & 1u, values[k]);
     store_group(out, first, count, vector, values);

@@ -289,8 +289,13 @@ class NarrowWalk {
       for (int i = job_.end - 1; i >= job_.begin; --i) {
         const NarrowLink<T>& link = job_.link[i];
         if (link.kind == Kind::linear) {
-          add_gradients(link, flows);
-          if (!flows || (i == job_.begin && !job_.walks_to_begin)) continue;
+          if (!flows) continue;
+          add_bias_gradient(link, link.out);
+          if (link.weight_sum >= 0) {
+            load(other_, link.input, link.in);
+            outer(link, here_, other_);
+          }
+          if (i == job_.begin && !job_.walks_to_begin) continue;
           multiply<false>(i, nullptr);
           leave(link.result, link.in);
           continue;
@@ -403,21 +408,6 @@ class NarrowWalk {
     block_.together([&](const Lanes& lanes, int warp) {
       add_rows(lanes, warp, block_.warps, strips(here_), block_.warps * kStrip, width, partial() + link.bias_sum);
     });
-  }
-
-  // ζᵀh, and where (δ, t) were kept δᵀt; Σ ζ.
-  DATAGRAD_HD void add_gradients(const NarrowLink<T>& link, bool flows) {
-    if (flows) add_bias_gradient(link, link.out);
-    if (link.weight_sum < 0) return;
-    if (flows) {
-      load(other_, link.input, link.in);
-      outer(link, here_, other_);
-    }
-    for (int pair = 0; pair < job_.pairs && link.delta[pair] != nullptr; ++pair) {
-      load(there_, link.delta[pair], link.out);
-      load(other_, link.tangent[pair], link.in);
-      outer(link, there_, other_);
-    }
   }
 
   Block& block_;

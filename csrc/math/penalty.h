@@ -138,17 +138,41 @@ inline constexpr bool kHasTies = false;
 template <class A>
 inline constexpr bool kHasTies<Linf<A>> = true;
 
+// R = f(‖x‖): f and its derivative. NaN passes.
+template <class A>
+struct Identity {
+  static constexpr const char* name = "";
+  DATAGRAD_HD static A value(A norm, A /*c*/) { return norm; }
+  DATAGRAD_HD static A first(A /*norm*/, A /*c*/) { return A(1); }
+};
+
+template <class A>
+struct Centred {
+  static constexpr const char* name = "centred";
+  DATAGRAD_HD static A value(A norm, A c) { return (norm - c) * (norm - c); }
+  DATAGRAD_HD static A first(A norm, A c) { return A(2) * (norm - c); }
+};
+
+template <class A>
+struct OneSided {
+  static constexpr const char* name = "one_sided";
+  DATAGRAD_HD static A excess(A norm, A c) { return norm < c ? A(0) : norm - c; }
+  DATAGRAD_HD static A value(A norm, A c) { return excess(norm, c) * excess(norm, c); }
+  DATAGRAD_HD static A first(A norm, A c) { return A(2) * excess(norm, c); }
+};
+
 template <template <class> class... Rows>
 struct NormRows {};
 
 using Norms = NormRows<L1, L2, L2Squared, Linf>;
+using NormFunctions = NormRows<Identity, Centred, OneSided>;
 
-// Calls visit(norm) with the norm that `kind` names, if there is one; says whether there is.
+// Calls visit(row) with the norm or function that `kind` names, if there is one; says whether there is.
 template <class A, class Visit, template <class> class... Rows>
 bool visit_norm(NormRows<Rows...>, std::string_view kind, const Visit& visit) {
-  const auto try_row = [&](auto norm) {
-    if (kind != decltype(norm)::name) return false;
-    visit(norm);
+  const auto try_row = [&](auto row) {
+    if (kind != decltype(row)::name) return false;
+    visit(row);
     return true;
   };
   return (try_row(Rows<A>{}) || ...);

@@ -8,9 +8,9 @@ from .biases import move_biases
 from .chains import collect_chains
 from .folding import fold_norms
 from .layout import run_in_channels_last
-from .norms import rectify_norms
+from .rectifiers import take_in_rectifiers
 
-PASSES = (move_biases, fold_norms, rectify_norms, run_in_channels_last, collect_chains)
+PASSES = (move_biases, fold_norms, take_in_rectifiers, run_in_channels_last, collect_chains)
 
 
 def fuse(program: Program) -> Program:
@@ -20,4 +20,12 @@ def fuse(program: Program) -> Program:
     return Single.of(program)
 
 
-__all__ = ["PASSES", "collect_chains", "fold_norms", "fuse", "move_biases", "rectify_norms", "run_in_channels_last"]
+__all__ = [
+    "PASSES",
+    "collect_chains",
+    "fold_norms",
+    "fuse",
+    "move_biases",
+    "run_in_channels_last",
+    "take_in_rectifiers",
+]

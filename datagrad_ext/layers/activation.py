@@ -9,7 +9,7 @@ are one pass. The bias is None unless a fusion pass has moved it here from the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..ops.activation import ACTIVATIONS, Activation
 from ..ops.chain import word
-from .base import Layer, Pairs, Tensors, add
+from .base import FLOAT32_ON_CUDA, Layer, Pairs, Tensors, add
 from .registry import Application, function_rule, module_rule
 
 _ops = torch.ops.datagrad
@@ -28,7 +28,7 @@ class _Activation(Layer):
     """What both families share: the optional bias along `dim`."""
 
     follows_layout = True
-    autocast = "same"
+    autocast: str | Mapping[str, str] = "same"
 
     def __init__(self) -> None:
         self.dim: int | None = None
@@ -122,15 +122,14 @@ class SmoothActivation(_Activation):
     def __init__(self, row: Activation, constants: tuple[float, ...]) -> None:
         super().__init__()
         self.row, self.constants = row, [float(c) for c in constants]
+        if row.name == "softplus":
+            self.autocast = FLOAT32_ON_CUDA
 
     @property
     def name(self) -> str:
         constants = ", ".join(f"{c:g}" for c in self.constants)
         head = f"{self.row.name}({constants})" if constants else self.row.name
         return head if self.dim is None else f"bias + {head}"
-
-    def autocast_on(self, device: str) -> str | None:
-        return "float32" if (device, self.row.name) == ("cuda", "softplus") else self.autocast
 
     def link(self, n_params: int) -> str | None:
         return word(self.row.name, n_params == 1, self.constants)

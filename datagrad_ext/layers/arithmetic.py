@@ -1,6 +1,6 @@
 """Where branches meet: sums, products and concatenations of values, and operations with a number.
 
-    Sum      y = x₁ + s x₂           vjp  (g, s g)        jvp  t₁ + s t₂
+    Sum      y = x₁ + s x₂           (layers/sums.py)
     Affine   y = a x + c             vjp  a g             jvp  a t
     Product  y = x₁ x₂               vjp  (g x₂, g x₁)    jvp  t₁ x₂ + x₁ t₂    curvature  (δ t₂, δ t₁)
     Quotient y = x₁ / x₂             vjp  (q, −q y), q = g / x₂                 jvp  (t₁ − y t₂) / x₂
@@ -21,39 +21,7 @@ from torch import Tensor
 
 from .base import Pairs, Parameterless, Tensors, add, add_each, reduce_to
 from .registry import Application, function_rule
-
-
-class Sum(Parameterless):
-    """x₁ + s x₂ for a number s, broadcasting."""
-
-    follows_layout = True
-    autocast = "widest"
-
-    def __init__(self, scale: float = 1) -> None:
-        self._scale = scale
-
-    @property
-    def name(self) -> str:
-        if self._scale in (1, -1):
-            return "Add" if self._scale == 1 else "Sub"
-        return f"Add({self._scale:g})"
-
-    def apply(self, *inputs: Any) -> Tensor:
-        return inputs[0] - inputs[1] if self._scale == -1 else inputs[0] + _scaled(inputs[1], self._scale)
-
-    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        y = self.apply(*inputs)
-        return y, (tuple(_shape(x) for x in inputs), y.shape)
-
-    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        terms = zip((1, self._scale), saved[0], wanted, strict=True)
-        return tuple(_scaled(reduce_to(g, shape), scale) if want else None for scale, shape, want in terms)
-
-    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
-        first, second = tangents
-        if first is None or second is None:
-            return (_scaled(second, self._scale) if first is None else first).expand(saved[1])
-        return self.apply(first, second)
+from .sums import Sum, shape_of
 
 
 class Affine(Parameterless):
@@ -141,6 +109,7 @@ class Quotient(Parameterless):
     """x₁ / x₂, broadcasting."""
 
     curved = paired = True
+    autocast = "widest"
 
     @property
     def name(self) -> str:
@@ -151,7 +120,7 @@ class Quotient(Parameterless):
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         y = self.apply(*inputs)
-        return y, (tuple(map(_shape, inputs)), inputs[1], y)
+        return y, (tuple(map(shape_of, inputs)), inputs[1], y)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         shapes, divisor, y = saved
@@ -209,21 +178,10 @@ def _legacy_dim(shapes: tuple[torch.Size, ...], dim: int) -> int:
     return dim % max(len(shape) for shape in shapes)
 
 
-def _shape(x: Any) -> torch.Size:
-    """The shape of an operand; a host value may be a number."""
-    return x.shape if isinstance(x, Tensor) else torch.Size()
-
-
 def _reduced(bars: Tensors, shapes: Sequence[torch.Size], wanted: Sequence[bool]) -> Tensors:
     """The wanted cotangents, summed to the shapes of their operands."""
     terms = zip(bars, shapes, wanted, strict=True)
     return tuple(reduce_to(bar, shape) if want and bar is not None else None for bar, shape, want in terms)
-
-
-def _scaled(x: Any, scale: float) -> Any:
-    if scale == -1:
-        return -x
-    return x if scale == 1 else x * scale
 
 
 def _is_number(value: Any) -> bool:

@@ -23,7 +23,7 @@ likes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,10 @@ from torch import Tensor
 
 Tensors = tuple[Any, ...]  # one Tensor or None for each input, or for each parameter
 Pairs = Sequence[tuple[Any, Tensors]]
+
+# Policies that differ between devices (`Layer.autocast_on`): torch.autocast has a list of operations for each.
+FLOAT32_ON_CPU = {"cpu": "float32", "cuda": "same"}
+FLOAT32_ON_CUDA = {"cpu": "same", "cuda": "float32"}
 
 
 class Layer:
@@ -42,7 +46,7 @@ class Layer:
     aliases = False  # True if y may share memory with x
     follows_layout = False  # True if the maps keep channels_last: out of x into y, and so for tangents and cotangents
     wants_channels_last = False  # True if it follows the layout and two-dimensional images are faster in channels_last
-    autocast: str | None = None  # what torch.autocast does to it (`autocast_on`)
+    autocast: str | Mapping[str, str] | None = None  # what torch.autocast does to it, on every device or on each
     ops: tuple[str, ...] = ()  # the project's ops that the maps call; empty: vendor libraries only
 
     @property
@@ -60,7 +64,7 @@ class Layer:
         "low", "float32": inputs and parameters are cast to the low dtype, to float32. "widest": inputs are promoted to
         the widest dtype among them. "same": it runs in its input's dtype. None: not said; the layer is opaque there.
         """
-        return self.autocast
+        return self.autocast if self.autocast is None or isinstance(self.autocast, str) else self.autocast.get(device)
 
     def link(self, n_params: int) -> str | None:
         """How the ops of chains spell the layer if it has so many parameters; None: it cannot be a link of a chain."""

@@ -6,13 +6,14 @@ from: it overrides the sweeps whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops.chain import parse
+from ..ops.chain import parse, word
 from .base import Layer, Pairs, Tensors
 
 _ops = torch.ops.datagrad
@@ -30,6 +31,9 @@ class Chain(Layer):
         self.layers, self.n_params = tuple(layers), tuple(n_params)
         self.links = " ".join(str(layer.link(n)) for layer, n in zip(layers, n_params, strict=True))
         links = parse(self.links)
+        # Sweeps 2 and 3 read no bias but those of smooth links, and a small network notices every tensor of a call.
+        self._inner_links = " ".join([word(k.name, k.smooth and k.bias is not None, k.constants) for k in links])
+        self._inner = _reader([p for k in links for p in (k.weight, k.bias if k.smooth else None) if p is not None])
         params = [(i, link, p) for i, link in enumerate(links) for p in (link.weight, link.bias) if p is not None]
         self._is_weight = [p == link.weight for _, link, p in params]
         curves = [i for i, link in enumerate(links) if link.smooth]
@@ -58,7 +62,7 @@ class Chain(Layer):
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         leading = saved[1]
         rows = _rows(g, leading)
-        x_bar, *buffers = _data_vjp(rows, params, saved[2:], self.links)
+        x_bar, *buffers = _data_vjp(rows, self._inner(params), saved[2:], self._inner_links)
         return (x_bar if leading is None else _unflat(x_bar, leading),), (rows, *buffers)
 
     def data_jvp(
@@ -71,17 +75,16 @@ class Chain(Layer):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Any, Any, Tensors]:
-        x, leading = saved[:2]
-        rows, keep, wanted = _rows(tangents[0], leading), _keeps(x, params), wanted_params or (False,) * len(params)
+        leading = saved[1]
+        rows, wanted = _rows(tangents[0], leading), wanted_params or (False,) * len(params)
         known = [total for total in sums if total is not None]
-        found = _data_jvp(
-            rows, params, saved[2:], record, self.links, wanted, needed, keep, known
-        )
+        weights, wants = self._inner(params), self._inner(wanted)
+        found = _data_jvp(rows, weights, saved[2:], record, self._inner_links, wants, needed, known)
         y_tangent: Any = found.pop(0) if needed else None
         if needed and leading is not None:
             y_tangent = _unflat(y_tangent, leading)
-        places = () if keep or known else self._places("tangent", tuple(wanted))
-        pair = (record, (rows, *found[len(places) :])) if self.curved or keep else None
+        places = () if known else self._places("tangent", tuple(wanted))
+        pair = (record, (rows, *found[len(places) :])) if self.curved else None
         return y_tangent, pair, _filled(sums, places, found[: len(places)]) if places else sums
 
     def reverse(
@@ -95,31 +98,28 @@ class Chain(Layer):
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
         x, leading = saved[:2]
-        keep, wanted = _keeps(x, params), wanted_params or (False,) * len(params)
+        wanted = wanted_params or (False,) * len(params)
         known = [total for total in sums if total is not None]
         records = [tensor for record, _ in pairs for tensor in record]
         tangents = [tensor for _, kept in pairs for tensor in kept]
         rows = None if zeta is None else _rows(zeta, leading)
         want_x = wanted_inputs[0] and (zeta is not None or self.curved)
-        found = _reverse(
-            rows, records, tangents, x, params, saved[2:], self.links, wanted, want_x, keep, known
-        )
+        found = _reverse(rows, records, tangents, x, params, saved[2:], self.links, wanted, want_x, known)
         x_bar: Any = found.pop(0) if want_x else None
         if want_x and leading is not None:
             x_bar = _unflat(x_bar, leading)
-        places = self._places("reverse", tuple(wanted), zeta is not None, keep, bool(known))
+        places = self._places("reverse", tuple(wanted), zeta is not None, bool(known))
         return (x_bar,), _filled(sums, places, found)
 
     def _places(
-        self, sweep: str, wanted: tuple[bool, ...], with_zeta: bool = False, keep: bool = False, known: bool = False
+        self, sweep: str, wanted: tuple[bool, ...], with_zeta: bool = False, known: bool = False
     ) -> tuple[int, ...]:
         """Which parameters an op returns gradients of."""
-        key = sweep, wanted, with_zeta, keep, known
+        key = sweep, wanted, with_zeta, known
         if key not in self._known_places:
             flags = zip(wanted, self._is_weight, self._is_below, strict=True)
             found = [
-                want and (is_weight if sweep == "tangent" else with_zeta or below or (keep and is_weight))
-                and not (known and is_weight)
+                want and (is_weight if sweep == "tangent" else (with_zeta or below) and not (known and is_weight))
                 for want, is_weight, below in flags
             ]
             self._known_places[key] = tuple(i for i, here in enumerate(found) if here)
@@ -133,9 +133,9 @@ class Chain(Layer):
         return x
 
 
-def _keeps(rows: Tensor, params: Tensors) -> bool:
-    """Whether (δ, t) are kept for sweep 4: if the tangents are smaller than the gradients that replace them."""
-    return rows.shape[0] <= params[0].shape[0]
+def _reader(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """A function that takes the places out of a sequence."""
+    return itemgetter(*places) if len(places) > 1 else lambda values: (values[places[0]],)
 
 
 def _rows(g: Tensor, leading: torch.Size | None) -> Tensor:

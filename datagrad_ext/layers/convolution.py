@@ -42,6 +42,9 @@ class Convolution(Layer):
         self.dims = dims
         self.follows_layout = self.wants_channels_last = dims == 2
         self.bias_dim = -dims - 1  # the dimension of y along which the bias lies
+        self.batch_rank = dims + 2  # the dimensions of x for which the outputs are dimension 1 of y
+        # None: the outputs are the first dimension of the weight; a number: those of each group are the second
+        self.output_groups = groups if transposed else None
         self.transposed = transposed
         self.padding = padding if isinstance(padding, str) else _each(padding, dims)
         self._stride, self._dilation = _each(stride, dims), _each(dilation, dims)

@@ -16,6 +16,8 @@ from .registry import Application, function_rule, module_rule
 class Embedding(Layer):
     """Rows of a table (V, E) for ids (…); the row `padding` gets no gradient, `by_frequency` divides by counts."""
 
+    autocast = "same"
+
     def __init__(self, padding: int | None, by_frequency: bool) -> None:
         self._padding, self._by_frequency = padding, by_frequency
 

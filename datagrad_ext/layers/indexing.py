@@ -60,6 +60,7 @@ class Split(Parameterless):
     """x in parts along `dim`: `method(x, *host)` gives them, `join` puts them together."""
 
     aliases = True
+    autocast = "same"
 
     def __init__(self, method: Callable[..., Tensors], dim: int, join: Callable[..., Tensor]) -> None:
         self._method, self._dim, self._join = method, dim, join
@@ -84,6 +85,8 @@ class Split(Parameterless):
 
 class Stack(Parameterless):
     """Tensors of one shape as parts of one along a new dimension."""
+
+    autocast = "widest"
 
     def __init__(self, dim: int) -> None:
         self._dim = dim

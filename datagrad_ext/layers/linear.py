@@ -26,6 +26,8 @@ class Linear(Layer):
     paired = True
     autocast = "low"
     bias_dim = -1  # the dimension of y along which the bias lies
+    batch_rank = 2  # the dimensions of x for which the outputs are dimension 1 of y
+    output_groups: int | None = None  # the outputs are the first dimension of the weight
 
     def link(self, n_params: int) -> str | None:
         return word("linear", n_params == 2)

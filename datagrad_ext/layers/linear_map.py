@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -25,9 +25,10 @@ class LinearMap(Parameterless):
         transpose: Callable[..., Tensor],
         aliases: bool = False,
         follows_layout: bool = False,
+        autocast: str | Mapping[str, str] = "same",
     ) -> None:
         self._name, self._call, self._transpose = name, call, transpose
-        self.aliases, self.follows_layout = aliases, follows_layout
+        self.aliases, self.follows_layout, self.autocast = aliases, follows_layout, autocast
 
     @property
     def name(self) -> str:

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arithmetic import Sum
 from .base import Parameterless, Tensors, reduce_to
 from .registry import Application, function_rule
+from .sums import Sum
 
 
 class MaskedFill(Parameterless):
     """x with the number `value` where the mask (a host value, broadcasting) is set."""
+
+    autocast = "same"
 
     def __init__(self, value: float) -> None:
         self._value = value
@@ -41,6 +43,8 @@ class MaskedFill(Parameterless):
 
 class Where(Parameterless):
     """a where a condition (a host value) holds, else b; all broadcast, and a or b may be numbers."""
+
+    autocast = "widest"
 
     def __init__(self, first: float | None, second: float | None) -> None:
         self._numbers = first, second

@@ -24,6 +24,7 @@ class Matmul(Parameterless):
     """`function(a, b)` is a b, or a bᵀ if `transposed`."""
 
     curved = paired = True
+    autocast = "low"
 
     def __init__(self, function: Callable[..., Tensor], transposed: bool = False) -> None:
         self._function, self._transposed = function, transposed

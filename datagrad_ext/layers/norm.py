@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Pairs, Parameterless, Tensors
+from .base import FLOAT32_ON_CUDA, Pairs, Parameterless, Tensors
 from .registry import Application, expansion, function_rule
 
 
@@ -22,6 +22,7 @@ class Norm(Parameterless):
     """√Σ x² over the dimensions `dim` (None: all)."""
 
     curved = paired = True
+    autocast = FLOAT32_ON_CUDA
 
     def __init__(self, dim: Any, keepdim: bool) -> None:
         self._dim, self._keepdim = dim, keepdim

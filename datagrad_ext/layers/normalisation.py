@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .activation import Rectifier
-from .base import Layer, Pairs, Tensors, add
+from .base import FLOAT32_ON_CUDA, Layer, Pairs, Tensors, add
 
 _ops = torch.ops.datagrad
 
@@ -152,6 +152,7 @@ class BatchNorm(Normalisation):
     """Statistics of each channel over the batch; host values are those of `running`."""
 
     follows_layout = True
+    autocast = "same"
 
     def _seen(self, x: Tensor) -> tuple[int, None]:
         several_values(x)
@@ -173,6 +174,7 @@ class InstanceNorm(Normalisation):
     """
 
     follows_layout = True
+    autocast = "same"
 
     def __init__(self, weight: bool, bias: bool, eps: float, batched: int | None = None) -> None:
         super().__init__(weight, bias, eps)
@@ -193,6 +195,7 @@ class GroupNorm(Normalisation):
     """Statistics of each group of channels of each sample."""
 
     follows_layout = True
+    autocast = FLOAT32_ON_CUDA
 
     def __init__(self, weight: bool, bias: bool, eps: float, groups: int) -> None:
         super().__init__(weight, bias, eps)
@@ -214,6 +217,8 @@ class GroupNorm(Normalisation):
 
 class LayerNorm(Normalisation):
     """Statistics of each element of the leading dimensions, over the `shape` of the last ones."""
+
+    autocast = FLOAT32_ON_CUDA
 
     def __init__(self, weight: bool, bias: bool, eps: float, shape: Sequence[int]) -> None:
         super().__init__(weight, bias, eps)

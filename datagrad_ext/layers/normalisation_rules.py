@@ -15,9 +15,6 @@ _PARAMS = ("weight", "bias")
 # Classes tell statistics from none; their values are read at each call.
 _STATISTICS = ("eps", "momentum", "track_running_stats", "running_mean.__class__", "running_var.__class__")
 
-# How many dimensions the modules take that take one number of them.
-_RANKS = {nn.BatchNorm2d._check_input_dim: 4, nn.BatchNorm3d._check_input_dim: 5}
-
 
 def _given(owner: Any) -> tuple[bool, bool]:
     """Whether a module has a weight and a bias."""
@@ -40,8 +37,8 @@ def _batch_norm_of(module: Any, state: BatchNormState) -> Application:
     by_batch = module.training or (module.running_mean is None and module.running_var is None)
     if by_batch:
         return Application(BatchNorm(*constants), params=_PARAMS, host=(state,))
-    rank = _RANKS.get(type(module)._check_input_dim)
-    return Application(RunningNorm(*constants, "BatchNorm (running)", rank=rank), params=_PARAMS, host=(state,))
+    layer = RunningNorm(*constants, "BatchNorm (running)", folds=True)
+    return Application(layer, params=_PARAMS, host=(state,))
 
 
 @function_rule(F.batch_norm)
@@ -58,7 +55,7 @@ def _batch_norm(
     if not isinstance(training, bool) or not _are_numbers(momentum, eps):
         return None
     constants = (weight is not None, bias is not None, eps)
-    layer = BatchNorm(*constants) if training else RunningNorm(*constants, "BatchNorm (running)")
+    layer = BatchNorm(*constants) if training else RunningNorm(*constants, "BatchNorm (running)", folds=True)
     return Application(layer, (input,), (weight, bias), (running_mean, running_var, momentum))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Parameterless, Tensors, blank
+from .base import FLOAT32_ON_CPU, Parameterless, Tensors, blank
 from .registry import Application, function_rule, module_rule
 
 
@@ -22,8 +22,10 @@ class Pad(Parameterless):
 
     follows_layout = True
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, dims: int) -> None:
         self._mode = mode
+        listed = mode == "replicate" or (mode == "reflect" and dims < 3)
+        self.autocast = FLOAT32_ON_CPU if listed else "same"
 
     @property
     def name(self) -> str:
@@ -66,7 +68,8 @@ def _unwrapped(g: Tensor, dim: int, before: int, after: int) -> Tensor:
 def _pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Application | None:
     if mode != "constant" and not all(isinstance(n, int) and n >= 0 for n in pad):
         return None
-    return Application(Pad(mode), inputs=(input,), host=(pad, value))
+    dims = 0 if mode == "constant" else len(pad) // 2
+    return Application(Pad(mode, dims), inputs=(input,), host=(pad, value))
 
 
 def _register(mode: str, *modules: type[nn.Module]) -> None:

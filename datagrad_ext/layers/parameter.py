@@ -20,6 +20,7 @@ class ParameterValue(Layer):
     """θ as a value."""
 
     aliases = True
+    autocast = "same"
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Pairs, Parameterless, Tensors
+from .base import FLOAT32_ON_CUDA, Pairs, Parameterless, Tensors
 from .registry import Application, function_rule, module_rule
 
 _aten = torch.ops.aten
@@ -40,6 +40,7 @@ class Row:
     """Their attributes of the constants' names are the constants."""
     constants: dict[str, Any] = field(default_factory=dict)
     methods: tuple[str, ...] = ()
+    autocast: str | Mapping[str, str] = "same"
 
 
 class Pointwise(Parameterless):
@@ -50,6 +51,7 @@ class Pointwise(Parameterless):
     def __init__(self, row: Row, constants: tuple[Any, ...] = ()) -> None:
         self._row, self._constants = row, constants
         self.curved = self.paired = row.second is not None
+        self.autocast = row.autocast
 
     @property
     def name(self) -> str:
@@ -214,9 +216,33 @@ _ROWS = (
         (torch.cos,),
         methods=("cos", "cos_"),
     ),
-    Row("exp", torch.exp, _times(torch.exp), _times(torch.exp), (torch.exp,), methods=("exp", "exp_")),
-    Row("expm1", torch.expm1, _times(torch.exp), _times(torch.exp), (torch.expm1,), methods=("expm1", "expm1_")),
-    Row("log", torch.log, _times(lambda x: 1 / x), _times(lambda x: -(x**-2)), (torch.log,), methods=("log", "log_")),
+    Row(
+        "exp",
+        torch.exp,
+        _times(torch.exp),
+        _times(torch.exp),
+        (torch.exp,),
+        methods=("exp", "exp_"),
+        autocast=FLOAT32_ON_CUDA,
+    ),
+    Row(
+        "expm1",
+        torch.expm1,
+        _times(torch.exp),
+        _times(torch.exp),
+        (torch.expm1,),
+        methods=("expm1", "expm1_"),
+        autocast=FLOAT32_ON_CUDA,
+    ),
+    Row(
+        "log",
+        torch.log,
+        _times(lambda x: 1 / x),
+        _times(lambda x: -(x**-2)),
+        (torch.log,),
+        methods=("log", "log_"),
+        autocast=FLOAT32_ON_CUDA,
+    ),
     Row(
         "log1p",
         torch.log1p,
@@ -224,6 +250,7 @@ _ROWS = (
         _times(lambda x: -((1 + x) ** -2)),
         (torch.log1p,),
         methods=("log1p", "log1p_"),
+        autocast=FLOAT32_ON_CUDA,
     ),
     Row(
         "sqrt",
@@ -240,6 +267,7 @@ _ROWS = (
         _times(lambda x: 0.75 * x**-2.5),
         (torch.rsqrt,),
         methods=("rsqrt", "rsqrt_"),
+        autocast=FLOAT32_ON_CUDA,
     ),
     Row(
         "erf",
@@ -250,9 +278,15 @@ _ROWS = (
         methods=("erf", "erf_"),
     ),
 )
-_SQUARE = Row("square", torch.square, _times(lambda x: 2 * x), _times(lambda x: 2.0))
-_POWER = Row("pow", torch.pow, _times(_power), _times(lambda x, p: p * _power(x, p - 1)))
-_INVERSE = Row("reciprocal", lambda x, c: c / x, _times(lambda x, c: -c * x**-2), _times(lambda x, c: 2 * c * x**-3))
+_SQUARE = Row("square", torch.square, _times(lambda x: 2 * x), _times(lambda x: 2.0), autocast=FLOAT32_ON_CUDA)
+_POWER = Row("pow", torch.pow, _times(_power), _times(lambda x, p: p * _power(x, p - 1)), autocast=FLOAT32_ON_CUDA)
+_INVERSE = Row(
+    "reciprocal",
+    lambda x, c: c / x,
+    _times(lambda x, c: -c * x**-2),
+    _times(lambda x, c: 2 * c * x**-3),
+    autocast=FLOAT32_ON_CUDA,
+)
 
 
 def _number(value: Any) -> bool:

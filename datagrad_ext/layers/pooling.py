@@ -8,22 +8,17 @@ One-dimensional pooling is two-dimensional pooling of height one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Layer, Parameterless, Tensors, blank
+from .base import FLOAT32_ON_CPU, Layer, Parameterless, Tensors, blank
 from .registry import Application, function_rule, module_rule
 
 _aten = torch.ops.aten
-
-
-def _autocast_on(device: str, dims: int) -> str:
-    """torch's autocast for CPUs has rules for pooling in three dimensions, that for CUDA has none."""
-    return "float32" if device == "cpu" and dims == 3 else "same"
 
 
 class AvgPool(Parameterless):
@@ -31,11 +26,8 @@ class AvgPool(Parameterless):
 
     follows_layout = True
 
-    def autocast_on(self, device: str) -> str:
-        return _autocast_on(device, self._dims)
-
     def __init__(self, dims: int, kernel: Any, stride: Any, padding: Any, ceil: bool, count: bool, divisor: Any = None):
-        self._dims = dims
+        self._dims, self.autocast = dims, _autocast(dims)
         stride = kernel if stride in (None, [], ()) else stride
         self._numbers = (_each(kernel, dims, 1), _each(stride, dims, 1), _each(padding, dims, 0), ceil, count, divisor)
         self._pool = _aten.avg_pool3d.default if dims == 3 else _aten.avg_pool2d.default
@@ -64,11 +56,8 @@ class AdaptiveAvgPool(Parameterless):
 
     follows_layout = True
 
-    def autocast_on(self, device: str) -> str:
-        return _autocast_on(device, self._dims)
-
     def __init__(self, dims: int, size: Any) -> None:
-        self._dims = dims
+        self._dims, self.autocast = dims, _autocast(dims)
         self._size = [size] * dims if isinstance(size, int) or size is None else list(size)
         three = dims == 3
         self._spread = (_aten._adaptive_avg_pool3d_backward if three else _aten._adaptive_avg_pool2d_backward).default
@@ -100,11 +89,8 @@ class MaxPool(Layer):
 
     follows_layout = True
 
-    def autocast_on(self, device: str) -> str:
-        return _autocast_on(device, self._dims)
-
     def __init__(self, dims: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> None:
-        self._dims = dims
+        self._dims, self.autocast = dims, _autocast(dims)
         stride = kernel if stride in (None, [], ()) else stride
         self._numbers = (
             _each(kernel, dims, 1),
@@ -144,6 +130,11 @@ class MaxPool(Layer):
         start = -max(self._dims, 2)
         x = _widen(x, self._dims)
         return _narrow(x.flatten(start).gather(-1, places.flatten(start)).view(places.shape), self._dims)
+
+
+def _autocast(dims: int) -> str | Mapping[str, str]:
+    """Only in three dimensions, and for CPUs, does torch's autocast have a rule for pooling."""
+    return FLOAT32_ON_CPU if dims == 3 else "same"
 
 
 def _widen(x: Tensor, dims: int) -> Tensor:

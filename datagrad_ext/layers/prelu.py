@@ -22,6 +22,7 @@ class PReLU(Layer):
     """Params are (a,), of shape (1,) or (C,)."""
 
     paired = follows_layout = True
+    autocast = "low"
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         return F.prelu(inputs[0], params[0]), (inputs[0],)

@@ -12,13 +12,13 @@ Those over all dimensions share a cotangent between equal elements, and have no 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Parameterless, Tensors
+from .base import FLOAT32_ON_CUDA, Parameterless, Tensors
 from .linear_map import LinearMap
 from .registry import Application, function_rule
 
@@ -44,6 +44,8 @@ def _dims(n: int, dim: Any) -> list[int]:
 
 class Extremum(Parameterless):
     """torch.max or torch.min along one dimension: (values, places)."""
+
+    autocast = "same"
 
     def __init__(self, function: Any, dim: int, keepdim: bool) -> None:
         self._function, self._dim, self._keepdim = function, dim, keepdim
@@ -75,8 +77,8 @@ def _register_extremum(function: Any) -> None:
         return Application(Extremum(function, dim, keepdim), inputs=(input,)) if isinstance(dim, int) else None
 
 
-def _register(function: Any, transpose: Any) -> None:
-    layer = LinearMap(function.__name__.capitalize(), function, transpose, follows_layout=True)
+def _register(function: Any, transpose: Any, autocast: str | Mapping[str, str]) -> None:
+    layer = LinearMap(function.__name__.capitalize(), function, transpose, follows_layout=True, autocast=autocast)
 
     @function_rule(function, methods=(function.__name__,))
     def _(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Application | None:
@@ -89,5 +91,5 @@ def _register(function: Any, transpose: Any) -> None:
 
 _register_extremum(torch.max)
 _register_extremum(torch.min)
-_register(torch.sum, _spread)
-_register(torch.mean, _spread_mean)
+_register(torch.sum, _spread, FLOAT32_ON_CUDA)
+_register(torch.mean, _spread_mean, "same")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .base import FLOAT32_ON_CUDA
 from .linear_map import LinearMap
 from .registry import Application, function_rule, module_rule
 
@@ -35,7 +36,9 @@ def _transposed_interpolate(
     return backward.default(g.contiguous(), list(g.shape[2:]), list(shape), *flags, *scales)
 
 
-_INTERPOLATE = LinearMap("Interpolate", F.interpolate, _transposed_interpolate, follows_layout=True)
+_INTERPOLATE = LinearMap(
+    "Interpolate", F.interpolate, _transposed_interpolate, follows_layout=True, autocast=FLOAT32_ON_CUDA
+)
 
 
 @module_rule(nn.Upsample, config=("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"))

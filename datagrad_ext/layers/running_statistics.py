@@ -26,17 +26,18 @@ _backward = torch.ops.aten.native_batch_norm_backward.default
 class RunningNorm(Affine):
     """Running statistics in place of the input's; host: (running mean, running variance, …), or what gives them.
 
-    `batched` is how many dimensions a batch has, None if x is never anything else; `rank` is how many x always has,
-    None for several.
+    `batched` is how many dimensions a batch has, None if x is never anything else. `folds`: channels are dimension 1,
+    and what gives the statistics looks at the number of x's dimensions alone.
     """
 
     follows_layout = True
+    autocast = "same"
 
     def __init__(
-        self, weight: bool, bias: bool, eps: float, title: str, batched: int | None = None, rank: int | None = None
+        self, weight: bool, bias: bool, eps: float, title: str, batched: int | None = None, folds: bool = False
     ) -> None:
         super().__init__(weight, bias, eps)
-        self.rank = rank
+        self.folds = folds
         self.paired = weight
         self._title, self._batched = title, batched
 
@@ -44,10 +45,15 @@ class RunningNorm(Affine):
     def name(self) -> str:
         return self._title
 
-    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        mean, var, _ = running(inputs[0], host)
+    def statistics(self, x: Tensor, host: tuple) -> tuple[Tensor, Tensor]:
+        """Running mean and variance."""
+        mean, var, _ = running(x, host)
         if mean is None or var is None:
             raise RuntimeError(f"{self._title}: running_mean and running_var must be defined in evaluation mode")
+        return mean, var
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        mean, var = self.statistics(inputs[0], host)
         shape = batch_of_one(inputs[0], self._batched)
         x = inputs[0].reshape(shape) if shape else inputs[0]
         y = self._value(x, params, mean, var)

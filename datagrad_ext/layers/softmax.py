@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Pairs, Parameterless, Tensors
+from .base import FLOAT32_ON_CUDA, Pairs, Parameterless, Tensors
 from .registry import Application, function_rule, module_rule
 
 _aten = torch.ops.aten
@@ -34,6 +34,7 @@ class Softmax(Parameterless):
 
     def __init__(self, dim: int, safe: bool = False) -> None:
         self._dim, self._function = dim, safe_softmax if safe else torch.softmax
+        self.autocast = "same" if safe else FLOAT32_ON_CUDA
 
     def apply(self, *inputs: Any) -> Tensor:
         return self._function(inputs[0], self._dim)
@@ -61,6 +62,7 @@ class LogSoftmax(Parameterless):
     """x − log Σ exp(x)."""
 
     curved = paired = True
+    autocast = FLOAT32_ON_CUDA
 
     def __init__(self, dim: int) -> None:
         self._dim = dim

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..network import refuse_sharded
 from .passes import Pass
 from .problem import Active, Problem, Source, added, times
 from .result import Result, TermResult
@@ -32,12 +33,18 @@ class AscentWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Exact:
-    """Double backprop: the gradient of the penalty to rounding. Any loss, penalty and model that autograd can do."""
+    """Double backprop: the gradient of the penalty to rounding. Any loss, penalty and model that autograd can do.
+
+    Raises:
+        RuntimeError: FSDP manages the model, where PyTorch's double backward goes wrong without a word.
+    """
 
     repeats: ClassVar[bool] = False
 
     def __call__(self, problem: Problem, first: Pass) -> Result:
         """The objective, with J in autograd's graph."""
+        if problem.terms:
+            refuse_sharded(problem.passes.model)
         loss = problem.main_mean(first)
         parts = [] if loss is None else [times(problem.main_weight, loss)]
         found: list[TermResult] = []

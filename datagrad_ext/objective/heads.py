@@ -1,10 +1,7 @@
-"""Losses that the native path knows, as heads of a network: value, δ and Hessian-vector product by the output.
+"""Losses that the native path knows: which head of `ops.heads` a user's loss is.
 
-    mean = mean_n L_n(y)        δ = N ∂mean/∂y        hvp(v) = ∂⟨δ, v⟩/∂y
-
-Letters: `y` output, `N` samples. δ is N times the gradient of the mean, so that the data gradient of it has the
-samples' own gradients as rows. A new loss is a class with these maps and a row in `_ROWS`; what a head does not cover
-at some batch (`fits`) is done by `Differentiated`, with autograd on the loss alone.
+A new loss is a head there and a row in `_ROWS`; what a head does not cover at some batch (`fits`) is done by
+`Differentiated`, with autograd on the loss alone.
 """
 
 from __future__ import annotations
@@ -20,119 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import losses
-from ..ops._library import FLOATING
+from ..ops.heads import CrossEntropy, Head, Kept, Pointwise, Score
 from ..trace import hooked
 from .losses import Loss, cross_entropy, means, score
-from .seeds import constant, mean_of
-
-_ops = torch.ops.datagrad
-_FEW = 128  # numbers that Python reads faster than an operation starts
-Kept = tuple[Any, ...]
-
-
-class Head:
-    """A loss as a function of the network's output alone."""
-
-    curved = True
-    """Whether the Hessian is not zero."""
-    reads_target = True
-
-    def fits(self, y: Tensor, target: Any, samples: int) -> bool:
-        """Whether the maps cover this batch."""
-        raise NotImplementedError
-
-    def forward(self, y: Tensor, target: Any, samples: int) -> tuple[Tensor, Tensor, Kept]:
-        """The mean, δ, and what `hvp` needs."""
-        raise NotImplementedError
-
-    def hvp(self, y: Tensor, target: Any, kept: Kept, v: Tensor) -> Tensor | None:
-        """∂⟨δ, v⟩/∂y, None for zero; only for a curved head."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class CrossEntropy(Head):
-    """Cross-entropy of logits (N, C) with class indices (N,) or probabilities (N, C); formulas: `ops.cross_entropy`."""
-
-    reduction: str = "mean"
-    label_smoothing: float = 0.0
-    ignore_index: int = -100
-
-    def fits(self, y: Tensor, target: Tensor, samples: int) -> bool:
-        if target.dtype == torch.int64:
-            fits = target.shape == y.shape[:1]
-        else:
-            fits = target.dtype == y.dtype and target.shape == y.shape and self.ignore_index < 0
-        return (
-            fits
-            and y.dim() == 2
-            and y.shape[0] == samples
-            and y.shape[1] > 0
-            and y.dtype in FLOATING
-            and y.device == target.device
-            and 0 <= self.label_smoothing <= 1
-        )
-
-    def forward(self, y: Tensor, target: Tensor, samples: int) -> tuple[Tensor, Tensor, Kept]:
-        try:
-            each, lse = _ops.cross_entropy_forward.default(y, target, self.label_smoothing, self.ignore_index)
-        except RuntimeError as error:  # `fits` leaves one: a class index out of bounds
-            raise IndexError(str(error)) from None
-        mean, weight = self._mean(each, target)
-        delta = _ops.cross_entropy_vjp.default(y, target, lse, weight, self.label_smoothing, self.ignore_index)
-        return mean if mean.dtype == y.dtype else mean.to(y.dtype), delta, (lse, weight)
-
-    def hvp(self, y: Tensor, target: Tensor, kept: Kept, v: Tensor) -> Tensor:
-        found: tuple[Tensor, Tensor] = _ops.cross_entropy_hvp.default(
-            y, target, *kept, v, self.label_smoothing, self.ignore_index
-        )
-        return found[0]
-
-    def _mean(self, each: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean, and N times the share of each row in it; 'mean' is over the rows that are not ignored."""
-        if self.reduction == "none" or target.dtype != torch.int64 or self._counts_all(target):
-            return mean_of(each), constant(1.0, each)
-        counted = (target != self.ignore_index).sum(dtype=each.dtype)
-        return each.sum() / counted, constant(1.0, each) * (each.shape[0] / counted)
-
-    def _counts_all(self, target: Tensor) -> bool:
-        """Whether no row is ignored, where the host knows without waiting."""
-        if target.device.type != "cpu":
-            return False
-        if target.shape[0] <= _FEW:
-            return self.ignore_index not in target.tolist()
-        return not bool((target == self.ignore_index).any())
-
-
-@dataclass(frozen=True)
-class Squared(Head):
-    """The mean of (y − target)² over all entries."""
-
-    reduction: str = "mean"
-
-    def fits(self, y: Tensor, target: Tensor, samples: int) -> bool:
-        return y.shape == target.shape and y.dtype == target.dtype and y.device == target.device and y.numel() > 0
-
-    def forward(self, y: Tensor, target: Tensor, samples: int) -> tuple[Tensor, Tensor, Kept]:
-        residual, factor = y - target, 2 * samples / y.numel()
-        return residual.square().mean(), residual * factor, (factor,)
-
-    def hvp(self, y: Tensor, target: Tensor, kept: Kept, v: Tensor) -> Tensor:
-        return v * kept[0]
-
-
-@dataclass(frozen=True)
-class Score(Head):
-    """The sum of each sample's outputs: a critic's score, whose Hessian is zero."""
-
-    curved = False
-    reads_target = False
-
-    def fits(self, y: Tensor, target: Any, samples: int) -> bool:
-        return y.dim() > 0 and y.shape[0] == samples
-
-    def forward(self, y: Tensor, target: Any, samples: int) -> tuple[Tensor, Tensor, Kept]:
-        return y.sum() / samples, torch.ones_like(y), ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +44,16 @@ _ROWS: dict[Any, Callable[..., Head]] = {
     F.cross_entropy: CrossEntropy,
     losses.cross_entropy: CrossEntropy,
     cross_entropy: partial(CrossEntropy, reduction="none"),
-    F.mse_loss: Squared,
+    F.mse_loss: partial(Pointwise, "squared"),
+    F.l1_loss: partial(Pointwise, "absolute"),
+    F.binary_cross_entropy_with_logits: partial(Pointwise, "logistic"),
     score: Score,
 }
 _MODULES: dict[type, tuple[Any, tuple[str, ...]]] = {
     nn.CrossEntropyLoss: (F.cross_entropy, ("weight", "ignore_index", "reduction", "label_smoothing")),
     nn.MSELoss: (F.mse_loss, ("reduction",)),
+    nn.L1Loss: (F.l1_loss, ("reduction",)),
+    nn.BCEWithLogitsLoss: (F.binary_cross_entropy_with_logits, ("weight", "pos_weight", "reduction")),
 }
 
 

@@ -49,6 +49,18 @@ def means(loss: Loss, output: Any, target: Any, samples: int) -> tuple[Tensor, .
     return tuple([_mean(part, samples) for part in (value if isinstance(value, (tuple, list)) else (value,))])
 
 
+def one_mean(loss: Loss, output: Any, target: Any, samples: int) -> Tensor:
+    """The mean of the objective's own loss; a ValueError for a tuple of losses."""
+    return only(means(loss, output, target, samples))
+
+
+def only(found: tuple[Tensor, ...]) -> Tensor:
+    """The one mean that the objective's own loss has."""
+    if len(found) > 1:
+        raise ValueError("the objective's own loss must be a tensor; a tuple of losses is for terms")
+    return found[0]
+
+
 def each(loss: Loss, output: Any, target: Any, samples: int) -> Tensor:
     """The loss of each sample (N,); a ValueError for a loss that returns only their mean."""
     value = loss(output, target)

@@ -55,6 +55,7 @@ class Passes:
         if names and not isinstance(model, nn.Module):
             raise TypeError(f"a model with named submodules must be a torch.nn.Module, got {type(model).__name__}")
         self._start: State | None = None
+        self._reentrant = False  # such checkpoints give no gradient at all unless an input requires one
 
     @property
     def samples(self) -> int:
@@ -78,10 +79,23 @@ class Passes:
         x = list(self._given)
         if isinstance(key, int):
             x[key] = x[key] + shift
-            if differentiable and not x[key].requires_grad:
+            if (differentiable or self._reentrant) and not x[key].requires_grad:
                 x[key].requires_grad_()
         with self._start.back():
             return self._run(x, {key: shift} if isinstance(key, str) else {})
+
+    @contextmanager
+    def aside(self, index: int) -> Iterator[Pass]:
+        """The first pass once more, at a leaf in place of input `index`. Inside, no parameter requires a gradient.
+
+        For models with reentrant checkpoints, as `again` knows from then on.
+        """
+        assert self._start is not None
+        self._reentrant = True
+        x = [t.detach() for t in self._given]
+        x[index].requires_grad_()
+        with self._start.back(), _frozen(self.model):  # type: ignore[arg-type]
+            yield self._run(x, {})
 
     def _run(self, x: list[Tensor], shifts: Mapping[str, Tensor]) -> Pass:
         seen: dict[Key, Tensor] = {i: x[i] for i in self.indices}
@@ -131,6 +145,19 @@ class State:
             finally:
                 for (module, name, _), buffer in zip(self.buffers, now, strict=True):
                     setattr(module, name, buffer)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, parameters of the model require no gradient."""
+    found = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in found:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in found:
+            p.requires_grad_(True)
 
 
 def _differentiable(x: Sequence[Tensor], i: int) -> Tensor:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .losses import Loss, means, own_gradients
+from .checkpointed import gradient_in_full
+from .losses import Loss, means, only, own_gradients
 from .passes import Key, Pass, Passes, State
 from .result import Result, TermResult
 from .term import Term
@@ -72,23 +73,32 @@ class Problem:
         """The objective's own loss."""
         if self.main is None:
             return None
-        found = self.first_means(self.main, first)
-        if len(found) > 1:
-            raise ValueError("the objective's own loss must be a tensor; a tuple of losses is for terms")
-        return found[0]
+        return only(self.first_means(self.main, first))
 
     def gradients(self, active: Active, first: Pass, create_graph: bool) -> tuple[Tensor, ...]:
         """J of each loss of the term, after the first pass."""
         at = active.source, active.key
         if at not in self._gradients:
-            x = first.at[active.key]
-            self._gradients[at] = tuple(
-                [
-                    found_gradient(own_gradients(mean, x, self.passes.samples, create_graph), active.key)
-                    for mean in self.first_means(active.source, first)
-                ]
-            )
+            losses = range(len(self.first_means(active.source, first)))
+            found = [self._gradient(active, first, k, create_graph) for k in losses]
+            self._gradients[at] = tuple([found_gradient(J, active.key) for J in found])
         return self._gradients[at]
+
+    def _gradient(self, active: Active, first: Pass, k: int, create_graph: bool) -> Tensor | None:
+        mean, key = self.first_means(active.source, first)[k], active.key
+        try:
+            return own_gradients(mean, first.at[key], self.passes.samples, create_graph)
+        except RuntimeError as error:
+            reentrant = "use_reentrant" in str(error) and not create_graph
+            if not reentrant or isinstance(key, str) or not isinstance(self.passes.model, nn.Module):
+                raise
+        (loss, name), start = active.source, self._random[active.source]
+
+        def mean_of(value: Any) -> Tensor:
+            with start.back():
+                return means(loss, value, self.target, self.passes.samples)[k]
+
+        return gradient_in_full(self.passes, key, name, mean_of)
 
     def result(self, parts: Sequence[Tensor], loss: Tensor | None, terms: Sequence[TermResult]) -> Result:
         """The sum of the parts; a zero that backward accepts where nothing takes part in this step."""

@@ -1,6 +1,15 @@
 """Kernel families: importing this package declares every op of the namespace `datagrad`."""
 
-from . import activation, chain, cross_entropy, normalisation, penalty
+from . import activation, chain, cross_entropy, normalisation, penalty, penalty_step
 from ._library import is_native, op_names
 
-__all__ = ["activation", "chain", "cross_entropy", "is_native", "normalisation", "op_names", "penalty"]
+__all__ = [
+    "activation",
+    "chain",
+    "cross_entropy",
+    "is_native",
+    "normalisation",
+    "op_names",
+    "penalty",
+    "penalty_step",
+]

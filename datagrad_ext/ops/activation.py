@@ -3,7 +3,8 @@
     z = x + bias        y = f(z)        f'(z) g        f'(z) ζ + f''(z) Σ_i t_i δ_i
 
 Letters: `x` pre-activation without bias, `g`/`δ`/`ζ` cotangents, `t` tangent, `C` channels; `bias` has shape
-(C,) and is broadcast along `channel_dim`, or is None. Piecewise-linear activations (ReLU, LeakyReLU) save one
+(C,) and is broadcast along `channel_dim`, or is None. `other` has x's shape and is added to z (relu_forward), or to g
+before the gate (relu_gate): residual blocks; None is zero. Piecewise-linear activations (ReLU, LeakyReLU) save one
 bit an element and are not curved: ops relu_*. Smooth ones recompute f' and f'' from x: ops smooth_*, rows of
 ACTIVATIONS.
 
@@ -231,20 +232,32 @@ def _sum_to_channels(t: Tensor, channel_dim: int) -> Tensor:
     return t.sum(others) if others else t.clone()
 
 
-@op("relu_forward(Tensor x, Tensor? bias, int channel_dim, float slope) -> (Tensor y, Tensor bits)")
-def relu_forward(x: Tensor, bias: Tensor | None, channel_dim: int, slope: float) -> tuple[Tensor, Tensor]:
+@op(
+    "relu_forward(Tensor x, Tensor? bias, int channel_dim, float slope, Tensor? other=None)"
+    " -> (Tensor y, Tensor bits)"
+)
+def relu_forward(
+    x: Tensor, bias: Tensor | None, channel_dim: int, slope: float, other: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """y = z where positive, else slope·z, and the mask as bits; a NaN stays visible."""
     z = _pre_activation("relu_forward", x, bias, channel_dim)
+    if other is not None:
+        _require_like("relu_forward", "other", other, "x", x)
+        z = z + other
     mask = ~(z <= 0) if slope == 0 else z > 0
     channels_last = is_channels_last(x)
     return in_layout(_gate(z, mask, slope).to(x.dtype), channels_last), _pack(mask, channels_last)
 
 
-@op("relu_gate(Tensor g, Tensor bits, float slope, bool channels_last) -> Tensor")
-def relu_gate(g: Tensor, bits: Tensor, slope: float, channels_last: bool) -> Tensor:
+@op("relu_gate(Tensor g, Tensor bits, float slope, bool channels_last, Tensor? other=None) -> Tensor")
+def relu_gate(g: Tensor, bits: Tensor, slope: float, channels_last: bool, other: Tensor | None = None) -> Tensor:
     """g where the bit is set, else slope·g: vjp and jvp alike."""
     _relu_arguments("relu_gate", g, bits, channels_last)
-    return in_layout(wide_gate(g, bits, slope, channels_last).to(g.dtype), channels_last)
+    total = g
+    if other is not None:
+        _require_like("relu_gate", "other", other, "g", g)
+        total = g.to(accumulation_dtype(g.dtype)) + other
+    return in_layout(wide_gate(total, bits, slope, channels_last).to(g.dtype), channels_last)
 
 
 @op(
@@ -283,7 +296,7 @@ def smooth_gate(
     """f'(z) g: vjp and jvp alike."""
     activation = _activation("smooth_gate", kind, constants)
     z = _pre_activation("smooth_gate", x, bias, channel_dim)
-    _require_like_x("smooth_gate", "g", g, x)
+    _require_like("smooth_gate", "g", g, "x", x)
     return in_layout((activation.first(z, *constants) * g).to(x.dtype), is_channels_last(x))
 
 
@@ -312,7 +325,7 @@ def smooth_reverse(
     )
     gx = torch.zeros_like(z)
     if zeta is not None:
-        _require_like_x("smooth_reverse", "zeta", zeta, x)
+        _require_like("smooth_reverse", "zeta", zeta, "x", x)
         gx = activation.first(z, *constants) * zeta
     if tangents:
         gx = gx + activation.second(z, *constants) * _sum_of_products(tangents, cotangents, x, z.dtype)
@@ -324,12 +337,12 @@ def smooth_reverse(
 
 def _sum_of_products(tangents: Sequence[Tensor], cotangents: Sequence[Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
     for tangent, cotangent in zip(tangents, cotangents, strict=True):
-        _require_like_x("smooth_reverse", "tangent", tangent, x)
-        _require_like_x("smooth_reverse", "cotangent", cotangent, x)
+        _require_like("smooth_reverse", "tangent", tangent, "x", x)
+        _require_like("smooth_reverse", "cotangent", cotangent, "x", x)
     products = [t.to(dtype) * c.to(dtype) for t, c in zip(tangents, cotangents, strict=True)]
     return torch.stack(products).sum(0)
 
 
-def _require_like_x(op_name: str, name: str, t: Tensor, x: Tensor) -> None:
-    require_alike(op_name, name, t, "x", x)
-    require_shape(op_name, name, t, x.shape)
+def _require_like(op_name: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:
+    require_alike(op_name, name, t, like_name, like)
+    require_shape(op_name, name, t, like.shape)

@@ -3,9 +3,6 @@
     sweep 1  h_{l+1} = f_l(h_l)          sweep 2  δ_l = f_l′ᵀ δ_{l+1}          sweep 3  t_{l+1} = f_l′ t_l, W̄ = Σ δᵀt
     sweep 4  ζ_l = f_l′ᵀ ζ_{l+1} + Σ f_l″ t_l δ_{l+1},  W̄ += ζᵀh,  b̄ = Σ ζ
 
-With `keep` sweep 3 leaves W̄ to sweep 4, which then takes δᵀt and ζᵀh together: for few rows, whose tangents are smaller
-than the weights.
-
 `links` names the run: words "name[+b][:constant…]", "+b" where the link has a bias, for example
 "linear relu+b:0.0 linear softplus+b:1.0:20.0 linear+b". Names are linear, relu (its constant is the slope) and the rows
 of `activation.ACTIVATIONS`. The first link is linear. All tensors that flow are matrices, (N, width of the link).
@@ -13,8 +10,7 @@ of `activation.ACTIVATIONS`. The first link is linear. All tensors that flow are
 `params`   the weight (out, in) and the bias (out,) of each link, in order.
 `saved`    [bits, *buffers]: the bits of all relu, and the inputs of all links but the first.
 `record`   [g, *buffers]: the cotangent sweep 2 began with, and the cotangents of the outputs of all links but the last.
-`tangents` [v, *buffers]: the tangent sweep 3 began with, and the tangents of the inputs of smooth links, or, with
-           `keep`, of the same links as in `saved`.
+`tangents` [v, *buffers]: the tangent sweep 3 began with, and the tangents of the inputs of smooth links.
 `wanted`   a flag for each parameter. `sums`: the gradients of the wanted weights so far, added to in place, or empty.
 
 A buffer is flat and holds up to 2^20 elements, or one larger matrix. Matrices lie in it at multiples of 64 elements, in
@@ -112,7 +108,7 @@ def chain_data_vjp(g: Tensor, params: Sequence[Tensor], saved: Sequence[Tensor],
 
 @op(
     "chain_data_jvp(Tensor t, Tensor[] params, Tensor[] saved, Tensor[] record, str links, bool[] wanted,"
-    " bool want_y, bool keep, Tensor(a!)[] sums) -> Tensor[]"
+    " bool want_y, Tensor(a!)[] sums) -> Tensor[]"
 )
 def chain_data_jvp(
     t: Tensor,
@@ -122,24 +118,22 @@ def chain_data_jvp(
     links: str,
     wanted: Sequence[bool],
     want_y: bool,
-    keep: bool,
     sums: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Sweep 3: [tangent of y if wanted, *gradients of weights unless they are kept or summed, *buffers of tangents]."""
+    """Sweep 3: [tangent of y if wanted, *gradients of weights unless they are summed, *buffers of tangents]."""
     chain = _Chain("chain_data_jvp", links, params)
     chain.resume("t", t, chain.widths[0], saved)
     chain.check("flags", wanted, chain.n_params)
     chain.check_record(record)
     chain.check_sums(sums, wanted)
-    order = {} if keep else chain.order(wanted)
-    places = chain.tangent_places(keep)
+    order, places = chain.order(wanted), chain.tangent_places()
     inputs: dict[int, Tensor] = {}
     bars: list[Tensor] = []
     end = chain.tangent_end(wanted, want_y)
     for i in range(end):
         inputs[i] = t
         if i in order:
-            bars += _outer([(chain.delta(record, i), t)], sums, order[i])
+            bars += _outer(chain.delta(record, i), t, sums, order[i])
         if i + 1 == end and not want_y:
             break
         t = torch.mm(t, chain.weight(chain.links[i]).t()) if chain.links[i].name == "linear" else chain.gate(i, t)
@@ -148,7 +142,7 @@ def chain_data_jvp(
 
 @op(
     "chain_reverse(Tensor? zeta, Tensor[] records, Tensor[] tangents, Tensor x, Tensor[] params, Tensor[] saved,"
-    " str links, bool[] wanted, bool want_x, bool keep, Tensor(a!)[] sums) -> Tensor[]"
+    " str links, bool[] wanted, bool want_x, Tensor(a!)[] sums) -> Tensor[]"
 )
 def chain_reverse(
     zeta: Tensor | None,
@@ -160,13 +154,12 @@ def chain_reverse(
     links: str,
     wanted: Sequence[bool],
     want_x: bool,
-    keep: bool,
     sums: Sequence[Tensor],
 ) -> list[Tensor]:
     """Sweep 4: [cotangent of x if wanted, *gradients of the wanted parameters, in order].
 
-    Without ζ only what lies below the last smooth link has one, and there are no gradients of parameters behind it, but
-    for those of weights with `keep`. Gradients of weights are added to `sums` and not returned, if there are any.
+    Without ζ only what lies below the last smooth link has one, and there are no gradients of parameters behind it.
+    Gradients of weights are added to `sums` and not returned, if there are any.
     `records` and `tangents` are those of sweeps 2 and 3, data gradient after data gradient.
     """
     chain = _Chain("chain_reverse", links, params)
@@ -174,25 +167,20 @@ def chain_reverse(
     if zeta is not None:
         chain.check_flow("zeta", zeta, chain.widths[-1])
     chain.check("flags", wanted, chain.n_params)
-    records_, tangents_ = chain.check_pairs(records, tangents, keep)
+    records_, tangents_ = chain.check_pairs(records, tangents)
     chain.check_sums(sums, wanted)
     chain.check_zeta(zeta, records, want_x)
     order, stop = chain.order(wanted), 0 if want_x else chain.first_wanted(wanted)
     found: dict[int | None, Tensor] = {}
     for i in range(len(chain.links) - 1, stop - 1, -1):
         link, bias = chain.links[i], None
-        pairs = [
-            (chain.delta(r, i), chain.tangent(t, keep, i))
-            for r, t in zip(records_, tangents_, strict=True)
-            if link.smooth or (keep and link.name == "linear")
-        ]
-        if link.name == "linear":
-            features = [*([] if zeta is None else [(zeta, chain.input(i, x))]), *pairs]
-            if i in order and features:
-                found.update(zip([link.weight], _outer(features, sums, order[i]), strict=False))
-            if zeta is not None:
-                bias = zeta.sum(0)
-                zeta = torch.mm(zeta, chain.weight(link)) if want_x or i > stop else zeta
+        both = zip(records_, tangents_, strict=True) if link.smooth else ()
+        pairs = [(chain.delta(record, i), chain.tangent(kept, i)) for record, kept in both]
+        if zeta is not None and link.name == "linear":
+            if i in order:
+                found.update(zip([link.weight], _outer(zeta, chain.input(i, x), sums, order[i]), strict=False))
+            bias = zeta.sum(0)
+            zeta = torch.mm(zeta, chain.weight(link)) if want_x or i > stop else zeta
         elif zeta is not None or pairs:
             zeta, bias = chain.reverse(i, zeta, pairs)
         if link.bias is not None and wanted[link.bias] and bias is not None:
@@ -251,10 +239,8 @@ class _Chain:
             places.add(i, rows * self.widths[i + 1], i + 1 if self.links[i + 1].name == "relu" else None)
         return places
 
-    def tangent_places(self, keep: bool) -> _Places:
+    def tangent_places(self) -> _Places:
         """The tangents that sweep 3 keeps."""
-        if keep:
-            return self.inputs
         places = _Places()
         for i, link in enumerate(self.links):
             if link.smooth:
@@ -281,11 +267,11 @@ class _Chain:
             return record[0]
         return self.cotangent_places(self.rows).part(record[1:], i).view(self.rows, self.widths[i + 1])
 
-    def tangent(self, tangents: Sequence[Tensor], keep: bool, i: int) -> Tensor:
+    def tangent(self, tangents: Sequence[Tensor], i: int) -> Tensor:
         """The tangent of the input of link i in sweep 3."""
         if i == 0:
             return tangents[0]
-        return self.tangent_places(keep).part(tangents[1:], i).view(self.rows, self.widths[i])
+        return self.tangent_places().part(tangents[1:], i).view(self.rows, self.widths[i])
 
     # parameters
 
@@ -330,10 +316,10 @@ class _Chain:
         self._check_part("record", record, self.widths[-1], places)
 
     def check_pairs(
-        self, records: Sequence[Tensor], tangents: Sequence[Tensor], keep: bool
+        self, records: Sequence[Tensor], tangents: Sequence[Tensor]
     ) -> tuple[list[Sequence[Tensor]], list[Sequence[Tensor]]]:
         """Records and tangents, one of each for every data gradient."""
-        deltas, places = self.cotangent_places(self.rows), self.tangent_places(keep)
+        deltas, places = self.cotangent_places(self.rows), self.tangent_places()
         a, b = 1 + len(deltas.sizes), 1 + len(places.sizes)
         require(
             len(records) % a == 0 and len(records) // a * b == len(tangents),
@@ -416,12 +402,12 @@ def _wants(wanted: Sequence[bool], place: int | None) -> bool:
     return place is not None and wanted[place]
 
 
-def _outer(pairs: Sequence[tuple[Tensor, Tensor]], sums: Sequence[Tensor], place: int) -> list[Tensor]:
-    """Σ gᵀx: added to its sum, or alone in a list if there are no sums."""
-    bar = sums[place] if sums else None
-    for g, x in pairs:
-        bar = torch.mm(g.t(), x) if bar is None else bar.addmm_(g.t(), x)
-    return [bar] if bar is not None and not sums else []
+def _outer(g: Tensor, x: Tensor, sums: Sequence[Tensor], place: int) -> list[Tensor]:
+    """gᵀx: added to its sum, or alone in a list if there are no sums."""
+    if not sums:
+        return [torch.mm(g.t(), x)]
+    sums[place].addmm_(g.t(), x)
+    return []
 
 
 class _Places:
