@@ -13,12 +13,12 @@ struct EmulatedDevice {
 
   static int64_t memory(const Tensor&) { return 227 * 1024; }  // as on an H100
 
-  template <auto sweep, class T>
+  template <class Sweep, class T>
   static void run(const Tensor&, const NarrowJob<T>& job, const NarrowLayout& layout, int64_t blocks, const NarrowTotals<T>& totals) {
     std::vector<uint16_t> memory(layout.bytes / 2, 0x7fff);
     for (int64_t index = blocks - 1; index >= 0; --index) {
       HostBlock block(index, blocks, layout.warps, index % 2 == 0, memory);
-      (warp::NarrowWalk<HostBlock, T>(block, job).*sweep)();
+      Sweep::run(warp::NarrowWalk<HostBlock, T>(block, job));
     }
     for (int i = 0; i < totals.count; ++i) {
       for (int k = 0; k < totals.of[i].rows * totals.of[i].columns; ++k) {

@@ -102,7 +102,7 @@ class Emulation {
       link.result = layers_[i].result.data();
       link.bits = layers_[i].bits.data();
     });
-    run(&NarrowWalk<HostBlock, Brain>::forward);
+    run<ForwardSweep>();
     for (int i = 0; i <= last; ++i) layers_[i].input = i == 0 ? x : layers_[i - 1].result;
     for (int i = 0; i <= last; ++i) {
       expect("forward", i, layers_[i].result, link_forward(layers_[i]));
@@ -118,7 +118,7 @@ class Emulation {
     std::vector<Values> pulled(layers_.size());
     for (int i = 0; i <= last; ++i) pulled[i].assign(int64_t(rows) * layers_[i].in, Brain(NAN));
     fill([&](int i, Link& link) { link.result = pulled[i].data(); });
-    run(&NarrowWalk<HostBlock, Brain>::data_vjp);
+    run<DataVjpSweep>();
     for (int i = last; i >= 0; --i) {
       layers_[i].delta = i == last ? g : pulled[i + 1];
       expect("data_vjp", i, pulled[i], link_vjp(layers_[i], plain(layers_[i].delta)));
@@ -133,7 +133,7 @@ class Emulation {
       link.delta[0] = layers_[i].delta.data();
       ask_for_sums(link, false);
     });
-    run(&NarrowWalk<HostBlock, Brain>::data_jvp);
+    run<DataJvpSweep>();
     for (int i = 0; i <= last; ++i) {
       layers_[i].tangent = i == 0 ? v : pushed[i - 1];
       expect("data_jvp", i, pushed[i], link_jvp(layers_[i], plain(layers_[i].tangent)));
@@ -155,7 +155,7 @@ class Emulation {
           link.tangent[pair] = layers_[i].tangent.data();
         }
       });
-      run(&NarrowWalk<HostBlock, Brain>::reverse);
+      run<ReverseSweep>();
       check_reverse(with_zeta ? plain(zeta) : Plain(), pulled);
     }
   }
@@ -232,7 +232,8 @@ class Emulation {
   }
 
   // Twice, with the warps in either order: no difference.
-  void run(void (NarrowWalk<HostBlock, Brain>::*sweep)()) {
+  template <class Sweep>
+  void run() {
     constexpr int64_t kBlocks = 3;
     std::vector<float> first;
     for (const bool backwards : {false, true}) {
@@ -241,7 +242,7 @@ class Emulation {
       job_.partials = partials_.data();
       for (int64_t index = 0; index < kBlocks; ++index) {
         HostBlock block(index, kBlocks, case_.warps, backwards, memory_);
-        (NarrowWalk<HostBlock, Brain>(block, job_).*sweep)();
+        Sweep::run(NarrowWalk<HostBlock, Brain>(block, job_));
       }
     }
     if (first != partials_) fail("the order of the warps shows", 0);
@@ -350,6 +351,7 @@ int main() {
   for (int row = 0; row < 7; ++row) Emulation({{7, 20, 20, 4}, std::string(1, '0' + row), row % 2 == 0, 70, 4, row % 2 == 1}).check();
   for (const int width : {1, 2, 8, 17, 63, 64, 100, 127}) Emulation({{3, width, width, 1}, "0r", true, 33, 4, width % 2 == 0}).check();
   Emulation({{256, 100, 250}, "1", true, 17, 4, false}).check();
+  Emulation({{199, 241, 6}, "4", true, 20, 4, true}).check();
   Emulation({std::vector<int>(17, 13), "r05", true, 40, 4, true}).check();
   if (failures != 0) std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;

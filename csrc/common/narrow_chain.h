@@ -75,7 +75,6 @@ template <class T, class Device, class Generic>
 class NarrowChain16 {
  public:
   using Kind = Link::Kind;
-  using Walk = warp::NarrowWalk<typename Device::Block, T>;
 
   NarrowChain16(const ChainPlan& plan, const Tensors& saved)
       : p_(plan), saved_(saved), layout_(plan, Device::memory(plan.params[0])) {}
@@ -90,7 +89,7 @@ class NarrowChain16 {
       // What the next link overwrites is not written.
       if (i == p_.last() || result(i) != result(i + 1)) job.link[i].result = result(i);
     }
-    run<&Walk::forward>(job, x, {});
+    run<warp::ForwardSweep>(job, x, {});
   }
 
   void data_vjp(const Tensor& top, const Tensors& found) const {
@@ -99,7 +98,7 @@ class NarrowChain16 {
     for (int64_t i = 0; i < p_.size(); ++i) {
       if (i == 0 || result(i) != result(i - 1)) job.link[i].result = result(i);
     }
-    run<&Walk::data_vjp>(job, top, {});
+    run<warp::DataVjpSweep>(job, top, {});
   }
 
   void data_jvp(const Tensor& v, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, const Places& places,
@@ -118,7 +117,7 @@ class NarrowChain16 {
       job.link[i].delta[0] = delta(record, 0, i);
       add_weight(job, totals, i, sums[order[i]], fresh);
     }
-    if (job.end > 0) run<&Walk::data_jvp>(job, v, totals);
+    if (job.end > 0) run<warp::DataJvpSweep>(job, v, totals);
   }
 
   void reverse(const std::optional<Tensor>& zeta, const Pairs& pairs, const Tensor& x, const Flags& wanted,
@@ -145,7 +144,7 @@ class NarrowChain16 {
       if (ChainPlan::wants_weight(link, wanted) && i <= first) add_weight(job, totals, i, sums[order[i]], fresh);
       if (ChainPlan::wants_bias(link, wanted) && i <= first) add_bias(job, totals, i, biases[link.bias]);
     }
-    if (totals.count > 0 || x_bar != nullptr) run<&Walk::reverse>(job, x, totals);
+    if (totals.count > 0 || x_bar != nullptr) run<warp::ReverseSweep>(job, x, totals);
   }
 
  private:
@@ -211,13 +210,13 @@ class NarrowChain16 {
     job.partial_size += warp::padded(out);
   }
 
-  template <auto sweep>
+  template <class Sweep>
   void run(NarrowJob<T>& job, const Tensor& like, const NarrowTotals<T>& totals) const {
     const int64_t tile = layout_.warps * warp::kStrip;
     const int64_t blocks = std::min(warp::kMaxBlocks, (p_.rows + tile - 1) / tile);
     const Tensor partials = empty_vector(like, blocks * job.partial_size, ScalarType::Float);
     job.partials = mutable_data<float>(partials);
-    Device::template run<sweep>(like, job, layout_, blocks, totals);
+    Device::template run<Sweep>(like, job, layout_, blocks, totals);
   }
 
   const ChainPlan& p_;

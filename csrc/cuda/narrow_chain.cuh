@@ -11,11 +11,11 @@ namespace {
 // A job is an argument of the kernel, of which there may be 4 KB.
 static_assert(sizeof(NarrowJob<Half>) <= 4096, "a kernel's arguments are too large");
 
-template <auto sweep, class T>
+template <class Sweep, class T>
 __global__ void __launch_bounds__(256, 1) narrow_sweep(const __grid_constant__ NarrowJob<T> job) {
   DeviceBlock block{blockIdx.x, gridDim.x, static_cast<int>(blockDim.x) / warp::kLanes,
                     static_cast<int>(threadIdx.x) / warp::kLanes, static_cast<int>(threadIdx.x) % warp::kLanes};
-  (warp::NarrowWalk<DeviceBlock, T>(block, job).*sweep)();
+  Sweep::run(warp::NarrowWalk<DeviceBlock, T>(block, job));
 }
 
 template <class T>
@@ -34,12 +34,12 @@ struct NarrowOnCuda {
     return attribute(t, cudaDevAttrComputeCapabilityMajor) < 8 ? 0 : attribute(t, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   }
 
-  template <auto sweep, class T>
+  template <class Sweep, class T>
   static void run(const Tensor& like, const NarrowJob<T>& job, const NarrowLayout& layout, int64_t blocks,
                   const NarrowTotals<T>& totals) {
     const Launch launch(like);
     const dim3 threads(layout.warps * warp::kLanes);
-    launch.with_memory(layout.bytes, narrow_sweep<sweep, T>, static_cast<unsigned>(blocks), threads, job);
+    launch.with_memory(layout.bytes, narrow_sweep<Sweep, T>, static_cast<unsigned>(blocks), threads, job);
     const dim3 grid(grid_for(totals.largest), static_cast<unsigned>(totals.count));
     launch(finish_sums<T>, grid, kThreads, totals, job.partials, blocks, int64_t{job.partial_size});
   }

@@ -417,4 +417,30 @@ class NarrowWalk {
   static constexpr int other_ = 2;
 };
 
+// The sweeps as types: what a kernel runs.
+struct ForwardSweep {
+  template <class Walk>
+  DATAGRAD_HD static void run(Walk&& walk) {
+    walk.forward();
+  }
+};
+struct DataVjpSweep {
+  template <class Walk>
+  DATAGRAD_HD static void run(Walk&& walk) {
+    walk.data_vjp();
+  }
+};
+struct DataJvpSweep {
+  template <class Walk>
+  DATAGRAD_HD static void run(Walk&& walk) {
+    walk.data_jvp();
+  }
+};
+struct ReverseSweep {
+  template <class Walk>
+  DATAGRAD_HD static void run(Walk&& walk) {
+    walk.reverse();
+  }
+};
+
 }  // namespace datagrad::warp
