@@ -44,10 +44,11 @@ install: $(PY)
 $(PY):
 	$(PYTHON) -m venv $(VENV)
 
-# What it does is in benchmarks/gpu.py. DRY=1 lists it on any machine; STAGES chooses; OUT is a folder for a copy of results
-# and logs.
+# What it does is in benchmarks/gpu.py. DRY=1 lists it on any machine; STAGES chooses stages, LIMIT the seconds for all of
+# it; OUT is a folder for a copy of results and logs.
 gpu:
-	$(PYTHON) -m benchmarks.gpu $(if $(DRY),--dry-run) $(if $(STAGES),--stages $(STAGES)) $(if $(OUT),--out $(OUT))
+	$(PYTHON) -m benchmarks.gpu $(if $(DRY),--dry-run) $(if $(STAGES),--stages $(STAGES)) \
+		$(if $(LIMIT),--seconds $(LIMIT)) $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf build dist *.egg-info datagrad_ext/lib datagrad_ext/_C.*.so datagrad_ext/_build_info.json

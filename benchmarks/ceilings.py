@@ -94,7 +94,7 @@ def work(case: Case) -> Work | None:
     rows = found.program.rows
     penalty_alone = case.objective.penalty_only and not any(row.step.layer.curved for row in rows)
     units = [4] * len(flops) if penalty_alone else [5, *[6] * (len(flops) - 1)]
-    ends = sum(prod(row.input_shape) + prod(row.output_shape) for row in rows if _moves(row))
+    ends = sum(prod(row.input_shape or ()) + prod(row.output_shape or ()) for row in rows if _moves(row))
     moved = (3 if penalty_alone else 4) * x.element_size() * ends + sum(row.saved_bytes for row in rows)
     return Work(sum(u * f for u, f in zip(units, flops, strict=True)), moved)
 
@@ -104,7 +104,7 @@ def _product_flops(model: nn.Module, x: Tensor) -> list[int]:
     flops: list[int] = []
 
     def count(module: nn.Module, _: object, y: Tensor) -> None:
-        flops.append(2 * y.numel() * module.weight[0].numel())  # type: ignore[operator, index]
+        flops.append(2 * y.numel() * module.weight[0].numel())  # type: ignore[index]
 
     kinds = (nn.Linear, nn.Conv2d)
     hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, kinds)]

@@ -82,8 +82,8 @@ def limit(precision: str, eager: Accuracy | None, penalty_share: float) -> float
 
 
 def baseline_limit(precision: str, penalty_share: float) -> float:
-    """What is allowed to eager PyTorch itself. In 16 bit its error is what it is (ReLU masks and signs of J flip), and
-    is the measure for all others; only a step without the penalty must not pass.
+    """What is allowed to PyTorch itself, plain or eager. In 16 bit its error is what it is (ReLU masks and signs of J
+    flip), and is the measure for all others; only a step without the penalty must not pass.
     """
     return min(BASELINE_IN_BF16 if precision == "bf16" else TOLERANCES[precision], penalty_share / 2)
 

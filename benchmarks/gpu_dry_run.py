@@ -39,7 +39,7 @@ def report(chosen: Sequence[gpu.Stage]) -> int:
 
 def listing(chosen: Sequence[gpu.Stage]) -> Iterator[str]:
     """Rounds, stages, commands, environment, limits."""
-    yield f"in all at most {gpu.TOTAL_SECONDS} s; every command with {_assignments(gpu.COMMON)}"
+    yield f"in about {gpu.SECONDS} s; every command with {_assignments(gpu.COMMON)}"
     for name in gpu.ROUNDS:
         yield f"round {name}"
         for stage in chosen:

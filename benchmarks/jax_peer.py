@@ -29,10 +29,10 @@ class Absent(RuntimeError):
     """What a contestant needs is not installed."""
 
 
-def describe(module: nn.Module, numbers: dict[nn.Parameter, int]) -> list[Any]:
+def describe(module: nn.Module, numbers: dict[Tensor, int]) -> list[Any]:
     """The module as jax_worker.py reads it; ValueError names a module that has no form there."""
 
-    def number(parameter: nn.Parameter | None) -> int | None:
+    def number(parameter: Tensor | None) -> int | None:
         return None if parameter is None else numbers[parameter]
 
     match module:

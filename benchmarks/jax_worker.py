@@ -9,8 +9,12 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy
+
+Array = Any  # jax.Array: nothing of JAX is imported before it is known to be there
 
 PRECISIONS = {"float32": ("float32", "highest"), "tf32": ("float32", "tensorfloat32"), "bf16": ("bfloat16", "default")}
 
@@ -21,7 +25,7 @@ def main() -> None:
     device = sys.argv[1]
     os.environ["JAX_PLATFORMS"] = device
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    worker = None
+    worker: Worker | None = None
     try:
         import jax
 
@@ -42,7 +46,12 @@ def main() -> None:
 class Worker:
     """The step of one case at a time."""
 
-    def load(self, arrays, network, objective, weight, precision):
+    arguments: tuple[Any, ...]
+    step: Any
+
+    def load(
+        self, arrays: str, network: list[Any], objective: str, weight: float, precision: str
+    ) -> dict[str, Any]:
         """Compile the step of a case; `arrays` has x, t and the parameters p0, p1, ..."""
         import jax
         from jax import numpy as jnp
@@ -53,19 +62,19 @@ class Worker:
             parameters = [jnp.asarray(data[f"p{i}"], dtype) for i in range(len(data) - 2)]
             self.arguments = parameters, jnp.asarray(data["x"], dtype), jnp.asarray(data["t"], "int32")
 
-        def total(parameters, x, t):
+        def total(parameters: list[Array], x: Array, t: Array) -> Array:
             return penalty_total(lambda x: run_layers(network, parameters, x), objective, weight, x, t)
 
         self.step = jax.jit(jax.grad(total)).lower(*self.arguments).compile()
         return {}
 
-    def gradients(self, to):
+    def gradients(self, to: str) -> dict[str, Any]:
         """Write the parameters' gradients as float32 arrays g0, g1, ..."""
         found = self.step(*self.arguments)
         numpy.savez(to, **{f"g{i}": numpy.asarray(g, "float32") for i, g in enumerate(found)})
         return {}
 
-    def run(self, calls):
+    def run(self, calls: int) -> dict[str, Any]:
         """Seconds of so many calls, until the last result is there."""
         import jax
 
@@ -75,7 +84,7 @@ class Worker:
         jax.block_until_ready(found)
         return {"seconds": time.perf_counter() - start}
 
-    def peak(self):
+    def peak(self) -> dict[str, Any]:
         """Bytes that the compiled step needs beyond its arguments."""
         sizes = self.step.memory_analysis()
         return {"bytes": sizes.temp_size_in_bytes + sizes.output_size_in_bytes}
@@ -84,13 +93,13 @@ class Worker:
 # Objectives, by the formula that objectives.py gives them: what J differentiates, loss, penalty, with or without loss
 
 
-def penalty_total(model, formula, weight, x, t):
+def penalty_total(model: Callable[[Array], Array], formula: str, weight: float, x: Array, t: Array) -> Array:
     """loss + weight * penalty; compare objectives.penalty_total."""
     import jax
 
     primal, loss, penalty, with_loss = objectives()[formula]
 
-    def scalar(x):
+    def scalar(x: Array) -> tuple[Array, tuple[Array, Array]]:
         y = model(x)
         s = primal(y, t)
         return s, (s, y)
@@ -100,27 +109,27 @@ def penalty_total(model, formula, weight, x, t):
     return penalised + loss(s, y.astype("float32")) if with_loss else penalised
 
 
-def objectives():
+def objectives() -> dict[str, tuple[Callable[..., Array], Callable[..., Array], Callable[..., Array], bool]]:
     """The table."""
     import jax
     from jax import numpy as jnp
 
-    def cross_entropy(y, t):
+    def cross_entropy(y: Array, t: Array) -> Array:
         return -jnp.take_along_axis(jax.nn.log_softmax(y.astype("float32")), t[:, None], 1).sum()
 
-    def output_sum(y, t):
+    def output_sum(y: Array, t: Array) -> Array:
         return y.astype("float32").sum()
 
-    def sample_mean(s, y):
+    def sample_mean(s: Array, y: Array) -> Array:
         return s / y.shape[0]
 
-    def l1(J):
+    def l1(J: Array) -> Array:
         return jnp.abs(J).sum() / J.shape[0]
 
-    def l2_squared(J):
+    def l2_squared(J: Array) -> Array:
         return jnp.square(J).sum() / J.shape[0]
 
-    def eikonal(J):
+    def eikonal(J: Array) -> Array:
         return jnp.square(jnp.linalg.norm(J, axis=1) - 1).mean()
 
     return {
@@ -134,19 +143,21 @@ def objectives():
 # Layers: kind -> function of the parameters, x and what else the description says
 
 
-def run_layers(layers, parameters, x):
+def run_layers(layers: list[Any], parameters: list[Array], x: Array) -> Array:
     """The network's value."""
     for kind, *options in layers:
         x = LAYERS[kind](parameters, x, *options)
     return x
 
 
-def linear(parameters, x, weight, bias):
+def linear(parameters: list[Array], x: Array, weight: int, bias: int | None) -> Array:
     y = x @ parameters[weight].T
     return y if bias is None else y + parameters[bias]
 
 
-def convolution(parameters, x, weight, bias, stride, padding):
+def convolution(
+    parameters: list[Array], x: Array, weight: int, bias: int | None, stride: list[int], padding: list[int]
+) -> Array:
     import jax
 
     edges = [(edge, edge) for edge in padding]
@@ -155,7 +166,7 @@ def convolution(parameters, x, weight, bias, stride, padding):
     return y if bias is None else y + parameters[bias][:, None, None]
 
 
-def batch_norm(parameters, x, weight, bias, epsilon):
+def batch_norm(parameters: list[Array], x: Array, weight: int, bias: int, epsilon: float) -> Array:
     import jax
 
     wide = x.astype("float32")
@@ -165,34 +176,34 @@ def batch_norm(parameters, x, weight, bias, epsilon):
     return (unit * scale + shift).astype(x.dtype)
 
 
-def leaky_relu(parameters, x, slope):
+def leaky_relu(parameters: list[Array], x: Array, slope: float) -> Array:
     from jax import numpy as jnp
 
     return jnp.where(x > 0, x, slope * x)
 
 
-def softplus(parameters, x, beta):
+def softplus(parameters: list[Array], x: Array, beta: float) -> Array:
     import jax
 
     return jax.nn.softplus(beta * x) / beta
 
 
-def max_pool(parameters, x, size):
+def max_pool(parameters: list[Array], x: Array, size: int) -> Array:
     import jax
 
     window = (1, 1, size, size)
     return jax.lax.reduce_window(x, numpy.array(-numpy.inf, x.dtype), jax.lax.max, window, window, "VALID")
 
 
-def average(parameters, x):
+def average(parameters: list[Array], x: Array) -> Array:
     return x.mean((2, 3), keepdims=True)
 
 
-def flatten(parameters, x):
+def flatten(parameters: list[Array], x: Array) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
-def residual(parameters, x, body, shortcut):
+def residual(parameters: list[Array], x: Array, body: list[Any], shortcut: list[Any]) -> Array:
     y = run_layers(body, parameters, x) + run_layers(shortcut, parameters, x)
     return leaky_relu(parameters, y, 0.0)
 

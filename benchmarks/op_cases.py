@@ -322,8 +322,8 @@ _CROSS_ENTROPY: dict[str, Row] = {
 
 
 def _relu(shape: tuple[int, ...], channels_last: bool) -> Iterator[Operation]:
-    for sweep, (title, *sides, passes) in _RELU.items():
-        yield Operation(f"relu_{sweep}", title, shape, _activation_inputs, *sides, passes, channels_last)
+    for sweep, (title, ours, theirs, passes) in _RELU.items():
+        yield Operation(f"relu_{sweep}", title, shape, _activation_inputs, ours, theirs, passes, channels_last)
 
 
 def _smooth(shape: tuple[int, ...]) -> Iterator[Operation]:
@@ -348,8 +348,8 @@ def _penalties(shape: tuple[int, ...]) -> Iterator[Operation]:
 
 
 def _cross_entropies(shape: tuple[int, ...]) -> Iterator[Operation]:
-    for sweep, (title, *sides, passes) in _CROSS_ENTROPY.items():
-        yield Operation(f"cross_entropy_{sweep}", title, shape, _cross_entropy_inputs, *sides, passes)
+    for sweep, (title, ours, theirs, passes) in _CROSS_ENTROPY.items():
+        yield Operation(f"cross_entropy_{sweep}", title, shape, _cross_entropy_inputs, ours, theirs, passes)
 
 
 def _convolutions(shape: tuple[int, ...]) -> Iterator[Operation]:

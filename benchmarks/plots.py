@@ -4,26 +4,29 @@ from pathlib import Path
 from typing import Any
 
 from .results import Results, SeriesResult
-from .tables import environment_line
+from .tables import environment_line, family_of, fastest_form
 
 WIDTH = 0.8
 
 
 def save(results: Results, path: Path) -> None:
-    """Write the plot of one results file as PNG."""
+    """Write the plot of one results file as PNG; of a contestant and its CUDA graph the faster is drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    titles = {row.contestant: row.title for case in results.cases for row in case.rows if row.role != "plain"}
+    titles: dict[str, str] = {}
+    for row in (row for case in results.cases for row in case.rows):
+        if row.role != "plain" and row.status != "absent":
+            titles.setdefault(family_of(row), row.title)
     size = max(6.0, 1.3 * len(results.cases) + 2), 4.2
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
     bar = WIDTH / max(1, len(titles))
     for place, (name, title) in enumerate(titles.items()):
         shift = (place - (len(titles) - 1) / 2) * bar
-        rows = [(at + shift, case.row(name)) for at, case in enumerate(results.cases)]
-        timed = [(at, row.ratio_to_plain) for at, row in rows if row and row.ratio_to_plain]
+        forms = [(at + shift, fastest_form(case, name)) for at, case in enumerate(results.cases)]
+        timed = [(at, row.ratio_to_plain) for at, row in forms if row.ratio_to_plain]
         bars = axes.bar([at for at, _ in timed], [ratio for _, ratio in timed], bar, label=title)
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
     axes.axhline(1, color="black", linewidth=0.8)

@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from . import cases, ceilings, contestants, environment, series, tables, warm
+from .cases import Case
 from .compare import compare
 from .op_cases import operations
 from .results import Results, read, write
+from .series import Series
 from .suite import rehearse, run_case, run_operation, run_series
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -103,12 +104,13 @@ def _list() -> None:
 
 
 def _rehearse(arguments: argparse.Namespace) -> int:
-    """A line about each contestant on each case; 1 where one fails."""
+    """A line about each contestant on each case: its peak at full size and the gate's word; 1 where one fails."""
     failed = 0
     entrants = [entrant for entrant in arguments.contestants if entrant.name not in contestants.SLOW_STARTERS]
     for case in arguments.cases:
         for row in rehearse(case, entrants):
-            print(f"{case.name:<20} {row.contestant:<12} {row.reason or row.status}", flush=True)
+            peak = f"{tables.mebibytes(row.peak_bytes)} MiB"
+            print(f"{case.name:<20} {row.contestant:<12} {peak:>10}  {row.reason or row.status}", flush=True)
             failed += row.status == "failed"
     return 1 if failed else 0
 
@@ -134,27 +136,29 @@ def _pieces(arguments: argparse.Namespace, results: Results) -> Iterator[tuple[s
     its table.
     """
     device, repeats, entrants = arguments.device, arguments.repeats, arguments.contestants
-    rates = results.ceilings
+    rates, with_memory = results.ceilings, "memory" in arguments.parts
 
-    def run(found: list[Any], measured: Callable[[], Any], table: Callable[[Any], str]) -> str:
-        found.append(measured())
-        return table(found[-1])
+    def one_case(case: Case) -> str:
+        results.cases.append(run_case(case, entrants, repeats, with_memory, rates))
+        return tables.case_table(results.cases[-1])
+
+    def one_series(row: Series) -> str:
+        results.series.append(run_series(row, entrants, min(repeats, SERIES_REPEATS)))
+        return tables.series_table(results.series[-1])
 
     def all_operations() -> str:
         results.operations[:] = [run_operation(row, device, repeats, rates) for row in operations(device)]
         return tables.operation_table(results.operations)
 
-    known = {found.name for found in (*results.cases, *results.series)}
+    known = {case.name for case in results.cases} | {row.name for row in results.series}
     for case in arguments.cases if "steps" in arguments.parts else ():
         if case.name not in known:
-            step = partial(run_case, case, entrants, repeats, "memory" in arguments.parts, rates)
-            yield case.name, partial(run, results.cases, step, tables.case_table)
+            yield case.name, partial(one_case, case)
     if "operations" in arguments.parts and not results.operations:
         yield "operations", all_operations
     for row in arguments.rows if "series" in arguments.parts else ():
         if row.name not in known:
-            step = partial(run_series, row, entrants, min(repeats, SERIES_REPEATS))
-            yield row.name, partial(run, results.series, step, tables.series_table)
+            yield row.name, partial(one_series, row)
 
 
 def _begun(arguments: argparse.Namespace, where: Path | None) -> Results:

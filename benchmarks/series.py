@@ -58,7 +58,7 @@ def _deep_convolutions(samples: int, width: int, device: str, depth: int) -> Cas
     return _case(Subject(f"{depth} × {width}", network, (samples, 3, 16, 16)), 100.0, device)
 
 
-_PANELS = {
+_PANELS: dict[str, tuple[str, Callable[..., Case]]] = {
     "batch_mlp": ("batch", _batch),
     "batch_critic": ("batch", _batch),
     "depth_mlp": ("depth", _deep_mlp),

@@ -1,6 +1,8 @@
 """One case, one operation, one series: gate, then times in turns, then peak memory."""
 
+import gc
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ def _enter(
     """A contestant's row with its accuracy, and its step if the gate lets it pass."""
     row = Row(contestant.name, contestant.title, contestant.role)
     row.allowed_error = gate.limit(case.precision, eager, oracle.penalty_share)
-    if contestant.name == BASELINE:
+    if contestant.role == "plain" or contestant.name == BASELINE:
         row.allowed_error = gate.baseline_limit(case.precision, oracle.penalty_share)
     try:
         prepared = contestant.make(case)
@@ -66,6 +68,7 @@ def _described(case: Case, penalty_share: float) -> CaseResult:
 def _gate_all(case: Case, contestants: Sequence[Contestant]) -> tuple[CaseResult, dict[str, Prepared]]:
     """The rows of those that enter, and the steps of those that passed."""
     oracle = gate.oracle(case)
+    _release(case.device)
     result = _described(case, oracle.penalty_share)
     passed: dict[str, Prepared] = {}
     eager = None
@@ -94,6 +97,13 @@ def _fill_memory(case: Case, row: Row, prepared: Prepared) -> None:
         row.notes.append(_first_line(str(error)))
 
 
+def _release(device: str) -> None:
+    """Give back what is free, so that no contestant, and no other process, wants for memory."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
 def run_case(
     case: Case,
     contestants: Sequence[Contestant],
@@ -110,6 +120,9 @@ def run_case(
             row.times = times.get(row.contestant)
             if with_memory and row.times:
                 _fill_memory(case, row, passed[row.contestant])
+        passed.clear()
+        blocks.clear()
+        _release(case.device)
         needed = ceilings.work(case) if rates else None
     if needed and rates:
         result.limit_ms, result.limit_by = needed.limit(case.precision, rates)
@@ -118,10 +131,19 @@ def run_case(
 
 
 def rehearse(case: Case, contestants: Sequence[Contestant]) -> list[Row]:
-    """The gate's rows for the case on the CPU with few samples: shows that it builds and that its weight is right."""
-    few = case.on_few(2 if case.has_convolutions else 32)
+    """The gate's rows for the case on the CPU with few samples: shows that it builds and that its weight is right.
+
+    The peak is that of all samples, traced on the meta device.
+    """
+    few, full = case.on_few(2 if case.has_convolutions else 32), replace(case, device="meta")
     with few.settings():
-        return _gate_all(few, contestants)[0].rows
+        rows = _gate_all(few, contestants)[0].rows
+    of_name = {contestant.name: contestant for contestant in contestants}
+    for row in rows:
+        step = of_name[row.contestant].make(full).step
+        step()
+        row.peak_bytes = peaks.traced_peak(step)
+    return rows
 
 
 def run_series(series: Series, contestants: Sequence[Contestant], repeats: int) -> SeriesResult:

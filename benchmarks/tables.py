@@ -101,7 +101,7 @@ def series_table(series: SeriesResult) -> str:
     found = {row.contestant: row.title for point in series.points for row in point.rows}
     rows = []
     for value, point in zip(series.values, series.points, strict=True):
-        eager, ours = (_fastest(point, name) for name in ("eager", "ours"))
+        eager, ours = (fastest_form(point, name) for name in ("eager", "ours"))
         rows.append(
             [
                 str(value),
@@ -163,13 +163,14 @@ FAMILIES = {
 }
 
 
-def _fastest(case: CaseResult, contestant: str) -> Row:
+def fastest_form(case: CaseResult, contestant: str) -> Row:
     """The faster of a contestant and its CUDA-graph form; an empty row when neither was timed."""
-    timed = [(row.times.median_ms, row) for row in case.rows if row.times and _family(row) == contestant]
+    timed = [(row.times.median_ms, row) for row in case.rows if row.times and family_of(row) == contestant]
     return min(timed, key=lambda pair: pair[0])[1] if timed else Row(contestant, "", "")
 
 
-def _family(row: Row) -> str:
+def family_of(row: Row) -> str:
+    """The contestant of which a row is a form: itself, or what runs in the graph."""
     return row.contestant.removesuffix("_graph")
 
 
@@ -178,9 +179,9 @@ def _quotient(over: float | None, under: float | None) -> float | None:
 
 
 def _summary(case: CaseResult, families: Sequence[str], with_limit: bool) -> list[str]:
-    plain, eager, ours = (_fastest(case, name) for name in ("plain", "eager", "ours"))
+    plain, eager, ours = (fastest_form(case, name) for name in ("plain", "eager", "ours"))
     peer = case.fastest("peer") or eager
-    ratios = [number(_fastest(case, name).ratio_to_plain) for name in families]
+    ratios = [number(fastest_form(case, name).ratio_to_plain) for name in families]
     return [
         case.title,
         _setting(case),
@@ -196,7 +197,7 @@ def _summary(case: CaseResult, families: Sequence[str], with_limit: bool) -> lis
 
 def summary_table(results: Results) -> str:
     """One line a case: times the plain step for each family that entered, speed-up and memory against eager."""
-    entered = {_family(row) for case in results.cases for row in case.rows if row.status != "absent"}
+    entered = {family_of(row) for case in results.cases for row in case.rows if row.status != "absent"}
     families = [name for name in FAMILIES if name in entered or name == "ours"]
     with_limit = any(case.limit_ms for case in results.cases)
     titles = ["case", "objective", "plain, ms", *(f"{FAMILIES[name]} / plain" for name in families)]

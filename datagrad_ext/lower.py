@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from .fusion import fuse
+from .fusion import fuse, widen_chains
 from .layers import (
     Application,
     Layer,
@@ -168,10 +168,12 @@ class _Lowering:
         places = {slot: place for place, slot in enumerate(used)}
         steps = [_with_params(step, places) for step in self._steps]
         program = Program(len(self._placeholders), len(used), tuple(steps), values)
-        entries = None
-        if self._precision is not None:
-            program, entries = insert_casts(program, self._precision, self._changes)
-        return Lowered(fuse(program), self._fetches, structure, outputs, used, entries)
+        if self._precision is None:
+            return Lowered(fuse(program), self._fetches, structure, outputs, used)
+        program, entries = insert_casts(program, self._precision, self._changes)
+        shapes = [_shape_of(self._fetches[slot]) for slot in used]
+        program, entries = widen_chains(fuse(program), entries, shapes, self._precision)
+        return Lowered(program, self._fetches, structure, outputs, used, entries)
 
     # nodes
 
@@ -462,6 +464,11 @@ def _reader(owner: nn.Module, name: str) -> Fetch:
         return parameters, name
     weak = weakref.ref(owner)
     return lambda slots: getattr(weak(), name)
+
+
+def _shape_of(fetch: Fetch) -> tuple[int, ...] | None:
+    """The shape of a module's parameter; None for one that is computed."""
+    return None if callable(fetch) else tuple(fetch[0][fetch[1]].shape)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 A trace is made for one `Precision`, the autocast state of the call. Every layer says what autocast does to it
 (`Layer.autocast_on`): "low" inputs and parameters to the low dtype, "float32" to float32, "widest" inputs to the widest
-among them, "same" nothing. A layer that says nothing becomes opaque there, and its code runs under autocast. A value
-that is changed in place keeps its dtype.
+among them, "same" and "own" nothing. A layer that says nothing becomes opaque there, and its code runs under autocast.
+A value that is changed in place keeps its dtype.
 
 Parameters are cast before `Forward`, under ordinary autograd, so that their gradients have their own dtype.
 """
@@ -81,14 +81,14 @@ class _Casting:
 
     def add(self, step: Step | HostStep) -> None:
         if isinstance(step, Step):
-            dtype = self._precision.target(step.layer)
+            policy, dtype = step.layer.autocast_on(self._precision.device), self._precision.target(step.layer)
             step = replace(step, params=tuple(self._entry(i, dtype) for i in step.params))
             if dtype is not None:
                 step = replace(step, inputs=tuple(self._cast(i, dtype) for i in step.inputs))
                 self._known[step.output] = dtype
-            elif not step.layer.opaque:
+            elif not step.layer.opaque and policy != "own":
                 step = self._follow(step)
-            if step.output in self._changes and step.layer.autocast_on(self._precision.device) not in ("same", None):
+            if step.output in self._changes and policy not in ("same", None):
                 self._write_back(step, self._changes[step.output])
                 return
         self._steps.append(step)

@@ -7,9 +7,6 @@ data gradient. Trained on energies alone and with the forces; a picture compares
 """
 
 import argparse
-import copy
-import statistics
-import time
 
 import numpy as np
 import torch
@@ -22,6 +19,7 @@ from torch import Tensor, nn
 
 import datagrad_ext
 from datagrad_ext import presets
+from datagrad_ext.cli.comparison import gain
 
 Frames = tuple[Tensor, Tensor, Tensor]
 
@@ -89,19 +87,10 @@ def predicted(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return E.detach(), -torch.autograd.grad(E.sum(), x)[0]
 
 
-def gain(data: Frames, repeats: int) -> float:
-    """How many times faster the gradients of a step are than on the same network without accelerate (medians)."""
-    eager = Potential(0.0)
-    x, *target = (part[:32] for part in data)
-    seconds: list[list[float]] = [[], []]
-    for _ in range(repeats):
-        for taken, model in zip(seconds, (eager, accelerated(copy.deepcopy(eager))), strict=True):
-            for _ in range(3):  # the first two warm up
-                start = time.perf_counter()
-                presets.forces()(model, x, target).total.backward(inputs=list(model.parameters()))
-                last = time.perf_counter() - start
-            taken.append(last)
-    return statistics.median(seconds[0]) / statistics.median(seconds[1])
+def step(model: nn.Module, frames: Frames) -> None:
+    """The gradients of a training step."""
+    x, *target = frames
+    presets.forces()(model, x, target).total.backward(inputs=list(model.parameters()))
 
 
 def main() -> None:
@@ -123,7 +112,9 @@ def main() -> None:
         axes.set(title=f"{title}: mean error {error:.3f} eV/Å", xlabel="force by EMT, eV/Å")
     panels[0].set_ylabel("force of the network, eV/Å")
     figure.savefig(args.out, dpi=120)
-    print(f"accelerated step: {gain(data, 3 if args.quick else 30):.2f} times as fast as eager PyTorch on this machine")
+    batch = tuple(part[:32] for part in data)
+    faster = gain(Potential(0.0), lambda model: step(model, batch), 3 if args.quick else 30, accelerated)
+    print(f"accelerated step: {faster:.2f} times as fast as eager PyTorch on this machine")
     print(f"wrote {args.out}")
 
 

@@ -8,9 +8,6 @@
 """
 
 import argparse
-import copy
-import statistics
-import time
 
 import torch
 from matplotlib.figure import Figure
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 
 import datagrad_ext
 from datagrad_ext import presets
+from datagrad_ext.cli.comparison import gain
 from datagrad_ext.cli.data import load_digits
 
 WEIGHTS = (0.0, 0.01, 0.1)
@@ -56,18 +54,9 @@ def frobenius(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return term.value.sqrt().item()
 
 
-def gain(images: Tensor, labels: Tensor, repeats: int) -> float:
-    """How many times faster the gradients of a step are than on the same network without accelerate (medians)."""
-    eager = network()
-    accelerated = datagrad_ext.accelerate(copy.deepcopy(eager))
-    x, t = images[::40], labels[::40]
-    seconds: list[list[float]] = [[], []]
-    for _ in range(repeats):
-        for taken, model in zip(seconds, (eager, accelerated), strict=True):
-            start = time.perf_counter()
-            presets.jacobian()(model, x, t).total.backward(inputs=list(model.parameters()))
-            taken.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]) / statistics.median(seconds[1])
+def step(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """The gradients of a training step."""
+    presets.jacobian()(model, images, labels).total.backward(inputs=list(model.parameters()))
 
 
 def main() -> None:
@@ -91,7 +80,8 @@ def main() -> None:
     axes.grid(color="#dddddd")
     axes.legend(frameon=False)
     figure.savefig(args.out, dpi=120)
-    faster = gain(digits.train_images, digits.train_labels, 10 if args.quick else 100)
+    batch = digits.train_images[::40], digits.train_labels[::40]
+    faster = gain(network(), lambda model: step(model, *batch), 10 if args.quick else 100)
     print(f"accelerated step: {faster:.2f} times as fast as eager PyTorch on this machine")
     print(f"wrote {args.out}")
 

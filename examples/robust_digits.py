@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import datagrad_ext
 from datagrad_ext import DataGrad, Term, attacks, penalties, presets
+from datagrad_ext.cli.comparison import gain
 from datagrad_ext.cli.data import load_digits
 
 OBJECTIVES = {
@@ -26,15 +27,24 @@ OBJECTIVES = {
 }
 
 
+def network() -> nn.Module:
+    layers = (nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    return nn.Sequential(*layers)
+
+
+def step(objective: DataGrad, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """The gradients of a training step."""
+    objective(model, images, labels).total.backward(inputs=list(model.parameters()))
+
+
 def train(objective: DataGrad, images: Tensor, labels: Tensor, epochs: int) -> nn.Module:
     torch.manual_seed(0)
-    layers = (nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
-    model = datagrad_ext.accelerate(nn.Sequential(*layers))
+    model = datagrad_ext.accelerate(network())
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(epochs):
         for batch in torch.randperm(len(labels)).split(100):
             optimizer.zero_grad()
-            objective(model, images[batch], labels[batch]).total.backward()
+            step(objective, model, images[batch], labels[batch])
             optimizer.step()
     return model
 
@@ -59,7 +69,11 @@ def main() -> None:
     axes.grid(color="#dddddd")
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(args.out, dpi=120)
-    print(f"\nwrote {args.out}")
+    batch = digits.train_images[::40], digits.train_labels[::40]
+    repeats = 10 if args.quick else 100
+    faster = gain(network(), lambda model: step(OBJECTIVES["double backprop"](), model, *batch), repeats)
+    print(f"\naccelerated step: {faster:.2f} times as fast as eager PyTorch on this machine (double backprop)")
+    print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -416,6 +416,41 @@ def resnet(norm: Callable[[int], nn.Module]) -> nn.Module:
     )
 
 
+class ConvNeXt(nn.Module):
+    """A stem and a block with a depthwise convolution, normalised over channels, scaled, for (N, 3, 8, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 2, 2)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.norm = nn.LayerNorm(4)
+        self.block = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+        self.scale = nn.Parameter(torch.full((4,), 0.5))
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        h = h + (self.scale * self.block(self.norm(self.depthwise(h).permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+        return self.head(F.layer_norm(h.mean((2, 3)), (4,)))
+
+
+class MobileNet(nn.Module):
+    """Batch norm, Hardswish and a squeeze-excitation gate around a depthwise convolution, for (N, 3, 8, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.Conv2d(3, 6, 1, bias=False), nn.BatchNorm2d(6), nn.Hardswish(inplace=True))
+        self.depthwise = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), nn.BatchNorm2d(6))
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 3, 1), nn.ReLU(), nn.Conv2d(3, 6, 1))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x)
+        h = h + F.hardswish(self.depthwise(h))
+        h *= F.relu6(self.gate(h) + 3) / 6
+        return self.head(h.mean((2, 3)))
+
+
 class Branching(nn.Module):
     """Control flow that depends on data: does not trace."""
 
@@ -577,6 +612,9 @@ CONV_NETS: list[Case] = [
         lambda: resnet(lambda c: nn.InstanceNorm2d(c, affine=True)),
         ((3, 3, 16, 16),),
     ),
+    Case("conv_next", ConvNeXt, _PHOTO),
+    Case("conv_mobile", MobileNet, _PHOTO),
+    Case("conv_mobile_eval", lambda: random_numbers(MobileNet()), _PHOTO, train=False),
     Case("conv_batch_norm_relu", lambda: norm_conv_net(nn.BatchNorm2d), _PHOTO),
     Case(
         "conv_batch_norm_relu_eval",
@@ -974,10 +1012,21 @@ CLOSED_FORM: list[Case] = [
     ),
     _dag(
         "cast",
-        lambda m, x: m.b(m.a(x).sin().type(torch.float64)) * (x.type() == m.a.weight.type()),
-        None,
+        lambda m, x: m.b(m.a(x).sin()).type(torch.float64) * (x.type() == m.a.weight.type()),
         a=_l,
         b=_l,
+    ),
+    _dag(
+        "conversions",
+        lambda m, x: m.b(m.a(x).sin().to(m.a.weight.dtype).double().to(x.device, torch.float64).type_as(x)),
+        a=_l,
+        b=_l,
+    ),
+    _dag(
+        "softmax_in_float64",
+        lambda m, x: F.softmax(m.a(x), dim=-1, dtype=torch.float64).to(dtype=x.dtype) * x.to(torch.float32).long(),
+        None,
+        a=_l,
     ),
     _dag("shape_of_parameter", lambda m, x: m.a(x).reshape(m.w.shape).sin() * m.w.size(0), a=_l, w=_p(3, 8)),
     _dag("parameter_twice", lambda m, x: m.w * m.a(x * m.w).sin() / m.w.exp(), a=_l, w=_p(6)),

@@ -12,10 +12,12 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import LAYERS, Body, Body2, Case, ids
+from cases import LAYERS, Body, Body2, Case, ids, network
+from test_functional import OPS, Op
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from zoo import OWN
 
 import datagrad_ext
 from datagrad_ext.precision import Precision
@@ -85,6 +87,10 @@ CALLS: list[Case] = [
             "transpose": lambda x: x.T,
             "pad": lambda x: F.pad(x, (1, 1)),
             "glu": lambda x: F.glu(x),
+            "float": lambda x: x.float().exp(),
+            "to_low": lambda x: x.to(LOW).sin(),
+            "float_matmul": lambda x: x @ x.float(),
+            "softmax_in_float32": lambda x: F.softmax(x, -1, dtype=torch.float32),
         }.items()
     ),
     *(
@@ -100,6 +106,7 @@ CALLS: list[Case] = [
             "matmul": torch.matmul,
             "mm": torch.mm,
             "linear_of_values": F.linear,
+            "type_as": lambda x, z: (x * 2).type_as(z) * z,
             "iadd": lambda x, z: (x * 1).add_(z),
             "imul": lambda x, z: (x * 1).mul_(z).sin(),
             "idiv": lambda x, z: (x * 1).div_(z),
@@ -114,6 +121,7 @@ CALLS: list[Case] = [
     _with("attention_bias", lambda m, x: F.scaled_dot_product_attention(x, x, x, m.b), _BATCH, b=_parameter(4, 4)),
     _with("parameter_sum", lambda m, x: x + m.p, p=_parameter(4)),
     _with("parameter_number", lambda m, x: x * m.p, p=_parameter()),
+    _with("parameter_dtype", lambda m, x: x.to(m.p.dtype).sin(), p=_parameter(4)),
     _with("parameter_product", lambda m, x: x @ m.p, p=_parameter(4, 2)),
     _with(
         "embedding",
@@ -132,7 +140,8 @@ CALLS: list[Case] = [
         for name, options in {"norm_last": {}, "norm_first": {"norm_first": True, "batch_first": True}}.items()
     ),
 ]
-ROWS = [case for case in [*LAYERS, *CALLS] if case.opaque is False]
+WHOLE = [*OWN, *[network(name) for name in ("conv_resnet_batch_norm", "conv_next", "conv_mobile", "conv_mobile_eval")]]
+ROWS = [*[case for case in [*LAYERS, *CALLS] if case.opaque is False], *WHOLE]
 
 
 @contextmanager
@@ -157,13 +166,22 @@ def _inputs(case: Case, dtypes: Sequence[torch.dtype], device: str) -> list[Tens
 
 def _train(model: nn.Module, inputs: list[Tensor], device: str) -> dict[str, torch.dtype]:
     """The dtypes of the value, of data gradients and of gradients of parameters, of a loss with a penalty."""
+    found = _gradients(model, inputs, device) | {name: p.grad for name, p in model.named_parameters()}
+    return {name: t.dtype for name, t in found.items() if t is not None}
+
+
+def _has_float64(op: Op) -> bool:
+    """Whether a constant of the call is float64, which no list casts."""
+    return any(isinstance(v, Tensor) and v.dtype == torch.float64 for v in (*op.fixed, *op.options.values()))
+
+
+def _gradients(call: Callable[..., Tensor], inputs: list[Tensor], device: str) -> dict[str, Tensor | None]:
     inputs = [x.requires_grad_() for x in inputs]
     with _autocast(device):
-        y = model(*inputs)
+        y = call(*inputs)
         J = torch.autograd.grad(y.double().sin().sum(), inputs, create_graph=True)
     sum(j.double().square().sum() for j in J).backward()
-    found = {"y": y, **{f"J{i}": j for i, j in enumerate(J)}, **{name: p.grad for name, p in model.named_parameters()}}
-    return {name: t.dtype for name, t in found.items() if t is not None}
+    return {"y": y, **{f"J{i}": j for i, j in enumerate(J)}}
 
 
 def _check(ours: dict[str, torch.dtype], usual: dict[str, torch.dtype], model: nn.Module) -> None:
@@ -182,6 +200,19 @@ def test_dtypes(case: Case, device: str) -> None:
         usual = _train(case.build().to(device, torch.float32), _inputs(case, dtypes, device), device)
         model = datagrad_ext.accelerate(case.build().to(device, torch.float32))
         _check(_train(model, _inputs(case, dtypes, device), device), usual, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, LOW], ids=str)
+@pytest.mark.parametrize("op", [op for op in OPS if not _has_float64(op)], ids=lambda op: op.label)
+def test_dtypes_of_functions(op: Op, dtype: torch.dtype, device: str) -> None:
+    """datagrad_ext.functional against torch.nn.functional, with float32 parameters."""
+    x, *theta = [t.float().requires_grad_() for t in op.tensors(device)]
+
+    def dtypes(library: object) -> dict[str, torch.dtype]:
+        found = _gradients(lambda v: op.call(library, [v, *theta]), [x.detach().to(dtype)], device)
+        return {name: t.dtype for name, t in found.items() if t is not None}
+
+    assert dtypes(datagrad_ext.functional) == dtypes(F)
 
 
 def _to_fake_cuda(model: nn.Module) -> None:

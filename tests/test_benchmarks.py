@@ -14,6 +14,7 @@ from benchmarks import (
     contestants,
     environment,
     gate,
+    kernels,
     memory,
     objectives,
     op_cases,
@@ -308,6 +309,18 @@ def test_cpu_peak_is_what_the_allocator_held() -> None:
         return first.sum()
 
     assert 16_000 <= peaks.cpu_peak(step) <= 16_400
+    assert peaks.traced_peak(step) == 16_000
+
+
+def test_the_traced_peak_is_that_of_the_allocator() -> None:
+    step = contestants.find(["eager"])[0].make(CASE).step
+    step()
+    assert peaks.traced_peak(step) == pytest.approx(peaks.cpu_peak(step), rel=0.05)
+
+
+def test_the_traced_peak_needs_no_memory() -> None:
+    huge = replace(CASE, device="meta", subject=replace(SMALL, input_shape=(2**40, 5)))
+    assert peaks.traced_peak(contestants.find(["eager"])[0].make(huge).step) > 2**40 * 7 * 4
 
 
 @pytest.mark.slow
@@ -559,6 +572,17 @@ def test_a_partial_run_writes_where_it_is_told(tmp_path: Path, capsys: pytest.Ca
     assert "datagrad_ext" in capsys.readouterr().out
 
 
+def test_kernels_are_listed_with_their_share(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kernels.main(["--case", "mlp_one", "--contestant", "eager", "fixed_conv"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("**") == 2
+    assert "**mlp_one, eager double backprop**" in said
+    assert "aten::addmm" in said
+    assert said.splitlines()[-2].startswith("| all ")
+    with pytest.raises(SystemExit):
+        kernels.main(["--case", "nothing"])
+
+
 def test_a_series_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(series.find("cpu", ["batch_mlp"])[0], values=(1, 4))
     monkeypatch.setattr(series, "SERIES", (short,))
@@ -568,6 +592,24 @@ def test_a_series_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (found,) = results.read(out).series
     assert (found.variable, found.values) == ("batch", [1, 4])
     assert [[row.contestant for row in point.rows if row.times] for point in found.points] == [["plain", "ours"]] * 2
+
+
+@pytest.mark.slow
+def test_slow_starters_are_started_ahead_and_their_failures_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--warm", "1", "--case", "mlp_one", "--contestant", "plain", "jax"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "mlp_one, jax: ready" or line.startswith("mlp_one, jax: Absent: no JAX for cpu")
+
+
+def test_a_rehearsal_says_what_the_gate_says(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--device", "cuda", "--rehearse", "--case", "mlp_narrow_tf32", "--contestant", "plain", "ours", "jax"]
+    assert run.main(options) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] + line[3:] for line in lines] == [
+        ["mlp_narrow_tf32", "plain", "MiB", "ok"],
+        ["mlp_narrow_tf32", "ours", "MiB", "ok"],
+    ]
+    assert all(float(line[2]) > 65536 * 64 * 4 / 2**20 for line in lines)
 
 
 def test_what_no_time_is_left_for_is_listed_and_measured_by_a_run_that_resumes(

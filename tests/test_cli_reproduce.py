@@ -19,7 +19,7 @@ from idx_files import write_digits
 
 import datagrad_ext
 from datagrad_ext.__main__ import main
-from datagrad_ext.cli.reproduction import trial
+from datagrad_ext.cli.reproduction import methods, trial
 from datagrad_ext.cli.reproduction.claims import claims
 from datagrad_ext.cli.reproduction.findings import findings
 from datagrad_ext.cli.reproduction.methods import CUES, METHODS
@@ -188,7 +188,7 @@ def test_the_command_writes_results_and_a_report(
         assert label in printed
         assert f"| {label} |" in text
     sentences = ["tables, networks and settings were not", "2 seeds", torch.__version__, "](page.png)", "Here: **"]
-    for sentence in [*sentences, "the highest rate by"]:
+    for sentence in [*sentences, "Chosen at an end of what was drawn: "]:
         assert sentence in text
     assert matplotlib.image.imread(report.with_suffix(".png"))[..., :3].std() > 0.05
 
@@ -291,6 +291,19 @@ def test_a_file_of_other_settings_is_refused(
     assert main([*small(digits, out, *options), "--epochs", "3"]) == 2
     assert "holds another comparison (epochs 1, now 3)" in capsys.readouterr().err
     assert out.read_bytes() == before
+
+
+def test_records_of_other_values_are_refused(
+    digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search over other ranges must not go on in the file of the old ones."""
+    out, options = tmp_path / "runs.jsonl", ("--methods", "none", "--trials", "1")
+    assert main(small(digits, out, *options)) == 0
+    monkeypatch.setattr(methods, "LEARNING_RATE", (1e-3, 1.0))
+    assert main(small(digits, out, *options)) == 2
+    assert "holds search/none/0/1000 with other values ({'learning_rate': 0.0032}, now {'learning_rate': 0.032})" in (
+        capsys.readouterr().err
+    )
 
 
 FILES = {

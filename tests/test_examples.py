@@ -1,7 +1,8 @@
-"""The examples run, in their quick form, and write their pictures."""
+"""The examples run, in their quick form, write their pictures, and say what acceleration gained."""
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -32,7 +33,9 @@ def test_an_example_writes_its_picture(
     picture = tmp_path / "picture.png"
     monkeypatch.setattr(sys, "argv", [name, "--quick", "--out", str(picture)])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-    assert f"wrote {picture}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"wrote {picture}" in printed
+    assert re.search(r"^accelerated step: \d+\.\d\d times as fast as eager PyTorch on this", printed, re.MULTILINE)
     assert picture.stat().st_size > 10_000
 
 

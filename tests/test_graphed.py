@@ -39,7 +39,9 @@ class Step:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["mlp_relu", "mlp_gelu", "mlp_layer_norm", "conv_critic"])
+@pytest.mark.parametrize(
+    "name", ["mlp_relu", "mlp_gelu", "mlp_layer_norm", "conv_critic", "conv_resnet_batch_norm"]
+)
 def test_same_numbers(name: str, optimizer: str, device: str) -> None:
     """Two kinds of input in turn, recorded and replayed; a returned value does not change with the next call."""
     case, make = network(name), OPTIMIZERS[optimizer]
@@ -63,6 +65,21 @@ def test_dropout_draws_new_masks_in_every_replay() -> None:
     x, t = data(4, 6).float().cuda(), torch.arange(4, device="cuda")
     losses = [float(step(x, t)["loss"]) for _ in range(6)]
     assert len(set(losses)) == 6
+
+
+@pytest.mark.cuda
+def test_a_replay_allocates_nothing_but_the_copies_that_it_returns() -> None:
+    case = network("conv_critic")
+    step = GraphedStep(Step(datagrad_ext.accelerate(case.build()).cuda(), OPTIMIZERS["sgd"]), warmup=1)
+    x, t = case.inputs()[0].cuda(), torch.arange(case.shapes[0][0], device="cuda")
+
+    def allocations() -> int:
+        return int(torch.cuda.memory_stats()["allocation.all.allocated"])
+
+    for _ in range(3):
+        step(x, t)
+    before = allocations()
+    assert len(step(x, t)) == allocations() - before
 
 
 def _reads_a_value(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fatbin import architectures
 
 import datagrad_ext
 from datagrad_ext import _native
@@ -52,8 +53,27 @@ def report(directory: Path, **environ: str) -> str:
 def test_every_op_has_its_kernels(name: str) -> None:
     (op,) = [op for op in datagrad_ext.backends().ops if op.name == name]
     assert "CPU" in op.native
-    if os.environ.get("DATAGRAD_CUDA") == "1" and torch.version.cuda:
-        assert "CUDA" in op.native
+    cuda = datagrad_ext.backends().devices[1]
+    if cuda.library or (os.environ.get("DATAGRAD_CUDA") == "1" and torch.version.cuda):
+        assert "CUDA" in op.native, cuda.note
+
+
+@pytest.mark.skipif(
+    not datagrad_ext.backends().build.get("cuda_architectures") and os.environ.get("DATAGRAD_CUDA") != "1",
+    reason="built without CUDA kernels",
+)
+def test_the_cuda_library_has_code_for_every_architecture_that_was_asked_for() -> None:
+    """Of every source file, one container; a GPU of another architecture compiles the PTX."""
+    wanted = set()
+    for name in datagrad_ext.backends().build["cuda_architectures"]:
+        major, minor = name.removesuffix("+PTX").rstrip("af").split(".")
+        wanted.add(("elf", int(major + minor)))
+        if name.endswith("+PTX"):
+            wanted.add(("ptx", int(major + minor)))
+    containers = architectures(PACKAGE / "lib" / "libdatagrad_cuda.so")
+    assert containers
+    assert wanted
+    assert [wanted - found for found in containers] == [set()] * len(containers)
 
 
 def test_every_family_of_ops_is_reported() -> None:

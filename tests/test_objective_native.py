@@ -1,4 +1,6 @@
-"""The native path of objectives: one autograd Function, equal to plain autograd and to the ordinary path.
+"""The native path of objectives: an autograd Function, equal to plain autograd and to the ordinary path.
+
+The first call of a network goes over its sweeps; later ones of a narrow chain are one op ("fused").
 
 Everything is compared in float64 with the formula written in plain PyTorch on the unmodified model, and once more in
 float32 by norm. N batch, J data gradient, λ weights.
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 import datagrad_ext
 from datagrad_ext import DataGrad, ReferencePathWarning, Term, functional, objective, penalties, presets
 from datagrad_ext.objective import score
+from datagrad_ext.ops import is_native
 
 CLASSES = 5
 Plain = tuple[float, Callable[[Tensor], Tensor]]
@@ -31,7 +34,10 @@ Plain = tuple[float, Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Row:
-    """An objective and its formula: λ0 mean + Σ λ mean_n R(J_n), J = N ∂mean'/∂x with mean' the loss of the terms."""
+    """An objective and its formula: λ0 main + Σ λ mean_n R(J_n), J = N ∂mean/∂x with `mean` the loss of the terms.
+
+    `main` is the loss of the objective itself, None: the same.
+    """
 
     name: str
     make: Callable[[], DataGrad]
@@ -39,11 +45,14 @@ class Row:
     terms: Sequence[Plain]
     main_weight: float = 1.0
     target: str = "indices"
+    main: Callable[[Tensor, Any], Tensor] | None = None
 
     def total(self, model: nn.Module, x: Tensor, target: Any) -> Tensor:
-        mean = self.mean(model(x), target)
+        y = model(x)
+        mean = self.mean(y, target)
         (J,) = torch.autograd.grad(len(x) * mean, x, create_graph=True)
-        return self.main_weight * mean + sum(weight * R(J.flatten(1)).mean() for weight, R in self.terms)
+        main = mean if self.main is None else self.main(y, target)
+        return self.main_weight * main + sum(weight * R(J.flatten(1)).mean() for weight, R in self.terms)
 
 
 def _targets(kind: str, samples: int, dtype: torch.dtype, classes: int = CLASSES) -> Any:
@@ -84,6 +93,15 @@ def _ce_over_all(y: Tensor, t: Any) -> Tensor:
 
 def _score_mean(y: Tensor, t: Any) -> Tensor:
     return y.flatten(1).sum(1).mean()
+
+
+def _eikonal(J: Tensor) -> Tensor:
+    return (_l2(J) - 1).square()
+
+
+def _hinge(y: Tensor, t: Any) -> Tensor:
+    """A loss that no table knows."""
+    return (1 - y).clamp_min(0).mean()
 
 
 SMOOTHED = partial(F.cross_entropy, label_smoothing=0.1)
@@ -148,6 +166,60 @@ ROWS = [
         [(0.3, _l1), (0.2, _l2_squared), (0.1, lambda J: (_linf(J) - 0.1).clamp_min(0).square())],
     ),
     Row(
+        "absolute",
+        lambda: DataGrad(F.l1_loss, Term(0.3, penalties.l2_squared)),
+        F.l1_loss,
+        [(0.3, _l2_squared)],
+        target="values",
+    ),
+    Row(
+        "logistic",
+        lambda: DataGrad(nn.BCEWithLogitsLoss(), Term(0.3)),
+        F.binary_cross_entropy_with_logits,
+        [(0.3, _l1)],
+        target="probabilities",
+    ),
+    Row(
+        "two_losses",
+        lambda: DataGrad(F.cross_entropy, Term(0.3, penalties.l2, score), loss_weight=0.7),
+        _score_mean,
+        [(0.3, _l2)],
+        0.7,
+        main=_ce,
+    ),
+    Row(
+        "two_curved_losses",
+        lambda: DataGrad(F.mse_loss, Term(0.3, loss=F.cross_entropy)),
+        _ce_over_all,
+        [(0.3, _l1)],
+        target="probabilities",
+        main=F.mse_loss,
+    ),
+    Row(
+        "eikonal",
+        lambda: presets.eikonal(0.3, nn.L1Loss()),
+        _score_mean,
+        [(0.3, _eikonal)],
+        target="values",
+        main=F.l1_loss,
+    ),
+    Row(
+        "critic_with_a_loss_of_its_own",
+        lambda: DataGrad(_hinge, Term(0.3, penalties.l2_squared, score), loss_weight=0.7),
+        _score_mean,
+        [(0.3, _l2_squared)],
+        0.7,
+        "none",
+        main=_hinge,
+    ),
+    Row(
+        "curved_loss_and_a_loss_of_its_own",
+        lambda: DataGrad(lambda y, t: y.square().mean(), Term(0.3, loss=F.cross_entropy)),
+        _ce,
+        [(0.3, _l1)],
+        main=lambda y, t: y.square().mean(),
+    ),
+    Row(
         "penalty_alone_curved_loss",
         lambda: DataGrad(None, Term(0.3, penalties.l2_squared, F.cross_entropy)),
         _ce,
@@ -156,6 +228,7 @@ ROWS = [
     ),
 ]
 BASIC = ROWS[0]
+FUSED, OUTSIDE = "FusedBackward", "critic_with_a_loss_of_its_own"
 
 NETWORKS = [
     network(name)
@@ -177,8 +250,19 @@ NETWORKS = [
 TIED = Case("tied_weights", lambda: nn.Sequential((a := nn.Linear(6, 6)), nn.Tanh(), a, nn.ReLU(), nn.Linear(6, 5)))
 
 
+def _nodes(total: Tensor) -> set[str]:
+    """The kinds of nodes in the graph of a total."""
+    found, left = set(), [total.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None:
+            found.add(type(node).__name__)
+            left += [following for following, _ in node.next_functions]
+    return found
+
+
 def _native(total: Tensor) -> bool:
-    return type(total.grad_fn).__name__ == "_ObjectiveBackward"
+    return not _nodes(total).isdisjoint({"SweepsBackward", FUSED})
 
 
 def _gradients(total: Tensor, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -217,7 +301,6 @@ def test_total_and_gradients(row: Row, case: Case, dtype: torch.dtype, device: s
     target = None if target is None else target.to(device)
     if len(x) == 1 and row.target == "ignored":
         target = torch.zeros_like(target)
-    expected, found = {}, {}
     for seed in (1, 2):  # the second call runs the trace of the first
         torch.manual_seed(seed)
         total = row.total(plain, x, target)
@@ -240,17 +323,32 @@ def test_total_and_gradients(row: Row, case: Case, dtype: torch.dtype, device: s
             close(result.loss, by_autograd.loss)
             assert result.loss.dtype == by_autograd.loss.dtype
             assert not result.loss.requires_grad
-    _assert_close(found, expected, dtype)
-    _assert_close(found, _gradients(by_autograd.total, ordinary, x), dtype)
+        _assert_close(found, expected, dtype)
+        _assert_close(found, _gradients(by_autograd.total, ordinary, x), dtype)
     for (name, buffer), other in zip(plain.named_buffers(), accelerated.buffers(), strict=True):
         assert difference(other, buffer).norm < 1e-4, name
 
 
-def _ready(case: Case = NETWORKS[1], row: Row = BASIC) -> tuple[nn.Module, Tensor, Any, Callable[[], Any]]:
+@pytest.fixture(params=["sweeps", "fused"])
+def path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def _ready(
+    case: Case = NETWORKS[1], row: Row = BASIC, path: str = "sweeps"
+) -> tuple[nn.Module, Tensor, Any, Callable[[], Any]]:
+    """An accelerated network that has not run yet, or so that its next call is one op."""
     model = datagrad_ext.accelerate(case.build())
     x = case.inputs()[0].requires_grad_()
     target = _targets(row.target, len(x), torch.float64)
-    return model, x, target, lambda: row.make()(model, x, target)
+
+    def evaluate() -> Any:
+        return row.make()(model, x, target)
+
+    if path == "fused":
+        evaluate()
+        assert (FUSED in _nodes(evaluate().total)) == (is_native("chain_penalty_step", "cpu") and row.name != OUTSIDE)
+    return model, x, target, evaluate
 
 
 def _scaled(evaluate: Callable[[], Any]) -> Tensor:
@@ -273,22 +371,27 @@ def _accumulated(evaluate: Callable[[], Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("use", [_scaled, _with_another_loss, _retained, _accumulated])
-@pytest.mark.parametrize("row", [BASIC, *[row for row in ROWS if row.name in ("critic", "three_terms")]], ids=ids)
-def test_uses_of_the_total(use: Callable, row: Row) -> None:
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.name in ("l1", "critic", "three_terms", "eikonal", OUTSIDE)], ids=ids
+)
+def test_uses_of_the_total(use: Callable, row: Row, path: str) -> None:
     gradients = []
     for accelerate in (False, True):
         model = NETWORKS[1].build()
         model = datagrad_ext.accelerate(model) if accelerate else model
         x = NETWORKS[1].inputs()[0].requires_grad_()
-        use(lambda m=model, x=x: row.make()(m, x, _targets(row.target, len(x), torch.float64))).backward()
+        evaluate = partial(row.make(), model, x, _targets(row.target, len(x), torch.float64))
+        if path == "fused":
+            evaluate()
+        use(evaluate).backward()
         gradients.append({"x": x.grad, **{name: p.grad for name, p in model.named_parameters()}})
     # Plain autograd has no gradient for the last bias of a critic's penalty; here it is zero.
     expected = {k: torch.zeros_like(gradients[1][k]) if g is None else g for k, g in gradients[0].items()}
     _assert_close(gradients[1], expected)
 
 
-def test_only_x_or_only_some_parameters() -> None:
-    model, x, _target, evaluate = _ready()
+def test_only_x_or_only_some_parameters(path: str) -> None:
+    model, x, _target, evaluate = _ready(path=path)
     expected = _gradients(evaluate().total, model, x)
     (only_x,) = torch.autograd.grad(evaluate().total, x)
     torch.testing.assert_close(only_x, expected["x"])
@@ -296,8 +399,8 @@ def test_only_x_or_only_some_parameters() -> None:
     torch.testing.assert_close(some, expected["2.weight"])
 
 
-def test_an_input_that_wants_no_gradient_gets_none() -> None:
-    model, x, target, evaluate = _ready()
+def test_an_input_that_wants_no_gradient_gets_none(path: str) -> None:
+    model, x, target, evaluate = _ready(path=path)
     expected = _gradients(evaluate().total, model, x)
     x = x.detach()
     total = BASIC.make()(model, x, target).total
@@ -307,8 +410,8 @@ def test_an_input_that_wants_no_gradient_gets_none() -> None:
     _assert_close({k: p.grad for k, p in model.named_parameters()} | {"x": expected["x"]}, expected)
 
 
-def test_a_second_backward_without_retain_graph_is_pytorchs_error() -> None:
-    *_, evaluate = _ready()
+def test_a_second_backward_without_retain_graph_is_pytorchs_error(path: str) -> None:
+    *_, evaluate = _ready(path=path)
     total = evaluate().total
     total.backward()
     with pytest.raises(RuntimeError, match="second time"):
@@ -316,9 +419,9 @@ def test_a_second_backward_without_retain_graph_is_pytorchs_error() -> None:
 
 
 @pytest.mark.parametrize("changed", ["parameter", "input", "target", "data gradient"])
-def test_a_change_in_place_before_the_backward_is_pytorchs_error(changed: str) -> None:
+def test_a_change_in_place_before_the_backward_is_pytorchs_error(changed: str, path: str) -> None:
     row = next(row for row in ROWS if row.name == "mse")
-    model, x, target, evaluate = _ready(row=row)
+    model, x, target, evaluate = _ready(row=row, path=path)
     result = evaluate()
     J = result.terms[0].data_gradient
     tensor = {"parameter": model[2].weight, "input": x, "target": target, "data gradient": J}
@@ -329,8 +432,8 @@ def test_a_change_in_place_before_the_backward_is_pytorchs_error(changed: str) -
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_evaluation_without_gradients(mode: Callable) -> None:
-    model, x, target, evaluate = _ready()
+def test_evaluation_without_gradients(mode: Callable, path: str) -> None:
+    model, x, target, evaluate = _ready(path=path)
     expected = evaluate()
     with mode():
         found = BASIC.make()(model, x.detach(), target)
@@ -338,10 +441,13 @@ def test_evaluation_without_gradients(mode: Callable) -> None:
     assert found.scalars() == pytest.approx(expected.scalars(), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["l2", "mse", "three_terms", "critic_and_loss"])
-def test_gradcheck(name: str) -> None:
+VARIED = ["l2", "mse", "three_terms", "critic_and_loss", "two_losses", OUTSIDE]
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_gradcheck(name: str, path: str) -> None:
     row = next(row for row in ROWS if row.name == name)
-    model, x, target, _ = _ready(row=row)
+    model, x, target, _ = _ready(row=row, path=path)
     parameters = list(model.parameters())
 
     def total(x: Tensor, *_: Tensor) -> Tensor:
@@ -353,8 +459,8 @@ def test_gradcheck(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::datagrad_ext.ReferencePathWarning")
-@pytest.mark.parametrize("name", ["l2", "mse", "three_terms", "critic_and_loss"])
-def test_more_derivatives_take_the_reference_path(name: str) -> None:
+@pytest.mark.parametrize("name", VARIED)
+def test_more_derivatives_take_the_reference_path(name: str, path: str) -> None:
     """create_graph=True: gradients of the gradients, by x and by parameters."""
     row = next(row for row in ROWS if row.name == name)
     found = []
@@ -362,15 +468,17 @@ def test_more_derivatives_take_the_reference_path(name: str) -> None:
         model = NETWORKS[1].build()
         model = datagrad_ext.accelerate(model) if accelerate else model
         x = NETWORKS[1].inputs()[0].requires_grad_()
-        total = row.make()(model, x, _targets(row.target, len(x), torch.float64)).total
+        target = _targets(row.target, len(x), torch.float64)
+        for _ in range(1 + (path == "fused")):
+            total = row.make()(model, x, target).total
         assert _native(total) == accelerate
         first = torch.autograd.grad(total, [x, *model.parameters()], create_graph=True)
         found.append(_gradients(total + sum(g.square().sum() for g in first), model, x))
     _assert_close(found[1], found[0])
 
 
-def test_more_derivatives_warn_once() -> None:
-    _model, x, _target, evaluate = _ready()
+def test_more_derivatives_warn_once(path: str) -> None:
+    _model, x, _target, evaluate = _ready(path=path)
     first, second = evaluate().total, evaluate().total
     with pytest.warns(ReferencePathWarning, match="create_graph=True"):
         torch.autograd.grad(first, x, create_graph=True)
@@ -401,7 +509,7 @@ ORDINARY: dict[str, DataGrad] = {
     "distance of a norm without a hash": DataGrad(F.cross_entropy, Term(0.3, penalties.OneSided(0.0, Unhashable()))),
     "norm of a distance": DataGrad(F.cross_entropy, Term(0.3, penalties.Centred(1.0, penalties.Lp(3)))),
     "two losses": DataGrad(F.cross_entropy, Term(0.3, loss=_own_loss)),
-    "two heads": DataGrad(F.cross_entropy, Term(0.3, loss=score)),
+    "terms of two losses": DataGrad(F.cross_entropy, [Term(0.3), Term(0.3, loss=score)]),
     "tuple of losses": DataGrad(F.cross_entropy, Term(0.3, loss=objective.components)),
     "penalty reads the target": DataGrad(F.cross_entropy, Term(0.3, lambda J, t: J.abs().sum(1), with_target=True)),
     "finite difference": DataGrad(F.cross_entropy, Term(0.3), datagrad_ext.FiniteDifference(0.5)),
@@ -482,20 +590,59 @@ def test_a_target_that_the_head_does_not_cover() -> None:
     _assert_close(_gradients(total, model, x), _gradients(BASIC.make()(plain, x, target).total, plain, x))
 
 
+def test_a_target_that_the_loss_of_the_objective_itself_does_not_cover() -> None:
+    model, x, _, _ = _ready()
+    plain, target = NETWORKS[1].build(), _targets("probabilities", len(x), torch.float32)
+    criterion = DataGrad(F.cross_entropy, Term(0.3, penalties.l2, score))
+    total = criterion(model, x, target).total
+    assert _native(total)
+    _assert_close(_gradients(total, model, x), _gradients(criterion(plain, x, target).total, plain, x))
+
+
+def test_a_loss_with_parameters_of_its_own(path: str) -> None:
+    """The objective's own loss may be anything: it is ordinary code on the network's output."""
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    found = []
+    for accelerate in (False, True):
+        model, x = NETWORKS[1].build(), NETWORKS[1].inputs()[0]
+        model = datagrad_ext.accelerate(model) if accelerate else model
+        criterion = DataGrad(lambda y, t: (scale * y).sigmoid().mean(), Term(0.3, penalties.l2, score))
+        for _ in range(1 + (path == "fused")):
+            total = criterion(model, x).total
+        assert _native(total) == accelerate
+        found.append(torch.autograd.grad(total, [scale, *model.parameters()]))
+    _assert_close(dict(enumerate(found[1])), dict(enumerate(found[0])))
+
+
+def test_a_tuple_as_the_loss_of_the_objective_itself() -> None:
+    model, x, target, _ = _ready()
+    with pytest.raises(ValueError, match="a tuple of losses is for terms"):
+        DataGrad(objective.components, Term(0.3, penalties.l2, score))(model, x, target)
+
+
+def test_a_wide_chain_goes_over_its_sweeps() -> None:
+    torch.manual_seed(0)
+    model = datagrad_ext.accelerate(nn.Sequential(nn.Linear(6, 200), nn.Tanh(), nn.Linear(200, CLASSES)))
+    x, target = torch.rand(4, 6), torch.arange(4)
+    totals = [BASIC.make()(model, x, target).total for _ in range(2)]
+    assert [FUSED in _nodes(total) for total in totals] == [False, False]
+    assert all(map(_native, totals))
+
+
 @pytest.mark.parametrize(
     "target", [torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2, 99]), torch.zeros(4, 3, dtype=torch.float64)]
 )
-def test_bad_targets_are_pytorchs_errors(target: Tensor) -> None:
-    model, x, _, _ = _ready()
+def test_bad_targets_are_pytorchs_errors(target: Tensor, path: str) -> None:
+    model, x, _, _ = _ready(path=path)
     with pytest.raises(Exception) as expected:
         F.cross_entropy(model(x), target)
     with pytest.raises(expected.type):
         BASIC.make()(model, x, target)
 
 
-def test_what_the_sweeps_keep_is_saved_and_freed_while_the_total_is_alive() -> None:
+def test_what_is_kept_is_saved_and_freed_while_the_total_is_alive(path: str) -> None:
     """Every tensor between the passes goes through hooks on saved tensors, and is gone after the backward."""
-    model, x, _target, evaluate = _ready()
+    model, x, _target, evaluate = _ready(path=path)
     expected = _gradients(evaluate().total, model, x)
     kept: list[weakref.ref] = []
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import NETWORKS, Case, flat, ids, network
+from cases import NETWORKS, Case, flat, ids, mlp, network
 from oracle import Results, assert_equal, assert_similar, observe
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -109,13 +109,22 @@ def test_nothing_is_opaque(case: Case, mode: str, device: str) -> None:
     assert [row.layer for row in table.rows if row.kind == "opaque"] == [], str(table)
 
 
-def test_program_shows_the_casts_and_keeps_its_chains() -> None:
-    model = datagrad_ext.accelerate(network("mlp_relu").build().float())
-    x = network("mlp_relu").inputs()[0].float().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert model(x).dtype == torch.bfloat16
+@pytest.mark.parametrize(
+    ("width", "dtype", "casts", "what"),
+    [
+        (128, torch.bfloat16, [], " (in float32)"),
+        (129, torch.bfloat16, ["Cast"], ""),
+        (129, torch.float16, [], " (in float32)"),
+    ],
+)
+def test_program_shows_the_casts_and_keeps_its_chains(
+    width: int, dtype: torch.dtype, casts: list[str], what: str
+) -> None:
+    model = datagrad_ext.accelerate(mlp(width=width))
+    with torch.autocast("cpu", dtype):
+        assert model(torch.ones(2, 6, requires_grad=True)).dtype == dtype
     layers = [row.layer for row in datagrad_ext.program(model).rows]
-    assert layers == ["Cast", "Linear → bias + ReLU → Linear → bias + ReLU → Linear"]
+    assert layers == [*casts, f"Linear → bias + ReLU → Linear → bias + ReLU → Linear{what}"]
 
 
 def test_the_state_at_the_call_selects_the_trace(device: str) -> None:

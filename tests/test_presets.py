@@ -348,7 +348,7 @@ def test_preset_is_its_formula(row: Row, accelerate: bool) -> None:
     torch.manual_seed(9)
     expected = row.plain(plain, row.x, row.t)
     assert abs(result.total.item() - expected.item()) <= 1e-12 * max(1.0, abs(expected.item()))
-    assert difference(gradients(model, result.total), gradients(plain, expected)).norm <= 1e-11
+    assert difference(gradients(model, result.total), gradients(plain, expected)).norm <= 1e-12
     assert all(math.isfinite(figure) for figure in result.scalars().values())
 
 
@@ -367,6 +367,34 @@ def test_random_projections_are_unbiased_with_the_factor_c() -> None:
     values = torch.stack([estimate(model, X).total.detach() for _ in range(400)])
     expected = exact(model, X).total.item()
     assert abs(values.mean().item() - expected) <= 4 * values.std().item() / 20
+
+
+# the preset at size φ, the weight of its penalty there, and the penalty: L + weight · penalty is its first order
+FIRST_ORDER: dict[str, tuple[Callable[[float], Any], Callable[[float], float], Callable[[Tensor], Tensor]]] = {
+    "goodfellow": (lambda s: presets.goodfellow(s, 0.7), lambda s: 0.3 * s, lambda J: norms(J, 1)),
+    "nokland": (presets.nokland, lambda s: s, lambda J: norms(J, 1)),
+    "strong_adversary_l2": (presets.strong_adversary, lambda s: s, norms),
+    "strong_adversary_linf": (lambda s: presets.strong_adversary(s, "linf"), lambda s: s, lambda J: norms(J, 1)),
+    "strong_adversary_l1": (lambda s: presets.strong_adversary(s, "l1"), lambda s: s, lambda J: norms(J, math.inf)),
+    "gradient_family_3": (lambda s: presets.gradient_family(s, 3), lambda s: s, lambda J: norms(J, 1.5)),
+    "adversarial_mix": (lambda s: presets.adversarial_mix(0.6, s, functools.partial(fgsm, clip=None)),
+        lambda s: 0.6 * s, lambda J: norms(J, 1)),
+    "tulip": (lambda s: presets.tulip(0.3, s), lambda s: 0.15, lambda J: norms(J).square()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST_ORDER)
+def test_first_order_in_its_size(name: str) -> None:
+    """Halving φ halves the error of the penalty's gradient, the preset's minus that of L, over its weight."""
+    make, weight, penalty = FIRST_ORDER[name]
+    model = build()
+    expected, clean = gradients(model, penalty(J_of(model, X)).mean()), gradients(model, ce(model, X))
+    errors = []
+    for size in (2e-3, 1e-3):
+        found = (gradients(model, make(size)(model, X, T).total) - clean) / weight(size)
+        errors.append(difference(found, expected).norm)
+    assert errors[1] <= 1e-2
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
 
 
 def test_tulip_and_cure_have_their_limits() -> None:

@@ -4,6 +4,7 @@
 
 #include <common/cross_entropy_arguments.h>
 #include <cpu/convert.h>
+#include <cpu/thread_memory.h>
 #include <math/cross_entropy.h>
 
 #include <algorithm>
@@ -46,17 +47,18 @@ A lane_maximum(const A* x, int64_t n) {
 template <class T>
 class LogitTile {
  public:
-  explicit LogitTile(int64_t classes) : size_(std::max(kLogitTile, classes)), memory_(new Acc<T>[5 * size_]) {}
+  explicit LogitTile(int64_t classes)
+      : size_(std::max(kLogitTile, classes)), memory_(thread_memory<LogitTile, Acc<T>>(5 * size_)) {}
 
-  Acc<T>* exponentials() { return memory_.get(); }
-  Acc<T>* shifted() { return memory_.get() + 4 * size_; }
-  const Acc<T>* logits(const T* source, int64_t n) { return widened(source, memory_.get() + size_, n); }
-  const Acc<T>* target(const T* source, int64_t n) { return widened(source, memory_.get() + 2 * size_, n); }
-  const Acc<T>* tangent(const T* source, int64_t n) { return widened(source, memory_.get() + 3 * size_, n); }
+  Acc<T>* exponentials() { return memory_; }
+  Acc<T>* shifted() { return memory_ + 4 * size_; }
+  const Acc<T>* logits(const T* source, int64_t n) { return widened(source, memory_ + size_, n); }
+  const Acc<T>* target(const T* source, int64_t n) { return widened(source, memory_ + 2 * size_, n); }
+  const Acc<T>* tangent(const T* source, int64_t n) { return widened(source, memory_ + 3 * size_, n); }
 
  private:
   int64_t size_;
-  std::unique_ptr<Acc<T>[]> memory_;  // not initialised
+  Acc<T>* memory_;
 };
 
 // Where the rows' targets are, and which rows count.

@@ -1,6 +1,8 @@
 // Squares of numbers in vector registers, transposed there.
 #pragma once
 
+#include <math/scalar.h>
+
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -9,25 +11,28 @@ namespace datagrad {
 namespace small {
 
 #if defined(__AVX512F__)
-constexpr int64_t kVectorBytes = 64;
+constexpr int kVectorBytes = 64, kRows = 8;  // rows of a tile of a product
 #elif defined(__AVX__)
-constexpr int64_t kVectorBytes = 32;
+constexpr int kVectorBytes = 32, kRows = 6;
 #else
-constexpr int64_t kVectorBytes = 16;
+constexpr int kVectorBytes = 16, kRows = 6;
 #endif
 
 template <class T>
+constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+
+template <class T>
 struct Lanes {
-  static constexpr int64_t kCount = kVectorBytes / static_cast<int64_t>(sizeof(T));
+  static constexpr int64_t kCount = kLanes<T>;
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
 
-  static Vector load(const T* from) {
+  static DATAGRAD_ALWAYS_INLINE Vector load(const T* from) {
     Vector v;
     std::memcpy(&v, from, kVectorBytes);
     return v;
   }
 
-  static void store(const Vector& v, T* to) { std::memcpy(to, &v, kVectorBytes); }
+  static DATAGRAD_ALWAYS_INLINE void store(const Vector& v, T* to) { std::memcpy(to, &v, kVectorBytes); }
 
   // square[i][l] becomes square[l][i]: blocks of 1, 2, 4, … lanes change places across the diagonal.
   template <int64_t Step = 1>

@@ -31,16 +31,12 @@ class StepMemory {
  public:
   StepMemory(const ChainPlan& plan, const Places& tangents) {
     const int64_t matrix = plan.rows * widest(plan);
-    thread_local std::vector<T> memory;
-    thread_local std::vector<uint8_t> bit_memory;
     int64_t size = 5 * matrix;
     for (const Places* places : {&plan.values, &plan.cotangents, &tangents}) {
       for (const int64_t n : places->sizes) size += n;
     }
-    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-    if (static_cast<int64_t>(bit_memory.size()) < plan.bit_bytes()) bit_memory.resize(plan.bit_bytes());
-    next_ = memory.data();
-    bits = bit_memory.data();
+    next_ = thread_memory<StepMemory, T>(size);
+    bits = thread_memory<StepMemory, uint8_t>(plan.bit_bytes());
     values = take(plan.values);
     cotangents = take(plan.cotangents);
     kept = take(tangents);

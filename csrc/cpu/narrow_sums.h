@@ -6,6 +6,7 @@
 #include <common/dtype.h>
 #include <common/parallel.h>
 #include <cpu/small_products.h>
+#include <cpu/thread_memory.h>
 
 #include <memory>
 
@@ -27,8 +28,7 @@ struct Part {
   void add_outer(const ChainPlan& p, int64_t i, const T* g, const T* h, const Rows& rows) {
     if (weight[i] == nullptr) return;
     const int64_t out = p.width[i + 1], in = p.width[i];
-    const small::Plus<T> before{has_weight[i] != 0 ? weight[i] : nullptr, in};
-    small::product(small::Strided<T>{g, 1, out}, h, before, weight[i], out, in, rows.count);
+    small::product(small::Strided<T>{g, 1, out}, h, weight[i], out, in, rows.count, has_weight[i] != 0);
     has_weight[i] = 1;
   }
 
@@ -93,7 +93,7 @@ class Sums {
   // One thread has all blocks: the same sums with memory for two parts.
   template <class F>
   void in_order(int64_t blocks, const F& f) {
-    Part<T> part = fresh_part();
+    Part<T> part = part_in(thread_memory<Sums, T>(size_));
     for (int64_t block = 0; block < blocks; ++block) {
       if (block == 0 && fresh_) {
         f(block, total_);
@@ -153,9 +153,14 @@ class Sums {
 
   // With memory of its own.
   Part<T> fresh_part() const {
+    std::unique_ptr<T[]> memory(new T[size_]);
+    Part<T> part = part_in(memory.get());
+    part.memory = std::move(memory);
+    return part;
+  }
+
+  Part<T> part_in(T* next) const {
     Part<T> part = empty_part();
-    part.memory.reset(new T[size_]);
-    T* next = part.memory.get();
     for (int64_t i = 0; i < p_.size(); ++i) {
       if (total_.weight[i] != nullptr) part.weight[i] = next;
       next += weights_of(i);

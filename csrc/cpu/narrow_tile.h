@@ -30,11 +30,7 @@ std::vector<T*> pointers(const Tensors& list, size_t first, const Places& places
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t size) : size_(size) {
-    thread_local std::vector<T> memory;
-    if (static_cast<int64_t>(memory.size()) < 4 * size) memory.resize(4 * size);
-    memory_ = memory.data();
-  }
+  explicit Scratch(int64_t size) : size_(size), memory_(thread_memory<Scratch, T>(4 * size)) {}
 
   // A buffer to write while `flow` is read: itself if it is one of the two, or the other one.
   T* same(const T* flow) { return flow == memory_ + size_ ? memory_ + size_ : memory_; }
@@ -72,11 +68,11 @@ struct Tangents {
 };
 
 // What a sweep needs of the links besides their parameters: the loops of smooth ones, and the weights transposed, one after the
-// other; for a few rows, or where nothing is multiplied by them, they are not.
+// other, in memory of the thread; null for a few rows, or where nothing is multiplied by them.
 template <class T>
 struct NarrowLinks {
   std::vector<std::shared_ptr<const Loops<T>>> loops;
-  std::vector<T> turned;
+  T* turned = nullptr;
 
   explicit NarrowLinks(const ChainPlan& p, int64_t rows_that_need_turned = 0) : loops(p.size()) {
     for (int64_t i = 0; i < p.size(); ++i) {
@@ -84,11 +80,11 @@ struct NarrowLinks {
       if (link.kind == Link::Kind::smooth) loops[i] = loops_of<T>(p.op, link.name, link.constants);
     }
     if (rows_that_need_turned <= kFewRows) return;
-    turned.resize(place(p, p.size()));
+    turned = thread_memory<NarrowLinks, T>(place(p, p.size()));
     for (int64_t i = 0; i < p.size(); ++i) {
       const Link& link = p.links[i];
       if (link.kind != Link::Kind::linear) continue;
-      small::transpose(data<T>(p.weight(link)), p.width[i + 1], p.width[i], turned.data() + place(p, i));
+      small::transpose(data<T>(p.weight(link)), p.width[i + 1], p.width[i], turned + place(p, i));
     }
   }
 
@@ -116,12 +112,11 @@ class NarrowTile {
       const Place place = i < p_.last() ? p_.values.of[i + 1] : Place();
       T* out = at(place ? in(values_, place) : y, rows, i + 1);
       if (link.kind == Kind::linear) {
-        times_transposed(i, h, bias_behind(i), out, rows);
-      } else if (link.bias < 0 || is_added_before(i)) {
-        activate(i, h, out, rows);
+        times_transposed(i, h, out, rows);
+        add_bias(link, out, out, rows, i + 1);
       } else {
         add_bias(link, h, out, rows, i);
-        activate(i, out, out, rows);
+        activate(i, link.bias < 0 ? h : out, out, rows);
       }
       h = out;
     }
@@ -152,7 +147,7 @@ class NarrowTile {
       const Place place = last ? Place() : kept.places.of[i + 1];
       T* out = last ? at(y_tangent, rows, i + 1) : place ? at(in(kept.buffers, place), rows, i + 1) : scratch.other(t);
       if (p_.links[i].kind == Kind::linear) {
-        times_transposed(i, t, nullptr, out, rows);
+        times_transposed(i, t, out, rows);
       } else {
         gate(i, t, out, rows, scratch);
       }
@@ -197,38 +192,25 @@ class NarrowTile {
     return matrix + rows.first * p_.width[i];
   }
 
-  // out = g W, and out = h Wᵀ plus the bias in every row, if there is one
+  // out = g W, and out = h Wᵀ
   void times(int64_t i, const T* g, T* out, const Rows& rows) const {
     const int64_t in = p_.width[i], depth = p_.width[i + 1];
-    small::product(small::Strided<T>{g, depth, 1}, weight(i), {}, out, rows.count, in, depth);
+    small::product(small::Strided<T>{g, depth, 1}, weight(i), out, rows.count, in, depth, false);
   }
 
-  void times_transposed(int64_t i, const T* h, const T* bias, T* out, const Rows& rows) const {
+  void times_transposed(int64_t i, const T* h, T* out, const Rows& rows) const {
     const int64_t depth = p_.width[i], columns = p_.width[i + 1];
-    if (!links_.turned.empty()) {
-      const T* turned = links_.turned.data() + NarrowLinks<T>::place(p_, i);
-      small::product(small::Strided<T>{h, depth, 1}, turned, {bias, 0}, out, rows.count, columns, depth);
+    if (links_.turned != nullptr) {
+      const T* turned = links_.turned + NarrowLinks<T>::place(p_, i);
+      small::product(small::Strided<T>{h, depth, 1}, turned, out, rows.count, columns, depth, false);
       return;
     }
     for (int64_t r = 0; r < rows.count; ++r) {
       small::row_times_transposed(h + r * depth, weight(i), out + r * columns, columns, depth);
-      for (int64_t c = 0; bias != nullptr && c < columns; ++c) out[r * columns + c] += bias[c];
     }
   }
 
   const T* weight(int64_t i) const { return data<T>(p_.weight(p_.links[i])); }
-
-  // Whether the bias of rectifier i is added by the product before it: the rectifier works on that in place.
-  bool is_added_before(int64_t i) const {
-    const Link& before = p_.links[i - 1];
-    return p_.links[i].kind == Kind::relu && before.kind == Kind::linear && before.bias < 0;
-  }
-
-  // The bias that the product of linear link i adds: its own or that of a rectifier.
-  const T* bias_behind(int64_t i) const {
-    const int64_t bias = p_.links[i < p_.last() && is_added_before(i + 1) ? i + 1 : i].bias;
-    return bias < 0 ? nullptr : data<T>(p_.params[bias]);
-  }
 
   // out = h + bias; without a bias nothing happens. `i` is the link whose input is as wide as h.
   void add_bias(const Link& link, const T* h, T* out, const Rows& rows, int64_t i) const {

@@ -12,16 +12,6 @@
 #include <cpu/normalisation_statistics.h>
 
 namespace datagrad {
-namespace {
-
-// A view in which a batch of one channel is one long run.
-Sets simplified(Sets sets) {
-  if (sets.groups == 0 && sets.c == 1) sets = {1, 1, sets.n * sets.size, 0, false};
-  if (sets.c == 1) sets.channels_fastest = sets.size == 1;
-  return sets;
-}
-
-}  // namespace
 
 void normalise_forward_into(const Normalised& in, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                             const Running& running_mean, const Running& running_var, double momentum, double eps,
@@ -29,8 +19,7 @@ void normalise_forward_into(const Normalised& in, const std::optional<Tensor>& w
   dispatch_floating(in.x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
-    Job<T> job(simplified(in.sets), in.x, weight);
-    if (bias) std::copy_n(data<A>(*bias), in.sets.c, job.bias.begin());
+    Job<T> job(in.sets, in.x, weight, bias);
     job.outer = true;
     job.mean = data<A>(mean), job.rstd = data<A>(rstd), job.out = mutable_data<T>(y);
     StatisticsOut<T> out{mutable_data<A>(mean), mutable_data<A>(rstd), std::vector<double>(job.sets.count()), eps};
@@ -61,7 +50,7 @@ void normalise_map_into(const Linearised& at, const Terms& terms, bool outer, co
   dispatch_floating(at.in.x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
-    Job<T> job(simplified(at.in.sets), at.in.x, at.weight);
+    Job<T> job(at.in.sets, at.in.x, at.weight);
     job.outer = outer;
     job.mean = data<A>(at.mean), job.rstd = data<A>(at.rstd);
     if (terms.single) job.in.single = data<T>(*terms.single);

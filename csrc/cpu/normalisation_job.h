@@ -4,6 +4,8 @@
 #include <common/normalisation_arguments.h>
 #include <cpu/normalisation_loops.h>
 
+#include <numeric>
+
 namespace datagrad {
 namespace {
 
@@ -12,12 +14,37 @@ struct Tile {
   int64_t begin, end, first, last;
 };
 
+constexpr int64_t kShortRun = 64, kShortRows = 16;
+
+// Elements side by side of each channel in the rows of all channels that memory is walked in: one where channels are the
+// fastest dimension, a run where a batch has many short ones. 0: it is walked run by run.
+inline int64_t run_of_rows(const Sets& sets) {
+  if (sets.channels_fastest) return 1;
+  return sets.groups == 0 && sets.size <= kShortRun && sets.n >= kShortRows ? sets.size : 0;
+}
+
+// How often a channel's weight stands in the rows of `simplified` sets.
+inline int64_t run_of_weights(const Sets& sets) {
+  const bool short_runs = !sets.channels_fastest && sets.size <= kShortRun;
+  return sets.groups > 0 && sets.channels() > 1 && short_runs ? std::max<int64_t>(1, sets.size) : 1;
+}
+
+// A view with longer runs: a batch of one channel is one run, and a group of channels with short runs a row of elements with a
+// weight each.
+inline Sets simplified(Sets sets) {
+  if (sets.groups == 0 && sets.c == 1) sets = {1, 1, sets.n * sets.size, 0, false};
+  if (sets.c == 1) sets.channels_fastest = sets.size == 1;
+  if (run_of_weights(sets) > 1) sets = {sets.n, sets.c * sets.size, 1, sets.groups, true};
+  return sets;
+}
+
 // What an op computes, in the arithmetic type: operands, numbers of the channels, where results go.
 template <class T>
 struct Job {
   using A = Acc<T>;
 
   Sets sets;
+  int64_t run;  // elements side by side with one weight, which count as channels
   Operands<T> in;
   bool outer = false;
   std::vector<A> weight, bias;  // never empty: ones and zeros if the op has none
@@ -26,10 +53,12 @@ struct Job {
   T* out = nullptr;
   A *weight_grad = nullptr, *bias_grad = nullptr;
 
-  Job(const Sets& sets, const Tensor& x, const std::optional<Tensor>& w)
-      : sets(sets), weight(sets.c, A(1)), bias(sets.c, A(0)), has_weight(w.has_value()) {
+  Job(const Sets& given, const Tensor& x, const std::optional<Tensor>& w, const std::optional<Tensor>& b = std::nullopt)
+      : sets(simplified(given)), run(run_of_weights(given)), weight(sets.c, A(1)), bias(sets.c, A(0)),
+        has_weight(w.has_value()) {
     in.x = data<T>(x);
-    if (w) std::copy_n(data<A>(*w), sets.c, weight.begin());
+    if (w) spread(data<A>(*w), sets.c / run, run, 1, weight.data());
+    if (b) spread(data<A>(*b), sets.c / run, run, 1, bias.data());
   }
 
   double count() const { return static_cast<double>(sets.elements()); }
@@ -39,9 +68,9 @@ struct Job {
 template <class T>
 void tile_sums(const Sets& sets, const Operands<T>& in, const Tile& tile, const Acc<T>* mean, double* sums,
                int64_t stride) {
-  if (sets.channels_fastest) {
+  if (const int64_t run = run_of_rows(sets); run > 0) {
     const int64_t rows = tile.end - tile.begin;
-    RowSums<T>(in, sets.c, mean, rows).add(tile.begin, rows, sums, stride);
+    RowSums<T>(in, sets.c, run, mean, rows).add(tile.begin, rows, sums, stride);
     return;
   }
   std::vector<double> of_run(in.n_sums());
@@ -62,14 +91,12 @@ struct ChannelMap {
 
   ChannelMap(int64_t channels, size_t pairs) : channels(channels), numbers((4 + 2 * pairs) * channels) {}
 
-  // Every row several times, one after the other.
-  ChannelMap repeated(int64_t times) const {
-    ChannelMap wide(channels * times, 0);
-    wide.numbers.resize(numbers.size() * times);
+  // Every number `run` times, and every row of these several times, one after the other.
+  ChannelMap repeated(int64_t run, int64_t times) const {
+    ChannelMap wide(channels * run * times, 0);
+    wide.numbers.resize(numbers.size() * run * times);
     for (size_t i = 0; i < numbers.size(); i += channels) {
-      for (int64_t k = 0; k < times; ++k) {
-        std::copy_n(numbers.begin() + i, channels, wide.numbers.begin() + (i * times + k * channels));
-      }
+      spread(numbers.data() + i, channels, run, times, wide.numbers.data() + i * run * times);
     }
     return wide;
   }
@@ -93,11 +120,11 @@ void tile_map(const Job<T>& job, const Tile& tile, const ChannelMap<Acc<T>>& cha
   using A = Acc<T>;
   const Sets& sets = job.sets;
   const size_t pairs = job.in.pairs.size();
-  if (sets.channels_fastest) {
-    const int64_t end = tile.end * sets.c;
-    const auto wide = channels.repeated(repeats(sets.c, tile.end - tile.begin));
+  if (const int64_t run = run_of_rows(sets); run > 0) {
+    const int64_t columns = sets.c * run, end = tile.end * columns;
+    const auto wide = channels.repeated(run, repeats(columns, tile.end - tile.begin));
     const auto map = wide.template at<RowMap<A>>(pairs, [](const A* row) { return row; });
-    for (int64_t i = tile.begin * sets.c; i < end; i += wide.channels) {
+    for (int64_t i = tile.begin * columns; i < end; i += wide.channels) {
       map_run<T>(job.in, i, std::min(wide.channels, end - i), map, job.out);
     }
     return;
@@ -191,9 +218,12 @@ void fill_channels(const Job<T>& job, const SetMap& map, Acc<T> mean, int64_t fi
 
 template <class T>
 void store_param_grads(const Job<T>& job, const double* grads) {
-  for (int64_t c = 0; c < job.sets.c && job.weight_grad != nullptr; ++c) {
-    job.weight_grad[c] = static_cast<Acc<T>>(grads[c]);
-    job.bias_grad[c] = static_cast<Acc<T>>(grads[job.sets.c + c]);
+  const auto sum = [&](const double* of_elements) {
+    return static_cast<Acc<T>>(std::accumulate(of_elements, of_elements + job.run, 0.0));
+  };
+  for (int64_t c = 0; c < job.sets.c / job.run && job.weight_grad != nullptr; ++c) {
+    job.weight_grad[c] = sum(grads + c * job.run);
+    job.bias_grad[c] = sum(grads + job.sets.c + c * job.run);
   }
 }
 

@@ -118,36 +118,67 @@ void add_run_sums(const Operands<T>& in, int64_t begin, int64_t n, Acc<T> mean, 
   }
 }
 
-// How often short rows of channels are repeated, so that the loops over them are long.
-inline int64_t repeats(int64_t channels, int64_t rows) {
-  return std::clamp<int64_t>(kChunk / 4 / std::max<int64_t>(1, channels), 1, std::max<int64_t>(1, rows));
+// How often short rows are repeated, so that the loops over them are long.
+inline int64_t repeats(int64_t columns, int64_t rows) {
+  return std::clamp<int64_t>(kChunk / 4 / std::max<int64_t>(1, columns), 1, std::max<int64_t>(1, rows));
 }
 
-// Sums per channel over rows of all channels: in the arithmetic type for a few rows, then added to sums[k * stride + channel].
-// Several short rows are one wide row, whose parts are added up at last.
+// One number a channel as one a column: each `run` times, and the row of these `times` times.
+template <class A>
+void spread(const A* numbers, int64_t channels, int64_t run, int64_t times, A* columns) {
+  const int64_t row = channels * run;
+  for (int64_t c = 0; c < channels; ++c) std::fill_n(columns + c * run, run, numbers[c]);
+  for (int64_t k = 1; k < times; ++k) std::copy_n(columns, row, columns + k * row);
+}
+
+// Adds u and u (x - mean) of each column; without a u it is x - mean.
+template <class A>
+void add_single(const A* x, const A* u, const A* mean, A* __restrict s0, A* __restrict s1, int64_t n) {
+  for (int64_t k = 0; k < n && u != nullptr; ++k) {
+    s0[k] += u[k];
+    s1[k] += u[k] * (x[k] - mean[k]);
+  }
+  for (int64_t k = 0; k < n && u == nullptr; ++k) {
+    const A centred = x[k] - mean[k];
+    s0[k] += centred;
+    s1[k] += centred * centred;
+  }
+}
+
+// The same for the five sums of a pair.
+template <class A>
+void add_pair(const A* x, const A* t, const A* d, const A* mean, A* __restrict sd, A* __restrict sdx, A* __restrict st,
+              A* __restrict stx, A* __restrict sdt, int64_t n) {
+  for (int64_t k = 0; k < n; ++k) {
+    const A centred = x[k] - mean[k];
+    sd[k] += d[k];
+    sdx[k] += d[k] * centred;
+    st[k] += t[k];
+    stx[k] += t[k] * centred;
+    sdt[k] += d[k] * t[k];
+  }
+}
+
+// Sums per channel over rows of all channels, each a run of `run` elements: for each column in the arithmetic type for a few
+// rows, then added to sums[k * stride + channel]. Several short rows are one wide row, whose parts are added up at last.
 template <class T>
 class RowSums {
   using A = Acc<T>;
 
  public:
-  RowSums(const Operands<T>& in, int64_t channels, const A* mean, int64_t rows)
-      : in_(in), channels_(channels), width_(channels * repeats(channels, rows)), mean_(width_),
-        narrow_(in.n_sums() * width_) {
-    for (int64_t k = 0; k < width_; k += channels) std::copy_n(mean, channels, mean_.begin() + k);
+  RowSums(const Operands<T>& in, int64_t channels, int64_t run, const A* mean, int64_t rows)
+      : in_(in), channels_(channels), run_(run), times_(repeats(channels * run, rows)),
+        width_(channels * run * times_), mean_(width_), narrow_(in.n_sums() * width_) {
+    spread(mean, channels, run, times_, mean_.data());
   }
 
   void add(int64_t first_row, int64_t rows, double* sums, int64_t stride) {
-    const int64_t begin = first_row * channels_, end = begin + rows * channels_;
+    const int64_t begin = first_row * channels_ * run_, end = begin + rows * channels_ * run_;
     for (int64_t block = begin; block < end; block += kNarrowRows * width_) {
       const int64_t stop = std::min(end, block + kNarrowRows * width_);
       std::fill(narrow_.begin(), narrow_.end(), A(0));
       for (int64_t i = block; i < stop; i += width_) add_row(i, std::min(width_, stop - i));
-      for (int64_t s = 0; s < in_.n_sums(); ++s) {
-        for (int64_t part = 0; part < width_; part += channels_) {
-          const A* narrow = this->narrow(s, part);
-          for (int64_t k = 0; k < channels_; ++k) sums[s * stride + k] += static_cast<double>(narrow[k]);
-        }
-      }
+      for (int64_t s = 0; s < in_.n_sums(); ++s) flush(narrow(s, 0), sums + s * stride);
     }
   }
 
@@ -155,26 +186,32 @@ class RowSums {
   void add_row(int64_t begin, int64_t n) {
     for (int64_t c = 0; c < n; c += kChunk) {
       const int64_t at = begin + c, count = std::min(kChunk, n - c);
-      A centred[kChunk], first[kChunk], second[kChunk];
+      A first[kChunk], second[kChunk], third[kChunk];
       const A *x = widened(in_.x + at, first, count), *mean = mean_.data() + c;
-      for (int64_t k = 0; k < count; ++k) centred[k] = x[k] - mean[k];
       if (in_.has_single()) {
-        const A* u = in_.own ? centred : in_.cotangent(in_.single, at, count, first);
-        A *s0 = narrow(0, c), *s1 = narrow(1, c);
-        for (int64_t k = 0; k < count; ++k) s0[k] += u[k];
-        for (int64_t k = 0; k < count; ++k) s1[k] += u[k] * centred[k];
+        const A* u = in_.own ? nullptr : in_.cotangent(in_.single, at, count, second);
+        add_single(x, u, mean, narrow(0, c), narrow(1, c), count);
       }
       int64_t s = kSingleSums;
       for (const auto& [tangent, cotangent] : in_.pairs) {
-        const A *t = widened(tangent + at, first, count), *d = in_.cotangent(cotangent, at, count, second);
-        A *sd = narrow(s, c), *sdx = narrow(s + 1, c), *st = narrow(s + 2, c), *stx = narrow(s + 3, c);
-        A* sdt = narrow(s + 4, c);
-        for (int64_t k = 0; k < count; ++k) sd[k] += d[k];
-        for (int64_t k = 0; k < count; ++k) sdx[k] += d[k] * centred[k];
-        for (int64_t k = 0; k < count; ++k) st[k] += t[k];
-        for (int64_t k = 0; k < count; ++k) stx[k] += t[k] * centred[k];
-        for (int64_t k = 0; k < count; ++k) sdt[k] += d[k] * t[k];
+        const A *t = widened(tangent + at, second, count), *d = in_.cotangent(cotangent, at, count, third);
+        add_pair(x, t, d, mean, narrow(s, c), narrow(s + 1, c), narrow(s + 2, c), narrow(s + 3, c), narrow(s + 4, c), count);
         s += kPairSums;
+      }
+    }
+  }
+
+  // Adds the sums of columns to those of their channels.
+  void flush(const A* columns, double* sums) const {
+    for (int64_t k = 0; k < times_; ++k, columns += channels_ * run_) {
+      if (run_ == 1) {
+        for (int64_t c = 0; c < channels_; ++c) sums[c] += static_cast<double>(columns[c]);
+        continue;
+      }
+      for (int64_t c = 0; c < channels_; ++c) {
+        double sum = 0;
+        for (int64_t i = 0; i < run_; ++i) sum += static_cast<double>(columns[c * run_ + i]);
+        sums[c] += sum;
       }
     }
   }
@@ -182,7 +219,7 @@ class RowSums {
   A* narrow(int64_t sum, int64_t k) { return narrow_.data() + sum * width_ + k; }
 
   const Operands<T>& in_;
-  int64_t channels_, width_;
+  int64_t channels_, run_, times_, width_;
   std::vector<A> mean_, narrow_;
 };
 

@@ -19,10 +19,12 @@ struct BatchTiles {
   explicit BatchTiles(const Sets& sets)
       : lines(sets.channels_fastest ? sets.n * sets.size : sets.n), channels(std::max<int64_t>(1, sets.c)) {
     const int64_t of_line = std::max<int64_t>(1, sets.channels_fastest ? sets.c : sets.c * sets.size);
-    const int64_t least = sets.channels_fastest ? kNarrowRows : 1;  // the sums of a block are small beside its rows
+    const bool rows = run_of_rows(sets) > 0;
+    const int64_t many = sets.channels_fastest ? kNarrowRows : kShortRows;
+    const int64_t least = rows ? many : 1;  // the sums of a block are small beside its rows
     step = std::max({least, kBlock / of_line, (lines + kMaxBlocks - 1) / kMaxBlocks});
     const int64_t blocks = std::max<int64_t>(1, (lines + step - 1) / step);
-    const int64_t split = sets.channels_fastest ? 1 : std::clamp<int64_t>(16 / blocks, 1, channels);
+    const int64_t split = rows ? 1 : std::clamp<int64_t>(16 / blocks, 1, channels);
     channel_step = (channels + split - 1) / split;
   }
 

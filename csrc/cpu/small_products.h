@@ -13,12 +13,6 @@
 namespace datagrad {
 namespace small {
 
-#ifdef __AVX512F__
-constexpr int kRows = 8;
-#else
-constexpr int kRows = 6;
-#endif
-
 // A matrix whose element (i, k) is at data[i * row + k * column].
 template <class T>
 struct Strided {
@@ -28,53 +22,64 @@ struct Strided {
   Strided from_row(int64_t r) const { return {data + r * row, row, column}; }
 };
 
-// What is added to a product: nothing, one row to all rows (a bias), or a matrix.
+// The last columns of a dense matrix, those that do not fill a vector, in rows of one vector.
 template <class T>
-struct Plus {
-  const T* data = nullptr;
-  int64_t row = 0;
-
-  Plus from_row(int64_t r) const { return {data == nullptr ? nullptr : data + r * row, row}; }
-};
+void copy_tail(const T* matrix, int64_t rows, int64_t columns, T* tail) {
+  const int64_t width = columns % kLanes<T>;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* last = matrix + (r + 1) * columns - width;
+    for (int64_t c = 0; c < kLanes<T>; ++c) tail[r * kLanes<T> + c] = c < width ? last[c] : T(0);
+  }
+}
 
 // A tile of R rows and V vectors in registers. All of it is inlined and unrolled: what a loop indexes would be in memory.
 template <int R, int V, class T>
 struct Tile {
   using L = Lanes<T>;
-  typename L::Vector sum[R * V];
+  using Vector = typename L::Vector;
+  Vector sum[R * V];
 
   DATAGRAD_ALWAYS_INLINE void multiply(const Strided<T>& a, const T* b, int64_t b_row, int64_t depth) {
 #pragma GCC unroll 16
-    for (int i = 0; i < R * V; ++i) sum[i] = typename L::Vector{};
+    for (int i = 0; i < R * V; ++i) sum[i] = Vector{};
     for (int64_t k = 0; k < depth; ++k) {
-      typename L::Vector right[V];
+      Vector right[V];
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) right[v] = L::load(b + k * b_row + v * L::kCount);
+      for (int v = 0; v < V; ++v) right[v] = L::load(b + k * b_row + v * kLanes<T>);
 #pragma GCC unroll 16
       for (int i = 0; i < R * V; ++i) sum[i] += a.data[i / V * a.row + k * a.column] * right[i % V];
     }
   }
 
-  DATAGRAD_ALWAYS_INLINE void store(T* out, int64_t row, const Plus<T>& plus) {
+  // out = the sums, plus the row that begins at `plus` and goes on `plus_row` further for the next one, if there is one.
+  DATAGRAD_ALWAYS_INLINE void store(T* out, int64_t row, const T* plus, int64_t plus_row) {
 #pragma GCC unroll 16
     for (int i = 0; i < R * V; ++i) {
-      const int64_t r = i / V, c = i % V * L::kCount;
-      L::store(plus.data == nullptr ? sum[i] : L::load(plus.data + r * plus.row + c) + sum[i], out + r * row + c);
+      const int64_t r = i / V, c = i % V * kLanes<T>;
+      const Vector total = plus == nullptr ? sum[i] : L::load(plus + r * plus_row + c) + sum[i];
+      L::store(total, out + r * row + c);
     }
   }
 
   // The same for the first `width` columns only.
-  DATAGRAD_ALWAYS_INLINE void store_part(T* out, int64_t row, const Plus<T>& plus, int64_t width) {
-    T last[R * V * L::kCount];
+  DATAGRAD_ALWAYS_INLINE void store_part(T* out, int64_t row, const T* plus, int64_t plus_row, int64_t width) {
+    T last[R * V * kLanes<T>];
 #pragma GCC unroll 16
-    for (int i = 0; i < R * V; ++i) L::store(sum[i], last + i * L::kCount);
+    for (int i = 0; i < R * V; ++i) L::store(sum[i], last + i * kLanes<T>);
     for (int64_t r = 0; r < R; ++r) {
       for (int64_t c = 0; c < width; ++c) {
-        const T product = last[r * V * L::kCount + c];
-        out[r * row + c] = plus.data == nullptr ? product : plus.data[r * plus.row + c] + product;
+        const T product = last[r * V * kLanes<T> + c];
+        out[r * row + c] = plus == nullptr ? product : plus[r * plus_row + c] + product;
       }
     }
   }
+};
+
+// What is added to a product: nothing, one row to all rows (a bias), or a matrix.
+template <class T>
+struct Plus {
+  const T* data = nullptr;
+  int64_t row = 0;
 };
 
 // What the tiles of some columns share: `width` of them, at most V vectors, of out = a b + plus.
@@ -82,9 +87,10 @@ template <class T>
 struct Columns {
   const T* b;
   int64_t b_row;
-  Plus<T> plus;
   T* out;
-  int64_t out_row, width, depth;
+  int64_t out_row;
+  Plus<T> plus;
+  int64_t width, depth;
 };
 
 template <int R, int V, class T>
@@ -92,10 +98,12 @@ void tile(const Strided<T>& a, const Columns<T>& columns, int64_t first) {
   Tile<R, V, T> t;
   t.multiply(a.from_row(first), columns.b, columns.b_row, columns.depth);
   T* out = columns.out + first * columns.out_row;
-  if (columns.width == V * Lanes<T>::kCount) {
-    t.store(out, columns.out_row, columns.plus.from_row(first));
+  const Plus<T> plus = columns.plus;
+  const T* row = plus.data == nullptr ? nullptr : plus.data + first * plus.row;
+  if (columns.width == V * kLanes<T>) {
+    t.store(out, columns.out_row, row, plus.row);
   } else {
-    t.store_part(out, columns.out_row, columns.plus.from_row(first), columns.width);
+    t.store_part(out, columns.out_row, row, plus.row, columns.width);
   }
 }
 
@@ -111,36 +119,28 @@ void tiles(const Strided<T>& a, const Columns<T>& columns, int64_t rows, std::in
   }
 }
 
-// The last columns of b, less than a vector of them, in rows of one vector. Memory of the thread.
+// out (rows, columns) = a b, or out += a b, for b (depth, columns) and out with dense rows.
 template <class T>
-const T* tail(const T* b, int64_t rows, int64_t columns) {
-  constexpr int64_t n = Lanes<T>::kCount;
-  thread_local std::vector<T> memory;
-  if (static_cast<int64_t>(memory.size()) < rows * n) memory.resize(rows * n);
-  const int64_t width = columns % n;
-  for (int64_t r = 0; r < rows; ++r) {
-    const T* last = b + (r + 1) * columns - width;
-    for (int64_t c = 0; c < n; ++c) memory[r * n + c] = c < width ? last[c] : T(0);
-  }
-  return memory.data();
-}
-
-// out (rows, columns) = a b + plus, for b (depth, columns) and out with dense rows; plus may be out.
-template <class T>
-void product(const Strided<T>& a, const T* b, Plus<T> plus, T* out, int64_t rows, int64_t columns, int64_t depth) {
+void product(const Strided<T>& a, const T* b, T* out, int64_t rows, int64_t columns, int64_t depth, bool add) {
+  const Plus<T> plus{add ? out : nullptr, columns};
   constexpr auto kHeights = std::make_integer_sequence<int, kRows>();
-  constexpr int64_t n = Lanes<T>::kCount;
   const auto at = [&](int64_t c, const T* right, int64_t right_row, int64_t width) {
     const Plus<T> here = {plus.data == nullptr ? nullptr : plus.data + c, plus.row};
-    return Columns<T>{right, right_row, here, out + c, columns, width, depth};
+    return Columns<T>{right, right_row, out + c, columns, here, width, depth};
   };
   int64_t c = 0;
-  for (; c + 2 * n <= columns; c += 2 * n) tiles<2>(a, at(c, b + c, columns, 2 * n), rows, kHeights);
-  if (c + n <= columns) {
-    tiles<1>(a, at(c, b + c, columns, n), rows, kHeights);
-    c += n;
+  for (; c + 2 * kLanes<T> <= columns; c += 2 * kLanes<T>) {
+    tiles<2>(a, at(c, b + c, columns, 2 * kLanes<T>), rows, kHeights);
   }
-  if (c < columns) tiles<1>(a, at(c, tail(b, depth, columns), n, columns - c), rows, kHeights);
+  if (c + kLanes<T> <= columns) {
+    tiles<1>(a, at(c, b + c, columns, kLanes<T>), rows, kHeights);
+    c += kLanes<T>;
+  }
+  if (c == columns) return;
+  thread_local std::vector<T> tail;
+  tail.resize(std::max<size_t>(tail.size(), depth * kLanes<T>));
+  copy_tail(b, depth, columns, tail.data());
+  tiles<1>(a, at(c, tail.data(), kLanes<T>, columns - c), rows, kHeights);
 }
 
 // out[c] = Σ_k row[k] b[c, k] for b (columns, depth): one row times a transposed matrix, as many columns at a time as a vector
@@ -171,23 +171,30 @@ void row_times_transposed(const T* row, const T* b, T* out, int64_t columns, int
   }
 }
 
-// target (columns, rows) = source (rows, columns) transposed.
+// target[c * target_row + r] = source[r * source_row + c]
 template <class T>
-void transpose(const T* source, int64_t rows, int64_t columns, T* target) {
+void transpose(const T* source, int64_t source_row, int64_t rows, int64_t columns, T* target, int64_t target_row) {
   using L = Lanes<T>;
   constexpr int64_t n = L::kCount;
   const int64_t whole_rows = rows / n * n, whole_columns = columns / n * n;
   for (int64_t r = 0; r < whole_rows; r += n) {
     for (int64_t c = 0; c < whole_columns; c += n) {
       typename L::Vector square[n];
-      for (int64_t i = 0; i < n; ++i) square[i] = L::load(source + (r + i) * columns + c);
+      for (int64_t i = 0; i < n; ++i) square[i] = L::load(source + (r + i) * source_row + c);
       L::transpose(square);
-      for (int64_t i = 0; i < n; ++i) L::store(square[i], target + (c + i) * rows + r);
+      for (int64_t i = 0; i < n; ++i) L::store(square[i], target + (c + i) * target_row + r);
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) target[c * rows + r] = source[r * columns + c];
+    const T* from = source + r * source_row;
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) target[c * target_row + r] = from[c];
   }
+}
+
+// target (columns, rows) = source (rows, columns) transposed.
+template <class T>
+void transpose(const T* source, int64_t rows, int64_t columns, T* target) {
+  transpose(source, columns, rows, columns, target, rows);
 }
 
 }  // namespace small

@@ -28,8 +28,8 @@ from datagrad_ext.cli.reproduction.store import Store
 from datagrad_ext.cli.reproduction.trial import FINAL, SEARCH, SEARCH_SEED, Task, Work, digits
 from datagrad_ext.cli.results import describe_device, versions
 
-SEEDS, QUICK_SEEDS = 5, 2
-TRIALS, QUICK_TRIALS = 8, 2
+SEEDS, QUICK_SEEDS = 10, 2
+TRIALS, QUICK_TRIALS = 32, 2
 QUICK_EPOCHS = 2
 QUICK_METHODS = ("none", "weight_l2", "datagrad_l1", "multi_task_datagrad")
 
@@ -187,7 +187,7 @@ def _final(settings: Settings, seeds: int, searched: Iterable[Mapping[str, Any]]
 
 def _do(store: Store, work: Work, tasks: list[Task], jobs: int, tqdm: ModuleType) -> None:
     """The tasks that have no record yet, with a bar on standard error."""
-    missing = [task for task in tasks if task.key not in store.records]
+    missing = [task for task in tasks if not store.holds(task.key, task.values)]
     if not missing:
         return
     bar = tqdm.tqdm(

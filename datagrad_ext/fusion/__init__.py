@@ -9,6 +9,7 @@ from .chains import collect_chains
 from .folding import fold_norms
 from .layout import run_in_channels_last
 from .rectifiers import take_in_rectifiers
+from .wide_chains import widen_chains
 
 PASSES = (move_biases, fold_norms, take_in_rectifiers, run_in_channels_last, collect_chains)
 
@@ -28,4 +29,5 @@ __all__ = [
     "move_biases",
     "run_in_channels_last",
     "take_in_rectifiers",
+    "widen_chains",
 ]

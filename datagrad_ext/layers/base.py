@@ -62,7 +62,8 @@ class Layer:
         """What torch.autocast does to the operation on a device type.
 
         "low", "float32": inputs and parameters are cast to the low dtype, to float32. "widest": inputs are promoted to
-        the widest dtype among them. "same": it runs in its input's dtype. None: not said; the layer is opaque there.
+        the widest dtype among them. "same": it runs in its input's dtype. "own": so it does, and gives another. None:
+        not said; the layer is opaque there.
         """
         return self.autocast if self.autocast is None or isinstance(self.autocast, str) else self.autocast.get(device)
 

@@ -9,6 +9,7 @@ weight's size. No sweep has a pass for the norm.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ class FoldedNorm(_Parts):
 
 
 class _Together(_Parts):
-    """The one layer by W′ and b′."""
+    """The one layer by W′ and b′. Sweep 3 leaves its part of W̄′ as the pair, so that sweep 4 unfolds the sum once."""
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         mean, var = (t.clone() for t in self._norm.statistics(inputs[0], host))
@@ -96,11 +97,21 @@ class _Together(_Parts):
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         return self._linear.jvp(saved[0], saved[1], tangents, record)
 
-    def param_vjp(
-        self, saved: Any, params: Tensors, g: Any, tangents: Tensors | None, wanted: Sequence[bool], sums: Tensors
-    ) -> Tensors:
-        bars = self._linear.param_vjp(saved[0], saved[1], g, tangents, (True, True), (None, None))
-        return self._unfold(saved, params, bars, sums)
+    def data_jvp(
+        self,
+        saved: Any,
+        params: Tensors,
+        tangents: Tensors,
+        record: Any,
+        needed: bool,
+        wanted_params: Sequence[bool],
+        sums: Tensors,
+    ) -> tuple[Any, Any, Tensors]:
+        kept, folded, want = saved[0], saved[1], True in wanted_params
+        y_tangent, _, bars = self._linear.data_jvp(
+            kept, folded, tangents, record, needed, (want, False), (None, None)
+        )
+        return y_tangent, bars if want else None, sums
 
     def reverse(
         self,
@@ -112,10 +123,10 @@ class _Together(_Parts):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
-        want = True in wanted_params
-        x_bars, bars = self._linear.reverse(
-            saved[0], saved[1], zeta, pairs, wanted_inputs, (want, want), (None, None)
-        )
+        want, x_bars = True in wanted_params, (None,)
+        bars = functools.reduce(add_each, pairs, (None, None))
+        if zeta is not None:
+            x_bars, bars = self._linear.reverse(saved[0], saved[1], zeta, (), wanted_inputs, (want, want), bars)
         return x_bars, self._unfold(saved, params, bars, sums) if want else sums
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:

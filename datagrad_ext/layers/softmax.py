@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import FLOAT32_ON_CUDA, Pairs, Parameterless, Tensors
-from .registry import Application, function_rule, module_rule
+from .registry import Application, expansion, function_rule, module_rule
 
 _aten = torch.ops.aten
 
@@ -91,6 +91,12 @@ class LogSoftmax(Parameterless):
 def _project(y: Tensor, t: Tensor, dim: int) -> Tensor:
     """y (t − Σ y t)."""
     return _aten._softmax_backward_data.default(t, y, dim, t.dtype)
+
+
+@expansion(torch.softmax, F.softmax)
+def _softmax_in(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+    """Softmax in a wider dtype."""
+    return torch.softmax(input.to(dtype), dim) if dtype in (torch.float32, torch.float64) else NotImplemented
 
 
 @module_rule(nn.Softmax, config=("dim",))

@@ -76,17 +76,21 @@ class RectifiedSum(Parameterless):
         return self._rectifier.reference((), (self._sum.apply(*inputs),), ())
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        x, other = inputs if _alike(*inputs) else (self._sum.apply(*inputs), None)
+        alike = _alike(*inputs)
+        x, other = inputs if alike else (self._sum.apply(*inputs), None)
         y, bits = _ops.relu_forward.default(x, None, 0, self._rectifier.slope, other)
-        return y, (bits, not y.is_contiguous(), tuple(map(shape_of, inputs)), y.shape)
+        shapes = None if alike else tuple(map(shape_of, inputs))
+        return y, (bits, not y.is_contiguous(), shapes, y.shape)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        gated = self._gate(saved, g)
-        return tuple(reduce_to(gated, shape) if want else None for shape, want in zip(saved[2], wanted, strict=True))
+        gated, shapes = self._gate(saved, g), saved[2]
+        if shapes is None:
+            return gated, gated
+        return tuple(reduce_to(gated, shape) if want else None for shape, want in zip(shapes, wanted, strict=True))
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         first, second = tangents
-        if first is not None and second is not None and _alike(first, second):
+        if saved[2] is None and first is not None and second is not None:
             return self._gate(saved, first, second)
         return self._gate(saved, add(first, second).expand(saved[3]))
 

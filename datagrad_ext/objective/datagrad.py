@@ -73,18 +73,17 @@ class DataGrad:
             x: (N, ...), floating point where a term takes the gradient with respect to it.
             target: handed to the losses as it is.
         """
-        graph = torch.is_grad_enabled()
-        result = evaluated(lambda: self._evaluate(model, x, target, graph))
-        self.step += graph
+        result = evaluated(lambda: self._evaluate(model, x, target))
+        self.step += torch.is_grad_enabled()
         return result
 
-    def _evaluate(self, model: Any, x: Any, target: Any, graph: bool) -> Result:
+    def _evaluate(self, model: Any, x: Any, target: Any) -> Result:
         weights = [term.weight_at(self.step) for term in self.terms]
         active = [self._active(term, weight) for term, weight in zip(self.terms, weights, strict=True) if weight]
         main: Source | None = None if self.loss is None else (self.loss, None)
         result = None
         if type(self.estimator) is Exact:
-            result = native.evaluate(model, x, target, main, self.loss_weight, active, graph)
+            result = native.evaluate(model, x, target, main, self.loss_weight, active)
         if result is None:
             result = self._ordinary(model, x, target, main, active)
         if len(active) == len(self.terms):

@@ -1,8 +1,8 @@
 """A step of a narrow chain, as one autograd Function over one op (`ops/penalty_step.py`).
 
-The forward computes the gradients, too, at a cotangent of 1: everything is in the cache then. The backward multiplies them by
-the cotangent it gets, which is 1 as a rule. What needs a graph of the gradients takes the reference path, from x and the
-parameters.
+The forward computes the gradients, too, at a cotangent of 1: everything is in the cache then. The backward multiplies
+them by the cotangent it gets, which is 1 as a rule. What needs a graph of the gradients takes the reference path, from x
+and the parameters.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..ops import is_native
 from ..ops.chain import parse
 from ..program import Step as ProgramStep
 from ..single import Single
+from .result import without_graph
 from .step import Step, differentiable
 
 _op = torch.ops.datagrad.chain_penalty_step.default
@@ -47,11 +48,11 @@ def chain_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Ch
     return chain if main is None or main is step.head or main.fits(shape, x, target, samples) else None
 
 
-def total(step: Step, chain: Chain, x: Tensor, params: Sequence[Tensor], target: Any, graph: bool) -> Tensor:
-    """The total of the step; without a `graph` nothing is computed for a backward."""
-    wanted = [graph and p.requires_grad for p in params]
-    if not graph:
-        return _run(step, chain, x, params, target, wanted, False)[0]
+def total(step: Step, chain: Chain, x: Tensor, params: Sequence[Tensor], target: Any) -> Tensor:
+    """The total of the step; where no backward can follow, nothing is computed for one."""
+    if without_graph():
+        return _run(step, chain, x, params, target, [False] * len(params), False)[0]
+    wanted = [p.requires_grad for p in params]
     found: Tensor = Fused.apply((step, chain, target, wanted), x, *params)
     return found
 

@@ -1,8 +1,8 @@
 """The native path of an objective: known losses and known penalties on an accelerated model, in one autograd Function.
 
-All terms share one loss L and its data gradient J, so each sweep runs once. The loss of the objective itself, L0, may be
-L, another loss of the table, or any other: then it is ordinary code on the output of the Function. Two Functions do it:
-`fused` (a narrow chain: the whole step is one op) and `sweeps` (every program).
+All terms share one loss L and its data gradient J, so each sweep runs once. The loss of the objective itself, L0, may
+be L, another loss of the table, or any other: then it is ordinary code on the output of the Function. Two Functions do
+it: `fused` (a narrow chain: the whole step is one op) and `sweeps` (every program).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .step import Step
 
 
 def evaluate(
-    model: Any, x: Any, target: Any, main: Source | None, main_weight: float, terms: list[Active], graph: bool
+    model: Any, x: Any, target: Any, main: Source | None, main_weight: float, terms: list[Active]
 ) -> Result | None:
-    """The objective at one batch, None where the native path does not cover it. `graph`: whether a backward follows."""
+    """The objective at one batch, None where the native path does not cover it."""
     if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
         return None
     head = _shared_head(terms, target)
@@ -48,7 +48,7 @@ def evaluate(
     step = Step(lowered.program, network.warned, head, seeds, main, main_head, main_weight, terms)
     chain = fused.chain_of(step, x, params, target)
     if chain is not None:
-        return _result(step, fused.total(step, chain, x, params, target, graph), step.mean)
+        return _result(step, fused.total(step, chain, x, params, target), step.mean)
     try:
         total = sweeps.Sweeps.apply((step, target), x, *params)
     except UnsupportedOutput:  # the call of the model notes it

@@ -126,6 +126,6 @@ def added(parts: Sequence[Tensor]) -> Tensor:
     return sum(parts[1:], parts[0])
 
 
-def times(factor: float, t: Tensor) -> Tensor:
-    """factor · t, which is t for a factor of 1."""
-    return t if factor == 1 else factor * t
+def times(factor: float | Tensor, t: Tensor) -> Tensor:
+    """factor · t, which is t for the number 1; the value of a tensor is not looked at: on a GPU the host would wait."""
+    return t if not isinstance(factor, Tensor) and factor == 1 else factor * t

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,11 +58,23 @@ class Result:
         return found
 
 
+_graph = ContextVar("whether the result of the evaluation that is running has a graph", default=True)
+
+
+def without_graph() -> bool:
+    """Whether the graph of what is being evaluated is thrown away, so that no backward can follow."""
+    return not _graph.get()
+
+
 def evaluated(function: Callable[[], Result]) -> Result:
     """What `function` returns, with gradients on inside; without its graph if they are off outside."""
     graph = torch.is_grad_enabled()
     if graph and not torch.is_inference_mode_enabled():
         return function()
-    with torch.inference_mode(False), torch.enable_grad():
-        result = function()
+    token = _graph.set(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            result = function()
+    finally:
+        _graph.reset(token)
     return result if graph else replace(result, total=result.total.detach())

@@ -3,9 +3,10 @@
     sweep 1 → y     heads → means, δ     sweep 2 → J     R(J), total            in the forward
     seed v     sweep 3 → tangent of y     head → ζ     sweep 4 → θ̄, x̄        in the backward
 
-With c the cotangent of the total, v = Σ_i c λ_i/N ∂R_i/∂J and ζ = ∂⟨δ, t⟩/∂y + c λ0/N δ0, δ the cotangent of the terms' loss
-and δ0 that of the objective's own. A loss of its own that is not known takes y and returns its cotangent instead. The backward
-computes what the engine asks for; between the two passes everything is in `save_for_backward`, as in `autograd`.
+With c the cotangent of the total, v = Σ_i c λ_i/N ∂R_i/∂J and ζ = ∂⟨δ, t⟩/∂y + c λ0/N δ0, δ the cotangent of the
+terms' loss and δ0 that of the objective's own. A loss of its own that is not known takes y and returns its cotangent
+instead. The backward computes what the engine asks for; between the two passes everything is in `save_for_backward`, as
+in `autograd`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class Sweeps(Node):
         else:
             release(ctx)
             left, thetas = Left(1, wanted), program.thetas(params)
-            zeta = None if c is None else _tangent(step, c, head, kept, norms, list(records), saved, thetas, left)
+            passing = list(records)
+            del records  # sweep 3 empties the list: nothing else may hold what was in it
+            zeta = None if c is None else _tangent(step, c, head, kept, norms, passing, saved, thetas, left)
             if y_bar is not None:
                 zeta = y_bar if zeta is None else add(zeta, y_bar)
             found = program.reverse(saved, thetas, (zeta,), left)

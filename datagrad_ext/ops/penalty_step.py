@@ -2,14 +2,15 @@
 
     total = λ0 mean_n L0(y_n) + Σ_i λ_i mean_n R_i(J_n)        J_n = ∂L(y_n)/∂x_n        y = chain(x)
 
-    sweep 1 → y    head → δ    sweep 2 → J    R_i, v = Σ_i λ_i/N ∂R_i/∂J    sweep 3 → t    ζ = hvp(t) + λ0/N δ0    sweep 4
+    sweep 1 → y    head → δ    sweep 2 → J    R_i, v = Σ_i λ_i/N ∂R_i/∂J    sweep 3 → t    ζ = hvp(t) + λ0/N δ0
+    sweep 4
 
-x is (N, width), `links` and `params` are those of `ops.chain`. `loss` is L, a head of `ops.heads` by name and constants, `main` is
-L0, another head at the same target, or "" for none. `penalties` are words of `ops.seeds`, with a constant and a weight
-λ_i each. `wanted` has a flag for each parameter.
+x is (N, width), `links` and `params` are those of `ops.chain`. `loss` is L, a head of `ops.heads` by name and constants,
+`main` is L0, another head at the same target, or "" for none. `penalties` are words of `ops.seeds`, with a constant and
+a weight λ_i each. `wanted` has a flag for each parameter.
 
-Gradients are of the total itself (a cotangent of 1). Everything is row-wise but for the sums, so a native kernel takes tile
-after tile of rows through all sweeps while it is in the cache. It pays for chains up to 128 wide.
+Gradients are of the total itself (a cotangent of 1). Everything is row-wise but for the sums, so a native kernel takes
+tile after tile of rows through all sweeps while it is in the cache. It pays for chains up to 128 wide.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def chain_penalty_step(
     head, seeds = _head(loss, loss_constants, target), seeds_named(_NAME, penalties, constants)
     require(
         len(seeds) == len(weights),
-        f"{_NAME}: needs a weight and a constant for every penalty, got {len(weights)} and {len(constants)} for {len(seeds)}",
+        f"{_NAME}: needs a weight and a constant for every penalty, got {len(weights)} and {len(constants)} for "
+        f"{len(seeds)}",
     )
     y, *saved = _ops.chain_forward.default(x, params, links)
     mean, delta, kept = head.forward(y, target, len(x))

@@ -38,7 +38,7 @@ FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Seed:
-    """A norm by its name in `ops.penalty.NORMS`, and f by its name in `FUNCTIONS` with its constant; "": the identity."""
+    """A norm by its name in `ops.penalty.NORMS`, and f by its name in `FUNCTIONS` with its constant; "": identity."""
 
     kind: str
     function: str = ""
@@ -78,8 +78,8 @@ def seeds_named(op_name: str, text: str, constants: Sequence[float]) -> list[See
         kind, _, function = word.partition(":")
         require(
             kind in NORMS and function in ("", *FUNCTIONS),
-            f"{op_name}: a penalty must be {' or '.join((', '.join(list(NORMS)[:-1]), list(NORMS)[-1]))}, with :centred "
-            f"or :one_sided or nothing, got '{word}'",
+            f"{op_name}: a penalty must be l1, l2, l2_squared or linf, with :centred or :one_sided or nothing, "
+            f"got '{word}'",
         )
         found.append(Seed(kind, function, number))
     return found

@@ -41,11 +41,6 @@ class Finding:
         return [estimate(row) for row in rows]
 
     @property
-    def seconds(self) -> float:
-        """Mean duration of a training."""
-        return estimate([record["seconds"] for record in self.records]).mean
-
-    @property
     def masked(self) -> int:
         """Trainings whose attacks gave a sign of masked gradients."""
         return sum(record["masked"] for record in self.records)

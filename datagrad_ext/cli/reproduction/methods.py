@@ -23,7 +23,8 @@ Values = Mapping[str, float]
 Objective = Callable[..., Any]
 CUES = 2
 SYMBOLS = {"learning_rate": "rate", "weight": "λ", "cue": "μ", "epsilon": "ε", "alpha": "α"}
-LEARNING_RATE = (5e-4, 4e-3)
+LEARNING_RATE = (5e-4, 2e-2)
+_CUE = (0.01, 3.0)
 _DATAGRAD_L1 = (5e-3, 0.3)
 
 
@@ -71,7 +72,7 @@ METHODS: Mapping[str, Method] = {
     "weight_l2": Method(
         "weight L2", "L + λ Σw²", lambda v, loss: presets.weight_l2(v["weight"], loss), {"weight": (1e-5, 3e-3)}
     ),
-    "multi_task": Method("multi-task", "L + μ L_cues", _multi_task, {"cue": (0.03, 3.0)}, cues=True),
+    "multi_task": Method("multi-task", "L + μ L_cues", _multi_task, {"cue": _CUE}, cues=True),
     "datagrad_l1": Method(
         "DataGrad L1",
         "L + λ mean Σ|J|",
@@ -88,7 +89,7 @@ METHODS: Mapping[str, Method] = {
         "multi-task + DataGrad",
         "L + λ mean Σ|J| + μ (L_cues + λ mean Σ|J_cues|)",
         _multi_task_datagrad,
-        {"weight": _DATAGRAD_L1, "cue": (0.03, 3.0)},
+        {"weight": _DATAGRAD_L1, "cue": _CUE},
         cues=True,
     ),
     "goodfellow": Method(

@@ -146,8 +146,8 @@ def _errors(report: Report) -> str:
 
 
 def _how(report: Report) -> str:
-    rows = [[f.method.label, f"`{f.key}`", f.method.formula, f.values, f"{f.seconds:.1f}"] for f in report.found]
-    header = ["method", "name", "objective", "values", "seconds a training"]
+    rows = [[f.method.label, f"`{f.key}`", f.method.formula, f.values] for f in report.found]
+    header = ["method", "name", "objective", "values"]
     return f"""## Objectives and how their values were found
 
 {table(header, rows)}
@@ -167,8 +167,7 @@ def _search(report: Report) -> str:
     return f"""Every method had the same budget: {report.trials} draws of its values and of the learning rate
 (Halton sequence, log-uniform), one training each on four fifths of the training images, with as many epochs. On the
 other fifth, the lowest FGSM error, as a mean over all ε, was chosen among those within {100 * CLEAN_MARGIN:g} point of
-the lowest clean error. Test images had no part in it. The budget is in epochs: a penalty makes a step dearer, as the
-last column shows. Ranges:
+the lowest clean error. Test images had no part in it. The budget is in epochs; a penalty makes a step dearer. Ranges:
 
 {chr(10).join(ranges)}
 

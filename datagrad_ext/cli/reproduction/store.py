@@ -34,6 +34,16 @@ class Store:
         _check_same(path, self.header["comparison"], comparison)
         self.records = {record["key"]: record for record in lines[1:]}
 
+    def holds(self, key: str, values: Mapping[str, float]) -> bool:
+        """Whether the record of a training is there; a UserError if it is, with other values (of other ranges)."""
+        record = self.records.get(key)
+        if record is not None and record["values"] != values:
+            raise UserError(
+                f"--out {self.path} holds {key} with other values ({record['values']}, now {dict(values)}); "
+                "give another file"
+            )
+        return record is not None
+
     def add(self, record: dict[str, Any]) -> None:
         """Keep a record and append its line."""
         self.records[record["key"]] = record
