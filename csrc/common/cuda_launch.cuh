@@ -36,6 +36,15 @@ class Launch {
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
+  // The same with so many bytes of shared memory a block, as many as the device has.
+  template <class... Parameters, class... Arguments>
+  void with_memory(int64_t bytes, void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments&&... arguments) const {
+    const auto* function = reinterpret_cast<const void*>(kernel);
+    STD_CUDA_CHECK(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    kernel<<<grid, block, static_cast<size_t>(bytes), stream_>>>(static_cast<Arguments&&>(arguments)...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
  private:
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;

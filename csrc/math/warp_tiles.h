@@ -1,0 +1,184 @@
+// Matrix products of one warp on 16-bit tiles in shared memory, by ldmatrix and mma.sync m16n8k16, and sums over rows of a block.
+// No torch header.
+//
+// `Lanes` is what runs 32 lanes: on the device the warp itself (cuda/warp.cuh), on the host a loop (tests/emulate_warp.h). It has
+//   Value<A>                    a register of each lane: value(lane)
+//   each(f)                     f(lane) for every lane
+//   load<turn>(fragment, at)    ldmatrix.x4, lane l gives the address at(l) of a row of eight; `turn`: .trans
+//   multiply(sums, a, b0, b1)   mma: sums += a b
+// Row-major matrices have rows `row` elements apart, a multiple of 8 that is no multiple of 64, so that eight rows lie in
+// different banks. Sizes are padded to multiples of 16, with zeros.
+#pragma once
+
+#include <math/scalar.h>
+
+namespace datagrad::warp {
+
+constexpr int kLanes = 32;
+constexpr int kStrip = 16;  // rows that one warp owns
+
+DATAGRAD_HD constexpr int padded(int width) { return (width + 15) / 16 * 16; }
+
+// How far apart the rows of a matrix in shared memory are.
+DATAGRAD_HD constexpr int row_of(int width) { return padded(width) + 8; }
+
+// Four registers of pairs: an operand of mma, or what ldmatrix.x4 loads.
+template <class Lanes>
+struct Fragment {
+  typename Lanes::template Value<uint32_t> pair[4];
+};
+
+// c0, c1: row lane / 4, columns 2 (lane % 4) and the next; c2, c3: eight rows below.
+template <class Lanes>
+struct Sums {
+  typename Lanes::template Value<float> c[4];
+
+  DATAGRAD_HD static int row(int lane, int k) { return lane / 4 + k / 2 * 8; }
+  DATAGRAD_HD static int column(int lane, int k) { return lane % 4 * 2 + k % 2; }
+
+  DATAGRAD_HD void clear(const Lanes& lanes) {
+    lanes.each([&](int lane) {
+      for (int k = 0; k < 4; ++k) c[k](lane) = 0.0f;
+    });
+  }
+};
+
+// Where in a 16 x 16 block the row lies whose address `lane` gives.
+struct Corner {
+  int row, column;
+
+  // Matrices 0 and 1 below each other, 2 and 3 to their right: A as stored, and B (k, n) stored as k rows, turned.
+  DATAGRAD_HD static Corner down(int lane) { return {lane % 16, lane / 16 * 8}; }
+  // Matrices 0 and 1 beside each other, 2 and 3 below: B stored as n rows, and A (m, k) stored as k rows, turned.
+  DATAGRAD_HD static Corner across(int lane) { return {lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8}; }
+};
+
+// A matrix in shared memory.
+template <class T>
+struct Matrix {
+  T* data;
+  int row;
+
+  DATAGRAD_HD T* at(int r, int c) const { return data + r * row + c; }
+  DATAGRAD_HD Matrix from_row(int r) const { return {data + r * row, row}; }
+};
+
+// Neighbours that are read and written at once.
+template <class T>
+struct alignas(2 * sizeof(T)) Two {
+  T first, second;
+};
+
+constexpr int kTiles = 4;  // of 8 columns, in registers at once
+
+// out = a W, or with `Transposed` out = a Wᵀ + bias, for the 16 rows of one warp; W is (depth, columns), or with `Transposed`
+// (columns, depth). The bias has `biased` elements; null: none.
+template <bool Transposed, class Lanes, class T>
+DATAGRAD_HD void product(const Lanes& lanes, Matrix<T> a, Matrix<T> w, int depth, int columns, const T* bias, int biased,
+                         Matrix<T> out) {
+  for (int n0 = 0; n0 < padded(columns); n0 += 8 * kTiles) {
+    Sums<Lanes> sums[kTiles];
+    for (int j = 0; j < kTiles; ++j) sums[j].clear(lanes);
+    for (int k = 0; k < padded(depth); k += 16) {
+      Fragment<Lanes> left;
+      lanes.template load<false>(left, [&](int lane) { return a.at(Corner::down(lane).row, k + Corner::down(lane).column); });
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+      for (int j = 0; j < kTiles; j += 2) {
+        const int n = n0 + 8 * j;
+        if (n >= padded(columns)) continue;
+        Fragment<Lanes> right;
+        if (Transposed) {
+          lanes.template load<false>(right, [&](int lane) {
+            return w.at(n + Corner::across(lane).row, k + Corner::across(lane).column);
+          });
+        } else {
+          lanes.template load<true>(right, [&](int lane) {
+            return w.at(k + Corner::down(lane).row, n + Corner::down(lane).column);
+          });
+        }
+        lanes.template multiply<T>(sums[j], left, right.pair[0], right.pair[1]);
+        lanes.template multiply<T>(sums[j + 1], left, right.pair[2], right.pair[3]);
+      }
+    }
+    lanes.each([&](int lane) {
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+      for (int j = 0; j < kTiles; ++j) {
+        if (n0 + 8 * j >= padded(columns)) continue;
+        const int column = n0 + 8 * j + Sums<Lanes>::column(lane, 0);
+        float plus[2];
+        for (int c = 0; c < 2; ++c) plus[c] = bias != nullptr && column + c < biased ? static_cast<float>(bias[column + c]) : 0.0f;
+        for (int k = 0; k < 4; k += 2) {
+          const Two<T> two = {static_cast<T>(sums[j].c[k](lane) + plus[0]), static_cast<T>(sums[j].c[k + 1](lane) + plus[1])};
+          *reinterpret_cast<Two<T>*>(out.at(Sums<Lanes>::row(lane, k), column)) = two;
+        }
+      }
+    });
+  }
+}
+
+// sum (m, n), rows `n padded` apart, += dᵀ t for `rows` rows, a multiple of 16: the part of one of `warps` warps.
+template <class Lanes, class T>
+DATAGRAD_HD void add_outer(const Lanes& lanes, int warp, int warps, Matrix<T> d, Matrix<T> t, int rows, int m, int n, float* sum) {
+  const int across = (padded(n) + 8 * kTiles - 1) / (8 * kTiles);
+  for (int unit = warp; unit < padded(m) / 16 * across; unit += warps) {
+    const int m0 = unit / across * 16, n0 = unit % across * 8 * kTiles;
+    Sums<Lanes> sums[kTiles];
+    for (int j = 0; j < kTiles; ++j) sums[j].clear(lanes);
+    for (int k = 0; k < rows; k += 16) {
+      Fragment<Lanes> left;
+      lanes.template load<true>(left, [&](int lane) { return d.at(k + Corner::across(lane).row, m0 + Corner::across(lane).column); });
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+      for (int j = 0; j < kTiles; j += 2) {
+        if (n0 + 8 * j >= padded(n)) continue;
+        Fragment<Lanes> right;
+        lanes.template load<true>(right, [&](int lane) {
+          return t.at(k + Corner::down(lane).row, n0 + 8 * j + Corner::down(lane).column);
+        });
+        lanes.template multiply<T>(sums[j], left, right.pair[0], right.pair[1]);
+        lanes.template multiply<T>(sums[j + 1], left, right.pair[2], right.pair[3]);
+      }
+    }
+    lanes.each([&](int lane) {
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+      for (int j = 0; j < kTiles; ++j) {
+        if (n0 + 8 * j >= padded(n)) continue;
+        for (int k = 0; k < 4; k += 2) {
+          const int r = m0 + Sums<Lanes>::row(lane, k), c = n0 + 8 * j + Sums<Lanes>::column(lane, k);
+          auto* place = reinterpret_cast<Two<float>*>(sum + r * padded(n) + c);
+          *place = {place->first + sums[j].c[k](lane), place->second + sums[j].c[k + 1](lane)};
+        }
+      }
+    });
+  }
+}
+
+// sum (m) += the column sums of d: the part of one of `warps` warps. They are dᵀ 1: pairs of ones in the column n = 0 of B.
+template <class Lanes, class T>
+DATAGRAD_HD void add_rows(const Lanes& lanes, int warp, int warps, Matrix<T> d, int rows, int m, float* sum) {
+  for (int m0 = warp * 16; m0 < padded(m); m0 += warps * 16) {
+    Sums<Lanes> sums;
+    sums.clear(lanes);
+    typename Lanes::template Value<uint32_t> ones;
+    lanes.each([&](int lane) { ones(lane) = lane / 4 == 0 ? Lanes::template pair_of_ones<T>() : 0u; });
+    for (int k = 0; k < rows; k += 16) {
+      Fragment<Lanes> left;
+      lanes.template load<true>(left, [&](int lane) { return d.at(k + Corner::across(lane).row, m0 + Corner::across(lane).column); });
+      lanes.template multiply<T>(sums, left, ones, ones);
+    }
+    lanes.each([&](int lane) {
+      for (int k = 0; k < 4; k += 2) {
+        if (Sums<Lanes>::column(lane, k) == 0) sum[m0 + Sums<Lanes>::row(lane, k)] += sums.c[k](lane);
+      }
+    });
+  }
+}
+
+}  // namespace datagrad::warp
