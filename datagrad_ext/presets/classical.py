@@ -73,10 +73,10 @@ class _WeightPenalty(DataGrad):
         super().__init__(loss)
         self.weight, self.norm = weight, norm
 
-    def _evaluate(self, model: nn.Module, x: Any, target: Any, graph: bool) -> Result:
+    def _evaluate(self, model: nn.Module, x: Any, target: Any) -> Result:
         if not isinstance(model, nn.Module):
             raise TypeError(f"a penalty on weights needs a torch.nn.Module, got {type(model).__name__}")
-        result = super()._evaluate(model, x, target, graph)
+        result = super()._evaluate(model, x, target)
         weight, parts = at_step(self.weight, self.step), [self.norm(w) for w in model.parameters() if w.dim() > 1]
         if not parts:
             raise ValueError(f"{type(model).__name__} has no parameter with two or more dimensions to penalise")

@@ -25,12 +25,12 @@ from ..penalties import Centred, OneSided, l2, l2_squared
 class _Interpolated(DataGrad):
     """A penalty on the line between real and fake samples, at one random point for each pair."""
 
-    def _evaluate(self, model: Any, x: Tensor, target: Tensor, graph: bool) -> Result:
+    def _evaluate(self, model: Any, x: Tensor, target: Tensor) -> Result:
         if not isinstance(target, Tensor) or target.shape != x.shape:
             got = list(target.shape) if isinstance(target, Tensor) else type(target).__name__
             raise ValueError(f"real and fake samples must have the same shape; real is {list(x.shape)}, fake is {got}")
         t = per_sample(torch.rand(len(x), device=x.device, dtype=x.dtype), x)
-        return super()._evaluate(model, t * x.detach() + (1 - t) * target.detach(), None, graph)
+        return super()._evaluate(model, t * x.detach() + (1 - t) * target.detach(), None)
 
 
 class _Around(DataGrad):
@@ -38,10 +38,10 @@ class _Around(DataGrad):
 
     scale = 0.5
 
-    def _evaluate(self, model: Any, x: Tensor, target: Any, graph: bool) -> Result:
+    def _evaluate(self, model: Any, x: Tensor, target: Any) -> Result:
         x = x.detach()
         alpha = per_sample(torch.rand(len(x), device=x.device, dtype=x.dtype), x)
-        return super()._evaluate(model, x + alpha * self.scale * x.std() * torch.rand_like(x), None, graph)
+        return super()._evaluate(model, x + alpha * self.scale * x.std() * torch.rand_like(x), None)
 
 
 def wgan_gp(weight: Weight = 10.0, centre: float = 1.0, one_sided: bool = False) -> DataGrad:
