@@ -388,7 +388,7 @@ class NarrowWalk {
     if (!job_.resident) load_weight(link);
     const int depth = Transposed ? link.in : link.out, columns = Transposed ? link.out : link.in;
     block_.alone([&](const Lanes& lanes, int warp) {
-      product<Transposed>(lanes, strip(lanes, warp, here_).matrix(), weight(link), depth, columns, bias, columns,
+      product<Transposed>(lanes, strip(lanes, warp, here_).matrix(), weight(link), depth, columns, bias,
                           strip(lanes, warp, there_).matrix());
     });
     const int done = here_;

@@ -72,9 +72,9 @@ struct alignas(2 * sizeof(T)) Two {
 constexpr int kTiles = 4;  // of 8 columns, in registers at once
 
 // out = a W, or with `Transposed` out = a Wᵀ + bias, for the 16 rows of one warp; W is (depth, columns), or with `Transposed`
-// (columns, depth). The bias has `biased` elements; null: none.
+// (columns, depth). Columns of padding are zeros, also where a row of a has an infinity; a null bias is none.
 template <bool Transposed, class Lanes, class T>
-DATAGRAD_HD void product(const Lanes& lanes, Matrix<T> a, Matrix<T> w, int depth, int columns, const T* bias, int biased,
+DATAGRAD_HD void product(const Lanes& lanes, Matrix<T> a, Matrix<T> w, int depth, int columns, const T* bias,
                          Matrix<T> out) {
   for (int n0 = 0; n0 < padded(columns); n0 += 8 * kTiles) {
     Sums<Lanes> sums[kTiles];
@@ -109,10 +109,13 @@ DATAGRAD_HD void product(const Lanes& lanes, Matrix<T> a, Matrix<T> w, int depth
       for (int j = 0; j < kTiles; ++j) {
         if (n0 + 8 * j >= padded(columns)) continue;
         const int column = n0 + 8 * j + Sums<Lanes>::column(lane, 0);
-        float plus[2];
-        for (int c = 0; c < 2; ++c) plus[c] = bias != nullptr && column + c < biased ? static_cast<float>(bias[column + c]) : 0.0f;
         for (int k = 0; k < 4; k += 2) {
-          const Two<T> two = {static_cast<T>(sums[j].c[k](lane) + plus[0]), static_cast<T>(sums[j].c[k + 1](lane) + plus[1])};
+          float value[2];
+          for (int c = 0; c < 2; ++c) {
+            const float plus = bias != nullptr && column + c < columns ? static_cast<float>(bias[column + c]) : 0.0f;
+            value[c] = column + c < columns ? sums[j].c[k + c](lane) + plus : 0.0f;
+          }
+          const Two<T> two = {static_cast<T>(value[0]), static_cast<T>(value[1])};
           *reinterpret_cast<Two<T>*>(out.at(Sums<Lanes>::row(lane, k), column)) = two;
         }
       }
