@@ -135,6 +135,9 @@ def test_transposed_convolution(device: str, case: tuple[nn.Module, tuple[int, .
         ((8, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), Few.PIXELS),
         ((9, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), None),
         ((1, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), Few.PIXELS),
+        ((2, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), None),
+        ((4, 32, 16, 16), (64, 32, 4, 4), dict(stride=2, padding=1), Few.PIXELS),
+        ((5, 32, 16, 16), (64, 32, 4, 4), dict(stride=2, padding=1), None),
         ((1, 16, 32, 32), (32, 16, 1, 1), dict(stride=2), None),
         ((32, 3, 32, 32), (32, 3, 4, 4), dict(stride=2, padding=1), Few.CHANNELS),
         ((32, 3, 32, 32), (32, 3, 3, 3), dict(padding=1), None),
@@ -154,7 +157,7 @@ def test_a_weight_follows_its_input_into_channels_last_once() -> None:
     """float32, where the vendor's convolutions read channels_last: one copy a forward, the same gradients."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 9, 3), nn.ReLU(), nn.Conv2d(9, 8, 1), nn.Softplus(), nn.Conv2d(8, 7, 3))
-    exact, x = copy.deepcopy(model).double(), data(16, 8, 30, 30)
+    exact, x = copy.deepcopy(model).double(), data(24, 8, 30, 30)
     _step(exact, x.clone().requires_grad_())
     fast = datagrad_ext.accelerate(model)
     x = x.float().contiguous(memory_format=torch.channels_last)
