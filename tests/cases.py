@@ -258,7 +258,16 @@ def _padding_rows() -> Iterator[Case]:
 
 
 _IMAGE = ((2, 4, 5, 6),)
+# Shapes for which the CPU has own products (layers/few.py): few output pixels, few products, few input channels.
+_FEW: list[Case] = [
+    Case("conv2d_few_pixels", lambda: nn.Conv2d(3, 20, 3), ((1, 3, 5, 4),)),
+    Case("conv2d_few_pixels_no_bias", lambda: nn.Conv2d(5, 16, 2, stride=2, bias=False), ((2, 5, 6, 4),)),
+    Case("conv2d_few_products", lambda: nn.Conv2d(6, 8, 3, padding=1), ((2, 6, 6, 5),)),
+    Case("conv2d_few_channels", lambda: nn.Conv2d(1, 3, 4, stride=2, padding=1), ((3, 1, 8, 6),)),
+]
+
 LAYERS: list[Case] = [
+    *_FEW,
     Case("linear", lambda: nn.Linear(6, 5)),
     Case("linear_no_bias", lambda: nn.Linear(6, 5, bias=False)),
     Case("linear_sequence", lambda: nn.Linear(6, 5), ((2, 3, 6),)),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from cases import data
 from hypothesis import HealthCheck, given, settings
-from oracle import check
+from kernels import assert_native
+from oracle import check, difference
 from torch import Tensor, nn
 
 import datagrad_ext
+from datagrad_ext.layers.convolution import Convolution
+from datagrad_ext.layers.few import Few
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -121,3 +126,43 @@ def test_convolution(device: str, case: tuple[nn.Module, tuple[int, ...]]) -> No
 @given(case=transposed())
 def test_transposed_convolution(device: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
     _agrees(*case, device)
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "options", "expected"),
+    [
+        ((1, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), Few.PIXELS),
+        ((8, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), Few.PIXELS),
+        ((9, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), None),
+        ((1, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), Few.PIXELS),
+        ((2, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), None),
+        ((4, 32, 16, 16), (64, 32, 4, 4), dict(stride=2, padding=1), Few.PIXELS),
+        ((5, 32, 16, 16), (64, 32, 4, 4), dict(stride=2, padding=1), None),
+        ((1, 16, 32, 32), (32, 16, 1, 1), dict(stride=2), None),
+        ((32, 3, 32, 32), (32, 3, 4, 4), dict(stride=2, padding=1), Few.CHANNELS),
+        ((32, 3, 32, 32), (32, 3, 3, 3), dict(padding=1), None),
+        ((1, 64, 8, 8), (128, 32, 4, 4), dict(groups=2), None),
+        ((0, 64, 8, 8), (128, 64, 4, 4), {}, None),
+    ],
+)
+def test_which_products_are_own(shape: tuple, weight: tuple, options: dict, expected: Few | None) -> None:
+    assert_native("convolution_forward", "cpu")
+    layer = Convolution(2, **dict(stride=1, padding=0, dilation=1, groups=1) | options)
+    for dtype, few in ((torch.float32, expected), (torch.float64, expected), (torch.bfloat16, None)):
+        x, w = torch.zeros(shape, dtype=dtype), torch.zeros(weight, dtype=dtype)
+        assert layer.forward((x,), (w,))[1][-1] is few
+
+
+def test_a_weight_follows_its_input_into_channels_last_once() -> None:
+    """float32, where the vendor's convolutions read channels_last: one copy a forward, the same gradients."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 9, 3), nn.ReLU(), nn.Conv2d(9, 8, 1), nn.Softplus(), nn.Conv2d(8, 7, 3))
+    exact, x = copy.deepcopy(model).double(), data(24, 8, 30, 30)
+    _step(exact, x.clone().requires_grad_())
+    fast = datagrad_ext.accelerate(model)
+    x = x.float().contiguous(memory_format=torch.channels_last)
+    _step(fast, x.clone().requires_grad_())
+    for found, expected in zip(fast.parameters(), exact.parameters(), strict=True):
+        assert difference(found.grad, expected.grad).norm < 1e-5
+    _, saved = Convolution(2, 1, 0, 1, 1).forward((x,), (model[0].weight.detach(),))
+    assert saved[2].is_contiguous(memory_format=torch.channels_last)

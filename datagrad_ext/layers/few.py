@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ops import is_native
 
 _FEW_CHANNELS = 4
-_FEW_PRODUCTS = 1 << 22
+_FEW_PRODUCTS = 1 << 22  # twice as many with at most four pixels an output channel
 
 
 class Few(Enum):
@@ -64,7 +64,8 @@ def _few_of_shapes(
     if not pixels:
         return None
     out_channels, channels, *kernel = weight_shape
-    products = math.prod(weight_shape) * pixels
-    if pixels <= out_channels or (products <= _FEW_PRODUCTS and channels > _FEW_CHANNELS and max(kernel) > 1):
+    limit = _FEW_PRODUCTS * (2 if pixels <= 4 * out_channels else 1)
+    is_small = math.prod(weight_shape) * pixels <= limit and channels > _FEW_CHANNELS and max(kernel) > 1
+    if pixels <= out_channels or is_small:
         return Few.PIXELS
     return Few.CHANNELS if channels <= _FEW_CHANNELS and max(stride) > 1 else None
