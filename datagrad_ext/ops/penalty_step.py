@@ -6,8 +6,8 @@
     sweep 4
 
 x is (N, width), `links` and `params` are those of `ops.chain`. `loss` is L, a head of `ops.heads` by name and
-constants, `main` is L0, another head at the same target, or "" for none. `penalties` are words of `ops.seeds`, with a constant and
-a weight λ_i each. `wanted` has a flag for each parameter.
+constants, `main` is L0, another head at the same target, or "" for none. `penalties` are words of `ops.seeds`, with a
+constant and a weight λ_i each. `wanted` has a flag for each parameter.
 
 Gradients are of the total itself (a cotangent of 1). Everything is row-wise but for the sums, so a native kernel takes
 tile after tile of rows through all sweeps while it is in the cache. It pays for chains up to 128 wide.
