@@ -83,7 +83,7 @@ class FoldedNorm(_Parts):
 
 
 class _Together(_Parts):
-    """The one layer by W′ and b′. Sweep 3 leaves its part of W̄′ as the pair, so that sweep 4 unfolds the sum once."""
+    """The one layer by W′ and b′. Sweep 3 leaves its part of W̄′ with the layer's pair: sweep 4 unfolds the sum once."""
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         mean, var = (t.clone() for t in self._norm.statistics(inputs[0], host))
@@ -108,10 +108,10 @@ class _Together(_Parts):
         sums: Tensors,
     ) -> tuple[Any, Any, Tensors]:
         kept, folded, want = saved[0], saved[1], True in wanted_params
-        y_tangent, _, bars = self._linear.data_jvp(
+        y_tangent, pair, bars = self._linear.data_jvp(
             kept, folded, tangents, record, needed, (want, False), (None, None)
         )
-        return y_tangent, bars if want else None, sums
+        return y_tangent, (pair, bars) if want else None, sums
 
     def reverse(
         self,
@@ -124,9 +124,10 @@ class _Together(_Parts):
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
         want, x_bars = True in wanted_params, (None,)
-        bars = functools.reduce(add_each, pairs, (None, None))
-        if zeta is not None:
-            x_bars, bars = self._linear.reverse(saved[0], saved[1], zeta, (), wanted_inputs, (want, want), bars)
+        bars = functools.reduce(add_each, [part for _, part in pairs], (None, None))
+        own = [pair for pair, _ in pairs if pair is not None]
+        if zeta is not None or own:
+            x_bars, bars = self._linear.reverse(saved[0], saved[1], zeta, own, wanted_inputs, (want, want), bars)
         return x_bars, self._unfold(saved, params, bars, sums) if want else sums
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
