@@ -51,7 +51,7 @@ class Convolution(Layer):
         self._stride, self._dilation = _each(stride, dims), _each(dilation, dims)
         self._output_padding, self._groups = _each(output_padding, dims), groups
         zero = (0,) * dims
-        self._fixed = None if padding == "same" else self._numbers(zero if padding == "valid" else self.padding)
+        self._fixed = None if padding == "same" else self._numbers(zero if isinstance(self.padding, str) else self.padding)
 
     @property
     def name(self) -> str:
