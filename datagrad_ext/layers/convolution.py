@@ -53,9 +53,8 @@ class Convolution(Layer):
         self.padding = padding if isinstance(padding, str) else _each(padding, dims)
         self._stride, self._dilation = _each(stride, dims), _each(dilation, dims)
         self._output_padding, self._groups = _each(output_padding, dims), groups
-        zero = (0,) * dims
-        fixed = zero if isinstance(self.padding, str) else self.padding
-        self._fixed = None if padding == "same" else self._numbers(fixed)
+        fixed = (0,) * dims if isinstance(self.padding, str) else self.padding
+        self._fixed = None if self.padding == "same" else self._numbers(fixed)
 
     @property
     def name(self) -> str:
