@@ -267,7 +267,8 @@ def test_allowed_error_follows_eager_but_never_hides_the_penalty() -> None:
     assert gate.limit("bf16", eager, 2.0) == pytest.approx(0.4)
     assert gate.limit("bf16", eager, 0.3) == pytest.approx(0.15)
     assert gate.baseline_limit("tf32", 2.0) == gate.TOLERANCES["tf32"]
-    assert gate.baseline_limit("bf16", 2.0) == gate.BASELINE_IN_BF16
+    assert gate.baseline_limit("float32", 2.0) == gate.BASELINES["float32"] > gate.TOLERANCES["float32"]
+    assert gate.baseline_limit("bf16", 2.0) == gate.BASELINES["bf16"]
     assert gate.baseline_limit("bf16", 0.6) == pytest.approx(0.3)
 
 
