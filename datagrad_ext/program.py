@@ -17,12 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
 
-from .layers import Layer, Tensors, add
+from .layers import Layer, Tensors, add, reader
 
 Flags = tuple[bool, ...]
 
@@ -229,7 +228,7 @@ class Program:
     @cached_property
     def _parameter_readers(self) -> list[Callable[[Sequence[Any]], Tensors]]:
         """For each step, a function from all parameters to its own."""
-        return [_reader(step.params if isinstance(step, Step) else ()) for step in self.steps]
+        return [reader(step.params if isinstance(step, Step) else ()) for step in self.steps]
 
     @cached_property
     def constant_outputs(self) -> list[int]:
@@ -285,15 +284,6 @@ class Program:
                 plan.append((i, step.layer, step.inputs, step.output, needed, wants, self._last_reads[i]))
             self._plans[key] = plan[::-1]
         return self._plans[key]
-
-
-def _reader(places: tuple[int, ...]) -> Callable[[Sequence[Any]], Tensors]:
-    """A function that takes the places out of a sequence, as a tuple."""
-    if len(places) > 1:
-        return itemgetter(*places)
-    if places:
-        return lambda values: (values[places[0]],)
-    return lambda values: ()
 
 
 def _host(arguments: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
 import datagrad_ext
-from datagrad_ext.ops import is_native
+from datagrad_ext.ops import chain, is_native
 
 
 def assert_native(name: str, device: str) -> None:
@@ -36,3 +38,15 @@ def same_layout(actual: Tensor, expected: Tensor) -> None:
     assert actual.dtype == expected.dtype
     for size, stride, wanted in zip(actual.shape, actual.stride(), expected.stride(), strict=True):
         assert size <= 1 or expected.numel() == 0 or stride == wanted, (actual.stride(), expected.stride())
+
+
+def chain_parameters(links: str, widths: Sequence[int], random: Callable[..., Tensor]) -> tuple[list[Tensor], int]:
+    """Parameters of a chain whose linear layers have these widths, the input's first, and the width of y."""
+    rest, params, width = iter(widths[1:]), [], widths[0]
+    for link in chain.parse(links):
+        if link.weight is not None:
+            before, width = width, next(rest)
+            params.append(random(width, before) / math.sqrt(before))
+        if link.bias is not None:
+            params.append(random(width) / 4)
+    return params, width

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels import assert_native
+from kernels import assert_native, chain_parameters
 from oracle import difference
 from torch import Tensor
 
@@ -80,13 +80,7 @@ def example(name: str, rows: int, pairs: int = 1) -> Example:
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    widths, params, width = iter(linear_widths[1:]), [], linear_widths[0]
-    for link in chain.parse(links):
-        if link.weight is not None:
-            before, width = width, next(widths)
-            params.append(random(width, before) / math.sqrt(before))
-        if link.bias is not None:
-            params.append(random(width) / 4)
+    params, width = chain_parameters(links, linear_widths, random)
     g, v = ([random(rows, n) for _ in range(pairs)] for n in (width, linear_widths[0]))
     return Example(links, params, random(rows, linear_widths[0]), random(rows, width), g, v)
 

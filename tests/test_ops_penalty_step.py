@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels import assert_native
+from kernels import assert_native, chain_parameters
 from oracle import difference
 from torch import Tensor
 
@@ -179,13 +179,7 @@ def example(name: str, rows: int, loss: str = "cross_entropy", **more: Any) -> E
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    widths, params, width = iter(linear_widths[1:]), [], linear_widths[0]
-    for link in chain.parse(links):
-        if link.weight is not None:
-            before, width = width, next(widths)
-            params.append(random(width, before) / math.sqrt(before))
-        if link.bias is not None:
-            params.append(random(width) / 4)
+    params, width = chain_parameters(links, linear_widths, random)
     targets = {
         "indices": torch.arange(rows) % width,
         "values": random(rows, width),

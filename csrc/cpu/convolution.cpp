@@ -4,6 +4,7 @@
 // reordered, and the products of all pairs of a weight gradient add up in registers.
 #include <cpu/dot_products.h>
 #include <cpu/patches.h>
+#include <cpu/thread_memory.h>
 
 #include <torch/csrc/stable/library.h>
 
@@ -15,21 +16,12 @@ namespace {
 constexpr int64_t kPatchElements = 1 << 18;     // of a group of samples
 constexpr int64_t kSerialProducts = 1 << 16;    // multiplications below which one thread is enough
 
-// Memory that a thread keeps between calls: fresh pages cost more than the products.
-template <class T>
-struct Scratch {
-  std::vector<T> images, patches, cotangents, weight, gradient;
-
-  static Scratch& mine() {
-    thread_local Scratch scratch;
-    return scratch;
-  }
-
-  static T* room(std::vector<T>& memory, int64_t n) {
-    if (static_cast<int64_t>(memory.size()) < n) memory.resize(n);
-    return memory.data();
-  }
-};
+// What the memory of a thread is for.
+struct Padded;
+struct Gathered;
+struct Packed;
+struct WeightRows;
+struct Gradient;
 
 // Calls f(i, j) for all blocks i of `rows` and j of `columns`, in parallel if the work of all of them is large.
 template <class F>
@@ -68,7 +60,7 @@ class Convolution {
         for (int64_t p = first; p < rows.end(i); ++p) {
           place[p - first] = p / pixels_ * at.n + p % pixels_ * pixel_stride(at);
         }
-        dot_block(patches, weight, stride_, rounded_up(depth_, kLanes<T>), first, rows.end(i), columns.begin(j),
+        dot_block(patches, weight, stride_, rounded_up(depth_, small::kLanes<T>), first, rows.end(i), columns.begin(j),
                   columns.end(j), [&](int64_t pixel, int64_t channel, T sum) {
                     target[place[pixel - first] + channel * at.c] = bias == nullptr ? sum : sum + bias[channel];
                   });
@@ -82,7 +74,7 @@ class Convolution {
     for (int64_t n = 0; n < w_.batch; n += group_) {
       const int64_t samples = std::min(group_, w_.batch - n), count = samples * pixels_;
       const T* cotangents = pack({{&g, n, samples}}, samples);
-      T* patches = Scratch<T>::room(Scratch<T>::mine().patches, count * stride_);
+      T* patches = thread_memory<Gathered, T>(count * stride_);
       const Blocks rows(count, kPixels, small::kRows), columns(depth_, 128, small::kColumns);
       parallel_grid(rows, columns, w_.out_channels, [&](int64_t i, int64_t j) {
         const int64_t first = rows.begin(i), last = rows.end(i);
@@ -90,7 +82,7 @@ class Convolution {
         small::block(a, weight, stride_, patches + first * stride_, stride_, last - first, columns.begin(j),
                      columns.end(j), w_.out_channels, false);
       });
-      T* images = Scratch<T>::room(Scratch<T>::mine().images, samples * patches_.image_size());
+      T* images = thread_memory<Padded, T>(samples * patches_.image_size());
       T* target = mutable_data<T>(x_bar);
       parallel_for(samples, std::max<int64_t>(1, kSerialElements / (pixels_ * stride_)), [&](int64_t b, int64_t e) {
         for (int64_t s = b; s < e; ++s) {
@@ -106,7 +98,7 @@ class Convolution {
   // w̄ = Σ gᵀ patches(x) over all pairs.
   void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Tensor& weight_bar) {
     T* dense = mutable_data<T>(weight_bar);
-    T* target = reorders_ ? Scratch<T>::room(Scratch<T>::mine().gradient, w_.out_channels * depth_) : dense;
+    T* target = reorders_ ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
     const int64_t all = static_cast<int64_t>(gs.size()) * w_.batch;
     if (all == 0) std::fill_n(target, w_.out_channels * depth_, T(0));
     for (int64_t v = 0; v < all; v += group_) {
@@ -169,7 +161,7 @@ class Convolution {
   const T* weight_rows() const {
     const T* dense = data<T>(weight_);
     if (stride_ == depth_ && !reorders_) return dense;
-    T* rows = Scratch<T>::room(Scratch<T>::mine().weight, w_.out_channels * stride_);
+    T* rows = thread_memory<WeightRows, T>(w_.out_channels * stride_);
     for (int64_t o = 0; o < w_.out_channels; ++o) {
       T* row = rows + o * stride_;
       if (reorders_) {
@@ -201,8 +193,8 @@ class Convolution {
 
   // The patches of all samples of the pieces.
   const T* gather(const std::vector<Piece>& pieces, int64_t samples) const {
-    T* images = Scratch<T>::room(Scratch<T>::mine().images, samples * patches_.image_size());
-    T* patches = Scratch<T>::room(Scratch<T>::mine().patches, samples * pixels_ * stride_);
+    T* images = thread_memory<Padded, T>(samples * patches_.image_size());
+    T* patches = thread_memory<Gathered, T>(samples * pixels_ * stride_);
     for_each_sample(pieces, samples, patches_.image_size(), [&](int64_t s, const T* x, const Image& at) {
       patches_.pad(x, at, images + s * patches_.image_size());
     });
@@ -219,7 +211,7 @@ class Convolution {
   // Cotangents as rows of pixels.
   const T* pack(const std::vector<Piece>& pieces, int64_t samples) const {
     const int64_t size = pixels_ * w_.out_channels;
-    T* rows = Scratch<T>::room(Scratch<T>::mine().cotangents, samples * size);
+    T* rows = thread_memory<Packed, T>(samples * size);
     for_each_sample(pieces, samples, size, [&](int64_t s, const T* sample, const Image& at) {
       T* target = rows + s * size;
       if (at.c == 1 && pixel_stride(at) == w_.out_channels) {

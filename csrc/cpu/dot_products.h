@@ -1,21 +1,16 @@
 // a bᵀ for matrices whose rows are as long as vector registers: both are read along their rows.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+#include <cpu/lanes.h>
 
 namespace datagrad {
 namespace {
 
 #ifdef __AVX512F__
-constexpr int64_t kVectorBytes = 64, kDotRows = 4, kDotColumns = 4;
+constexpr int64_t kDotRows = 4, kDotColumns = 4;
 #else
-constexpr int64_t kVectorBytes = 32, kDotRows = 4, kDotColumns = 2;
+constexpr int64_t kDotRows = 4, kDotColumns = 2;
 #endif
-
-template <class T>
-constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
 
 template <class T, int64_t bytes>
 struct Register {
@@ -38,22 +33,21 @@ inline T total(const typename Register<T, bytes>::type& v) {
   }
 }
 
-// Calls store(row, column, Σ) for R rows of a and C of b, which are `stride` apart; depth is a multiple of kLanes.
+// Calls store(row, column, Σ) for R rows of a and C of b, which are `stride` apart; depth is a multiple of the lanes.
 template <int64_t R, int64_t C, class T, class Store>
 inline void dot_tile(const T* a, const T* b, int64_t stride, int64_t depth, const Store& store) {
-  using Vector = typename Register<T, kVectorBytes>::type;
-  Vector sum[R][C] = {};
-  for (int64_t k = 0; k < depth; k += kLanes<T>) {
-    Vector left[R];
-    for (int64_t r = 0; r < R; ++r) std::memcpy(&left[r], a + r * stride + k, sizeof(Vector));
+  using L = small::Lanes<T>;
+  typename L::Vector sum[R][C] = {};
+  for (int64_t k = 0; k < depth; k += L::kCount) {
+    typename L::Vector left[R];
+    for (int64_t r = 0; r < R; ++r) left[r] = L::load(a + r * stride + k);
     for (int64_t c = 0; c < C; ++c) {
-      Vector right;
-      std::memcpy(&right, b + c * stride + k, sizeof(Vector));
+      const typename L::Vector right = L::load(b + c * stride + k);
       for (int64_t r = 0; r < R; ++r) sum[r][c] += left[r] * right;
     }
   }
   for (int64_t r = 0; r < R; ++r) {
-    for (int64_t c = 0; c < C; ++c) store(r, c, total<T, kVectorBytes>(sum[r][c]));
+    for (int64_t c = 0; c < C; ++c) store(r, c, total<T, small::kVectorBytes>(sum[r][c]));
   }
 }
 

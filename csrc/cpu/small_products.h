@@ -3,12 +3,12 @@
 #pragma once
 
 #include <cpu/lanes.h>
+#include <cpu/thread_memory.h>
 #include <math/scalar.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <utility>
-#include <vector>
 
 namespace datagrad {
 namespace small {
@@ -149,10 +149,9 @@ void product(const Strided<T>& a, const T* b, T* out, int64_t rows, int64_t colu
     c += kLanes<T>;
   }
   if (c == columns) return;
-  thread_local std::vector<T> tail;
-  tail.resize(std::max<size_t>(tail.size(), depth * kLanes<T>));
-  copy_tail(b, depth, columns, tail.data());
-  tiles<1>(a, at(c, tail.data(), kLanes<T>, columns - c), rows, kHeights);
+  T* tail = thread_memory<Columns<T>, T>(depth * kLanes<T>);
+  copy_tail(b, depth, columns, tail);
+  tiles<1>(a, at(c, tail, kLanes<T>, columns - c), rows, kHeights);
 }
 
 // out[c] = Σ_k row[k] b[c, k] for b (columns, depth): one row times a transposed matrix, as many columns at a time as a vector

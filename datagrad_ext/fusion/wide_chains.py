@@ -10,12 +10,11 @@ import torch
 from ..layers.cast import Cast
 from ..layers.chain import Chain
 from ..layers.wide_chain import WideChain
+from ..ops.chain import NARROW
 from ..precision import Entry, Precision
 from ..program import HostStep, Program, Step
 from ..single import Single
 from .readers import only_reader, readers_of
-
-_NARROW = 128  # up to this width the kernels of chains take no vendor's products, in float32
 
 
 def widen_chains(
@@ -56,4 +55,4 @@ def _is_faster(entries: list[Entry], shapes: Sequence[Sequence[int] | None], low
     if any(dtype != low for _, dtype in entries):
         return False
     sizes = [shapes[slot] for slot, _ in entries]
-    return low == torch.float16 or all(size is not None and max(size, default=1) <= _NARROW for size in sizes)
+    return low == torch.float16 or all(size is not None and max(size, default=1) <= NARROW for size in sizes)

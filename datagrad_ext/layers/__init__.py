@@ -26,7 +26,7 @@ from . import (
     transformer,
     window_attention,
 )
-from .base import Layer, Pairs, Tensors, add, add_each, gradients
+from .base import Layer, Pairs, Tensors, add, add_each, gradients, reader
 from .opaque import Opaque, OpaqueModule
 from .parameter import ParameterValue
 from .registry import (
@@ -71,6 +71,7 @@ __all__ = [
     "pointwise",
     "pooling",
     "prelu",
+    "reader",
     "reduction",
     "resampling",
     "rule_of_module",

@@ -23,7 +23,8 @@ likes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -193,3 +194,12 @@ def blank(like: Any) -> Tensor:
     """A tensor of the input's shape and strides, whose values nobody reads."""
     element, shape, stride = like
     return torch.empty_strided(shape, stride, dtype=element.dtype, device=element.device)
+
+
+def reader(places: Sequence[int]) -> Callable[[Sequence[Any]], Tensors]:
+    """A function that takes the places out of a sequence, as a tuple."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    if places:
+        return lambda values: (values[places[0]],)
+    return lambda values: ()

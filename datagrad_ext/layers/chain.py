@@ -6,15 +6,14 @@ from: it overrides the sweeps whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops.chain import parse, word
-from .base import Layer, Pairs, Tensors
+from .base import Layer, Pairs, Tensors, reader
 
 _ops = torch.ops.datagrad
 _forward, _data_vjp = _ops.chain_forward.default, _ops.chain_data_vjp.default
@@ -33,7 +32,7 @@ class Chain(Layer):
         links = parse(self.links)
         # Sweeps 2 and 3 read no bias but those of smooth links, and a small network notices every tensor of a call.
         self._inner_links = " ".join([word(k.name, k.smooth and k.bias is not None, k.constants) for k in links])
-        self._inner = _reader([p for k in links for p in (k.weight, k.bias if k.smooth else None) if p is not None])
+        self._inner = reader([p for k in links for p in (k.weight, k.bias if k.smooth else None) if p is not None])
         params = [(i, link, p) for i, link in enumerate(links) for p in (link.weight, link.bias) if p is not None]
         self._is_weight = [p == link.weight for _, link, p in params]
         curves = [i for i, link in enumerate(links) if link.smooth]
@@ -131,11 +130,6 @@ class Chain(Layer):
             x = layer.reference((), (x,), params[place : place + n])
             place += n
         return x
-
-
-def _reader(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """A function that takes the places out of a sequence."""
-    return itemgetter(*places) if len(places) > 1 else lambda values: (values[places[0]],)
 
 
 def _rows(g: Tensor, leading: torch.Size | None) -> Tensor:

@@ -17,14 +17,13 @@ from torch import Tensor
 from ..autograd import Node, needs_reference, release
 from ..layers.chain import Chain
 from ..ops import is_native
-from ..ops.chain import parse
+from ..ops.chain import NARROW, parse
 from ..program import Step as ProgramStep
 from ..single import Single
 from .result import without_graph
 from .step import Step, differentiable
 
 _op = torch.ops.datagrad.chain_penalty_step.default
-_NARROW = 128  # wider, a vendor's products are faster than walking through the sweeps tile by tile
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -40,7 +39,7 @@ def chain_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Ch
         return None
     widths = [params[i].shape[0] for i in _weights(chain.links)]
     samples, inputs = x.shape
-    if max(inputs, *widths) > _NARROW:
+    if max(inputs, *widths) > NARROW:
         return None
     shape, main = (samples, widths[-1]), step.main_head
     if not step.head.fits(shape, x, target, samples):

@@ -33,6 +33,8 @@ from . import activation
 from ._library import op, require, require_alike, require_floating, require_shape
 
 _ALIGN, _LARGEST = 64, 2**20
+NARROW = 128
+"""Up to this width the CPU walks through a sweep tile by tile (float32, float64); wider, a vendor's products win."""
 
 
 @dataclass(frozen=True)
