@@ -1,6 +1,6 @@
-"""What an objective keeps from one call to the next changes no result: each call is like the first of a fresh objective.
+"""What an objective keeps from one call to the next changes no result.
 
-Rows are changes between two calls; what a fresh objective on a fresh network finds is compared after each.
+Rows are changes between two calls; after each, what a fresh objective finds on a copy of the network is compared.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ CHANGES = [
     Change("evaluation mode", lambda s: s.model.eval() and None),
     Change("another weight of the loss", _of_objective("loss_weight", lambda s: 0.5)),
     Change("another loss", _of_objective("loss", lambda s: lambda y, t: y.square().sum(1))),
-    Change("other terms", _of_objective("terms", lambda s: (Term(0.2, penalties.l1), Term(0.1, penalties.Centred(1.0))))),
+    Change("other terms", _of_objective("terms", lambda s: (Term(0.2), Term(0.1, penalties.Centred(1.0))))),
     Change("no terms", _of_objective("terms", lambda s: ())),
-    Change("a later step of a schedule", _of_objective("step", lambda s: 7), lambda: _setting(weight=Ramp(1.0, 10, 0.1))),
+    Change("another step of a schedule", _of_objective("step", lambda s: 7), lambda: _setting(weight=Ramp(1.0, 9))),
     Change("a lazy term, which rests by turns", lambda s: None, lambda: _setting(every=2)),
     Change("an option of a loss that is a module", _smooth, lambda: _setting(nn.CrossEntropyLoss())),
 ]
