@@ -78,8 +78,8 @@ def cross_entropy_head(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Value and δ of a mean at once: weight · loss of each row, lse, the weight, and δ for it.
 
-    The weight of every row is 1, or, with `over_counted`, N over the number of rows that are not ignored: so the mean of
-    the losses is that over the rows that count. NaN where none counts.
+    The weight of every row is 1, or, with `over_counted`, N over the number of rows that are not ignored: so the mean
+    of the losses is that over the rows that count. NaN where none counts.
     """
     _check("cross_entropy_head", logits, target, label_smoothing)
     loss, lse = cross_entropy_forward(logits, target, label_smoothing, ignore_index)

@@ -136,8 +136,8 @@ def penalty_handover(
 
 
 @op(
-    "penalty_total(Tensor? loss, float loss_weight, Tensor[] norms, str[] functions, float[] constants, float[] weights)"
-    " -> (Tensor total, Tensor means)"
+    "penalty_total(Tensor? loss, float loss_weight, Tensor[] norms, str[] functions, float[] constants,"
+    " float[] weights) -> (Tensor total, Tensor means)"
 )
 def penalty_total(
     loss: Tensor | None,
@@ -147,9 +147,9 @@ def penalty_total(
     constants: Sequence[float],
     weights: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
-    """loss_weight · mean(loss) + Σ weights[i] mean(f_i(norms[i])), (), and the means, that of the loss first if there is one.
+    """loss_weight · mean(loss) + Σ weights[i] mean(f_i(norms[i])), (), and the means, that of the loss first.
 
-    Lists of float32 or float64, one number a sample; up to 64 of them.
+    Lists of float32 or float64, one number a sample; up to 64 of them, a loss among them or not.
     """
     require(
         len(functions) == len(constants) == len(weights) == len(norms),

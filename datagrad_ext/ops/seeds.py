@@ -47,7 +47,7 @@ class Seed:
 def total(
     losses: Tensor | None, loss_weight: float, seeds: Sequence[Seed], norms: Sequence[Tensor], weights: Sequence[float]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """loss_weight · mean(losses) + Σ weights[i] mean(R_i), and the means, that of the losses first if there are some."""
+    """loss_weight · mean(losses) + Σ weights[i] mean(R_i), and the means, that of the losses first."""
     functions, constants = [seed.function for seed in seeds], [seed.constant for seed in seeds]
     found, means = _ops.penalty_total.default(losses, loss_weight, norms, functions, constants, weights)
     return found, means.unbind()
