@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -163,3 +164,26 @@ def test_a_model_takes_the_marks_once_no_graph_records(fake: Fake) -> None:
     assert "chosen for products of chains: weight gradient, 9 rows, 6 to 300, float32 on cpu: in one" in str(
         datagrad_ext.backends()
     )
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_gpu_chooses(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it chooses, gradients are those of float64 as far as the dtype goes, and the choices are listed."""
+    monkeypatch.setattr(product_choices, "LEAST", 0)
+    monkeypatch.setattr(product_choices, "CHOICES", Choices("products of chains", Choice("any other", "one by one")))
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 384), nn.ReLU(), nn.Linear(384, 512), nn.ReLU(), nn.Linear(512, 8))
+    x = torch.randn(1000, 64, dtype=torch.float64)
+    expected = _step(copy.deepcopy(model).double(), x.clone().requires_grad_())
+    model = datagrad_ext.accelerate(model.to("cuda", dtype))
+    torch.use_deterministic_algorithms(False)
+    try:
+        found = _step(model, x.to("cuda", dtype).requires_grad_())
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    for ours, truth in zip(found, expected, strict=True):
+        assert difference(ours, truth).norm <= 0.1
+    assert len(product_choices.CHOICES) == (3 if dtype == torch.float32 else 6)
+    assert all(choice.note for choice in product_choices.CHOICES)
