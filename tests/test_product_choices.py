@@ -184,6 +184,6 @@ def test_a_gpu_chooses(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> N
     finally:
         torch.use_deterministic_algorithms(True, warn_only=True)
     for ours, truth in zip(found, expected, strict=True):
-        assert difference(ours, truth).norm <= 0.1
+        assert difference(ours, truth).norm <= 0.2
     assert len(product_choices.CHOICES) == (3 if dtype == torch.float32 else 6)
     assert all(choice.note for choice in product_choices.CHOICES)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -83,8 +83,7 @@ class Gpu:
 
     def covers(self, x: Tensor) -> bool:
         """Whether there may be another way for a chain at x."""
-        reproducible = torch.are_deterministic_algorithms_enabled()
-        return x.is_cuda and not reproducible and is_native("product_relu", "cuda")
+        return x.is_cuda and _has_kernels() and not torch.are_deterministic_algorithms_enabled()
 
     def tf32(self) -> bool:
         """Whether products of float32 may use it: PyTorch's setting of this moment."""
@@ -171,6 +170,11 @@ def refusal(in_one: Callable[..., Any], one_by_one: Callable[..., Any], operands
         if wrong is not None:
             return f"refused, {wrong}"
     return None
+
+
+@cache
+def _has_kernels() -> bool:
+    return is_native("product_relu", "cuda")
 
 
 def _pair(result: Any) -> tuple[Tensor, Tensor | None]:
