@@ -17,6 +17,7 @@ import torch
 from kernels import assert_native
 from oracle import difference
 from test_ops_chain import CHAINS, NAMES, example, sweeps
+from torch import Tensor
 
 import datagrad_ext
 from build_support.plan import STABLE_ABI
@@ -94,12 +95,11 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield "marked"
 
 
-@pytest.mark.parametrize("name", ["all marks", "at the end"])
-def test_the_sweeps_follow_marks(name: str, marked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CHAINS, name, MARKED[name])
+def test_the_sweeps_follow_marks(marked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHAINS, "all marks", MARKED["all marks"])
     for rows, pairs, with_zeta in CALLS:
         for want_y in (True, False):
-            e = example(name, rows, pairs).map(torch.Tensor.float)
+            e = example("all marks", rows, pairs).map(Tensor.float)
             found = sweeps(marked, e, with_zeta=with_zeta, want_y=want_y)
             expected = sweeps("reference", e, with_zeta=with_zeta, want_y=want_y)
             for key, ours in found.items():
@@ -108,6 +108,22 @@ def test_the_sweeps_follow_marks(name: str, marked: str, monkeypatch: pytest.Mon
                     assert ours is truth, key
                 else:
                     assert difference(ours, truth, floor=1e-6).norm <= 2e-5, key
+
+
+def test_a_relu_at_the_end(marked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps 1 and 3 end in it; in sweep 2 no product is before it."""
+    monkeypatch.setitem(CHAINS, "at the end", MARKED["at the end"])
+    ours, reference = (ops_chain.IMPLEMENTATIONS[name] for name in (marked, "reference"))
+    e = example("at the end", 33).map(Tensor.float)
+    found, expected = (run["chain_forward"](e.x, e.params, e.links) for run in (ours, reference))
+    saved = found[1:]
+    record = [e.g[0], *reference["chain_data_vjp"](e.g[0], e.params, saved, e.links)[1:]]
+    for want_y in (True, False):
+        last = (e.v[0], e.params, saved, record, e.links, [True, True], want_y, [])
+        found += ours["chain_data_jvp"](*last)
+        expected += reference["chain_data_jvp"](*last)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b) if a.dtype == torch.uint8 else difference(a, b).norm <= 2e-5
 
 
 def test_marks_are_words_of_the_same_links() -> None:
