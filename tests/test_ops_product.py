@@ -123,7 +123,11 @@ def test_a_relu_at_the_end(marked: str, monkeypatch: pytest.MonkeyPatch) -> None
         found += ours["chain_data_jvp"](*last)
         expected += reference["chain_data_jvp"](*last)
     for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b) if a.dtype == torch.uint8 else difference(a, b).norm <= 2e-5
+        if a.dtype == torch.uint8:
+            size = e.g[0].numel() // 8  # what is behind the bits is not defined
+            assert torch.equal(a[:size], b[:size])
+        else:
+            assert difference(a, b).norm <= 2e-5
 
 
 def test_marks_are_words_of_the_same_links() -> None:
