@@ -245,33 +245,6 @@ def test_frozen_layers_cost_less(net: str, units_of: Callable) -> None:
     assert found == [3, 3, 5, 6]  # forward, data gradient and tangent; no ζ below the third
 
 
-class Calls(TorchDispatchMode):
-    """The operations that run, by name; those that only name memory, and what autograd begins with, do not count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name not in ("detach", "unbind", "ones_like"):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def test_heads_and_seeds_around_the_sweeps_are_one_operation_each() -> None:
-    """Launches are what a small network on a GPU pays for. On the meta device: the host cannot look at values there."""
-    model = datagrad_ext.accelerate(linear_net(nn.ReLU).to("meta"))
-    x, target = torch.empty(N, 6, device="meta"), torch.zeros(N, dtype=torch.int64, device="meta")
-    objective = DataGrad(F.cross_entropy, Term(0.1, penalties.Centred()))
-    objective(model, x, target).total.backward()
-    with Calls() as mode:
-        objective(model, x, target).total.backward()
-    forward = ["chain_forward", "cross_entropy_head", "chain_data_vjp", "penalty_value", "penalty_total"]
-    backward = ["penalty_handover", "chain_data_jvp", "cross_entropy_hvp", "addcmul", "chain_reverse"]
-    assert mode.names[: len(forward + backward)] == forward + backward
-
-
 def test_autograd_itself_needs_more() -> None:
     """The counter counts: PyTorch's double backward of the same step."""
     model, x = linear_net(nn.ReLU).double(), data(N, 6).requires_grad_()
