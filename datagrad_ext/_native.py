@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from .choices import listing
+
 DEVICES = ("CPU", "CUDA")
 PURE_RECORD = Path(__file__).with_name("_build_info.json")  # written by a build that made no _C
 
@@ -105,9 +107,11 @@ class Backends:
     devices: tuple[Device, ...]
     ops: tuple[Op, ...]
     build: dict[str, Any]
+    choices: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([*self._ops(), "", *self._devices(), "", *self._build()])
+        chosen = ["", *self.choices] if self.choices else []
+        return "\n".join([*self._ops(), "", *self._devices(), "", *self._build(), *chosen])
 
     def _ops(self) -> list[str]:
         width = max([len("op"), *(len(op.name) for op in self.ops)])
@@ -150,6 +154,7 @@ def backends() -> Backends:
         devices=(_cpu(), _cuda()),
         ops=tuple(_ops()),
         build=_compiled.build_info() if _compiled else {"not_built": {"native": _reason}},
+        choices=tuple(listing()),
     )
 
 

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "datagrad_ext"
 
 # From the ground up; what stands on one floor does not see its neighbours. A package is one unit.
 FLOORS = (
+    {"choices"},
     {"_format", "_native", "ops"},
     {"advice", "amp", "graphed", "layers", "penalties", "losses"},
     {"program", "trace"},

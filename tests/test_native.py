@@ -7,8 +7,10 @@ also a CUDA one: a lost library must not pass for a skipped test.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,10 +21,13 @@ import torch
 from fatbin import architectures
 
 import datagrad_ext
+from build_support.plan import STABLE_ABI
+from build_support.toolchain import find_nvcc
 from datagrad_ext import _native
 from datagrad_ext.cli import info
 
 PACKAGE = Path(_native.__file__).parent
+ROOT = Path(__file__).parent.parent
 # An editable install's finder would supply the very parts that a copy of the package leaves out.
 REPORT = """
 import sys
@@ -48,6 +53,8 @@ def report(directory: Path, **environ: str) -> str:
     return done.stdout
 
 
+# Called on CUDA alone: what its library does together with a product.
+CUDA_ALONE = ("product_gate", "product_relu", "product_turned")
 # Called on the CPU alone: small products of convolutions, and a step in one op, for which a GPU has other means.
 CPU_ALONE = ("chain_penalty_step", "convolution_forward", "convolution_reverse")
 
@@ -56,7 +63,7 @@ CPU_ALONE = ("chain_penalty_step", "convolution_forward", "convolution_reverse")
 @pytest.mark.parametrize("name", [op.name for op in datagrad_ext.backends().ops])
 def test_every_op_has_its_kernels(name: str) -> None:
     (op,) = [op for op in datagrad_ext.backends().ops if op.name == name]
-    assert "CPU" in op.native
+    assert ("CPU" in op.native) == (name not in CUDA_ALONE)
     cuda = datagrad_ext.backends().devices[1]
     if cuda.library or (os.environ.get("DATAGRAD_CUDA") == "1" and torch.version.cuda):
         assert ("CUDA" in op.native) == (name not in CPU_ALONE), cuda.note
@@ -78,6 +85,37 @@ def test_the_cuda_library_has_code_for_every_architecture_that_was_asked_for() -
     assert containers
     assert wanted
     assert [wanted - found for found in containers] == [set()] * len(containers)
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason="this torch has no CUDA")
+def test_torch_has_loaded_the_functions_of_cublaslt() -> None:
+    """What csrc/cuda/cublas_lt.h looks up."""
+    names = re.findall(r'"(cublasLt\w+)"\)', (ROOT / "csrc/cuda/cublas_lt.h").read_text())
+    versions = [f"libcublasLt.so.{n}" for n in (13, 12)]
+    found = [library for name in versions if (library := _loaded(name)) is not None]
+    assert len(names) == 11
+    assert found
+    assert all(hasattr(found[0], name) for name in names)
+
+
+def _loaded(name: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(name, os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:
+        return None
+
+
+def test_cublaslt_is_declared_as_in_its_header(tmp_path: Path) -> None:
+    """Wherever a package has brought the header: values of names, and sizes of what is passed by pointer."""
+    headers = [Path(p) / "nvidia" for p in sys.path if (Path(p) / "nvidia").is_dir()]
+    found = next((h for root in headers for h in sorted(root.glob("*/include/cublasLt.h"))), None)
+    nvcc = find_nvcc(os.environ)
+    if found is None or nvcc is None:
+        pytest.skip("no cublasLt.h, or no nvcc, whose headers it includes")
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{Path(torch.__file__).parent / 'include'}", f"-I{found.parent}"]
+    source = ROOT / "tests" / "cublas_lt_header.cpp"
+    command = [nvcc.path, "-std=c++17", "-c", *STABLE_ABI, *includes, source, "-o", tmp_path / "header.o"]
+    subprocess.run(command, check=True)
 
 
 def test_every_family_of_ops_is_reported() -> None:

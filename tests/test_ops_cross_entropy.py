@@ -195,6 +195,53 @@ def test_a_class_that_is_ruled_out(classes: int, label_smoothing: float, impleme
         assert difference(delta, correct[1]).elementwise <= 1e-13
 
 
+HEADS = {
+    "op": torch.ops.datagrad.cross_entropy_head.default,
+    "reference": cross_entropy.cross_entropy_head,
+}
+
+
+@implementations
+@smoothings
+@targets
+@dtypes
+@pytest.mark.parametrize("over_counted", [False, True])
+@pytest.mark.parametrize("shape", [(4, 7), (33, 10), (300, 10), (3, 1025), (5000, 3)], ids=str)
+def test_value_and_gradient_of_a_mean_at_once(
+    shape: tuple[int, int],
+    over_counted: bool,
+    dtype: torch.dtype,
+    target_kind: str,
+    label_smoothing: float,
+    implementation: str,
+    device: str,
+) -> None:
+    """Over the rows that count, a third of which are ignored; more rows than a block of threads looks at by itself."""
+    given, ignored = case(shape, dtype, target_kind, device), -7
+    if target_kind == "indices":
+        given.target[::3] = ignored
+    counted = int((given.target != ignored).sum()) if over_counted and target_kind == "indices" else shape[0]
+    given.weight[:] = shape[0] / counted
+    loss, lse, weight, delta = HEADS[implementation](given.logits, given.target, label_smoothing, ignored, over_counted)
+    losses, correct, *_ = given.expected(label_smoothing, ignored)
+    wide, rounded = TOLERANCES[dtype]
+    assert difference(weight, given.weight.double()).elementwise <= wide
+    assert difference(loss, losses * given.weight.double()).elementwise <= 2 * wide
+    assert difference(delta, correct, floor=1.0).elementwise <= rounded
+    assert difference(lse, given.logits.double().logsumexp(1)).elementwise <= 2 * wide
+    assert (loss.dtype, delta.dtype) == (given.weight.dtype, dtype)
+
+
+@implementations
+def test_a_mean_over_no_row_is_nan(implementation: str, device: str) -> None:
+    given = case((4, 3), torch.float32, "indices", device)
+    given.target[:] = -100
+    loss, _, _, delta = HEADS[implementation](given.logits, given.target, 0.0, -100, True)
+    assert loss.isnan().all()
+    assert (delta == 0).all() or delta.isnan().all()
+    assert (HEADS[implementation](given.logits, given.target, 0.0, -100, False)[0] == 0).all()
+
+
 @implementations
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("classes", [3, 1500])
@@ -273,6 +320,6 @@ def test_bad_arguments_are_told_in_a_sentence(
         IMPLEMENTATIONS[implementation][op](*arguments)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "cross_entropy_head"])
 def test_native_kernels_are_in_use(name: str, device: str) -> None:
     assert_native(name, device)

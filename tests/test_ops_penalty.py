@@ -163,6 +163,90 @@ def test_the_same_bits_every_time(kind: str, device: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+HANDOVERS = {"op": torch.ops.datagrad.penalty_handover.default, "reference": penalty.penalty_handover}
+TOTALS = {"op": torch.ops.datagrad.penalty_total.default, "reference": penalty.penalty_total}
+FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "": lambda R, c: R,
+    "centred": lambda R, c: (R - c).square(),
+    "one_sided": lambda R, c: (R - c).clamp_min(0).square(),
+}
+functions = pytest.mark.parametrize("function", FUNCTIONS)
+
+
+@implementations
+@functions
+@kinds
+@dtypes
+@pytest.mark.parametrize("shape", [(5,), (4, 7), (33, 10), (2, 3, 4, 5), (3, 1025), (2, 40000)], ids=str)
+def test_seeds_of_a_function_of_the_norm(
+    shape: tuple[int, ...], dtype: torch.dtype, kind: str, function: str, implementation: str, device: str
+) -> None:
+    """c share f′(R) ∂R/∂J, by autograd in float64."""
+    J = sample(shape, dtype, device)
+    value = torch.ops.datagrad.penalty_value(J, kind)
+    constant = float(value.double().mean()) * 0.9
+    c = torch.tensor(-1.5, dtype=value.dtype, device=device)
+    seed = HANDOVERS[implementation](J, value, c, 0.25, kind, function, constant)
+    wide = J.detach().double().requires_grad_()
+    norms = NORMS[kind](wide.flatten(1) if wide.dim() > 1 else wide.unsqueeze(1))
+    (correct,) = torch.autograd.grad(-1.5 * 0.25 * FUNCTIONS[function](norms, constant).sum(), wide)
+    assert (seed.shape, seed.dtype) == (J.shape, dtype)
+    # R - c cancels: the rounding of R counts by what it is measured against.
+    rounding = 64 * TOLERANCES[dtype][0] if function else 0
+    assert difference(seed, correct).elementwise <= TOLERANCES[dtype][1] + rounding
+
+
+@implementations
+@functions
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("n", [1, 5, 300, 8192, 70001])
+def test_totals(n: int, dtype: torch.dtype, function: str, implementation: str, device: str) -> None:
+    """With and without a loss, whose list may have another length; means are those of float64."""
+    losses, *norms = (sample((size,), dtype, device).abs() for size in (n + 3, n, n))
+    row = FUNCTIONS[function]
+    for loss in (losses, None):
+        total, means = TOTALS[implementation](loss, 0.5, norms, [function, ""], [0.7, 0.0], [2.0, -3.0])
+        correct = [row(norms[0].double(), 0.7).mean(), norms[1].double().mean()]
+        weights = [2.0, -3.0]
+        if loss is not None:
+            correct, weights = [loss.double().mean(), *correct], [0.5, *weights]
+        assert (total.shape, total.dtype, means.shape) == ((), dtype, (len(correct),))
+        assert difference(means, torch.stack(correct)).elementwise <= 4 * TOLERANCES[dtype][0]
+        expected = sum(w * mean for w, mean in zip(weights, correct, strict=True))
+        assert difference(total, expected, floor=1.0).elementwise <= 4 * TOLERANCES[dtype][0]
+
+
+@implementations
+def test_a_total_keeps_nan_and_the_mean_of_nothing_is_nan(implementation: str, device: str) -> None:
+    norms, nothing = torch.tensor([1.0, math.nan], device=device), torch.ones(0, device=device)
+    for function in FUNCTIONS:
+        total, means = TOTALS[implementation](None, 1.0, [norms], [function], [0.5], [1.0])
+        assert total.isnan()
+        assert means.isnan().all()
+    assert TOTALS[implementation](nothing, 1.0, [], [], [], [])[0].isnan()
+
+
+BAD_HANDOVERS = [
+    (HANDOVERS, lambda J, N, c: (J, N, c.double(), 1.0, "l1", "", 0.0), "penalty_handover: c must have dtype float32"),
+    (HANDOVERS, lambda J, N, c: (J, N, N, 1.0, "l1", "", 0.0), r"penalty_handover: c must have shape \[\], got \[2\]"),
+    (HANDOVERS, lambda J, N, c: (J, N, c, 1.0, "l1", "cube", 0.0), "function must be empty, .* got 'cube'"),
+    (HANDOVERS, lambda J, N, c: (J, N[:1], c, 1.0, "l1", "", 0.0), r"penalty_handover: value must have shape \[2\]"),
+    (TOTALS, lambda J, N, c: (None, 1.0, [N], [], [0.0], [1.0]), "needs a function, a constant and a weight"),
+    (TOTALS, lambda J, N, c: (None, 1.0, [], [], [], []), "penalty_total: takes from 1 to 64 means, got 0"),
+    (TOTALS, lambda J, N, c: (J, 1.0, [], [], [], []), r"loss must have one dimension, got shape \[2, 3\]"),
+    (TOTALS, lambda J, N, c: (N.half(), 1.0, [], [], [], []), "loss must be float32 or float64, got float16"),
+    (TOTALS, lambda J, N, c: (N, 1.0, [N.double()], [""], [0.0], [1.0]), "norms must have the first list's dtype"),
+]  # fmt: skip
+
+
+@implementations
+@pytest.mark.parametrize("row", range(len(BAD_HANDOVERS)))
+def test_bad_seeds_and_totals_are_told_in_a_sentence(row: int, implementation: str, device: str) -> None:
+    run, arguments, sentence = BAD_HANDOVERS[row]
+    with pytest.raises(RuntimeError, match=sentence):
+        run[implementation](*arguments(J.to(device), N.to(device), torch.tensor(1.0, device=device)))
+
+
 @implementations
 def test_an_expanded_weight(implementation: str, device: str) -> None:
     J = sample((4, 7), torch.float32, device)
@@ -203,6 +287,6 @@ def test_bad_arguments_are_told_in_a_sentence(
         IMPLEMENTATIONS[implementation][op == "seed"](*arguments)
 
 
-@pytest.mark.parametrize("name", ["penalty_value", "penalty_seed"])
+@pytest.mark.parametrize("name", ["penalty_value", "penalty_seed", "penalty_handover", "penalty_total"])
 def test_native_kernels_are_in_use(name: str, device: str) -> None:
     assert_native(name, device)

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <common/activation_arguments.h>
+#include <common/chain_epilogues.h>
 #include <common/chain_plan.h>
 
 #include <torch/csrc/stable/library.h>
@@ -44,15 +45,28 @@ template <class Backend>
 class Chain {
  public:
   using Kind = Link::Kind;
+  using Fused = Epilogues<Backend>;
 
   explicit Chain(const ChainPlan& plan, const Tensors& saved) : p_(plan), saved_(saved) {}
 
   void forward(const Tensor& x, const Tensor& y) const {
     Tensor h = x;
+    const auto output = [&](int64_t i) {
+      const Place place = i < p_.last() ? p_.values.of[i + 1] : Place();
+      return place ? part_of(saved_, 1, place, p_.rows, p_.width[i + 1]) : y;
+    };
     for (int64_t i = 0; i < p_.size(); ++i) {
       const Link& link = p_.links[i];
-      const Place place = i < p_.last() ? p_.values.of[i + 1] : Place();
-      const Tensor out = place ? part_of(saved_, 1, place, p_.rows, p_.width[i + 1]) : y;
+      if (epilogue(i + 1, 'f') && link.bias < 0) {
+        const std::optional<Tensor> bias = p_.bias(p_.links[i + 1]);
+        const Tensor out = output(i + 1);
+        if (Fused::nt_relu(out, h, p_.weight(link), bias ? &*bias : nullptr, bits(i + 1))) {
+          h = out;
+          ++i;
+          continue;
+        }
+      }
+      const Tensor out = output(i);
       if (link.kind == Kind::linear) {
         Backend::nt(out, h, p_.weight(link), link.bias < 0 ? nullptr : &p_.params[link.bias]);
       } else {
@@ -69,9 +83,20 @@ class Chain {
 
   // `found`: J, and the buffers of the record.
   void data_vjp(Tensor g, const Tensors& found) const {
+    const auto input_cotangent = [&](int64_t i) {
+      return i == 0 ? found[0] : part_of(found, 1, p_.cotangents.of[i - 1], p_.rows, p_.width[i]);
+    };
     for (int64_t i = p_.last(); i >= 0; --i) {
       const Link& link = p_.links[i];
-      const Tensor out = i == 0 ? found[0] : part_of(found, 1, p_.cotangents.of[i - 1], p_.rows, p_.width[i]);
+      if (link.kind == Kind::linear && epilogue(i - 1, 'b')) {
+        const Tensor out = input_cotangent(i - 1);
+        if (Fused::nn_gate(out, g, p_.weight(link), bits(i - 1))) {
+          g = out;
+          --i;
+          continue;
+        }
+      }
+      const Tensor out = input_cotangent(i);
       if (link.kind == Kind::linear) {
         Backend::nn(out, g, p_.weight(link));
       } else {
@@ -90,7 +115,19 @@ class Chain {
     bool fresh = false;
     for (int64_t i = 0; i < end; ++i) {
       const Link& link = p_.links[i];
-      if (ChainPlan::wants_weight(link, wanted)) Backend::tn(sums[order[i]], delta(record, i, 0), t, !fresh_sums);
+      if (ChainPlan::wants_weight(link, wanted)) weight_bar(i, sums[order[i]], delta(record, i, 0), t, !fresh_sums);
+      if (epilogue(i + 1, 't') && (i + 2 < end || (i + 2 == end && y_tangent != nullptr))) {
+        const Place place = i + 2 == end ? Place() : places.of[i + 2];
+        const Tensor out = i + 2 == end ? *y_tangent
+                           : place      ? part_of(kept, 0, place, p_.rows, p_.width[i + 2])
+                                        : empty_matrix(t, p_.rows, p_.width[i + 2]);
+        if (Fused::nt_gate(out, t, p_.weight(link), bits(i + 1))) {
+          t = out;
+          fresh = !place;
+          ++i;
+          continue;
+        }
+      }
       const bool last = i + 1 == end;
       if (last && y_tangent == nullptr) break;
       const Place place = last ? Place() : places.of[i + 1];
@@ -123,7 +160,7 @@ class Chain {
       if (link.kind == Kind::linear) {
         if (!zeta) continue;
         if (bias_bar != nullptr) column_sums(*zeta, *bias_bar);
-        if (ChainPlan::wants_weight(link, wanted)) Backend::tn(sums[order[i]], *zeta, input(i, x), !fresh_sums);
+        if (ChainPlan::wants_weight(link, wanted)) weight_bar(i, sums[order[i]], *zeta, input(i, x), !fresh_sums);
         if (last && x_bar == nullptr) continue;
         const Tensor out = last ? *x_bar : empty_matrix(*zeta, p_.rows, p_.width[i]);
         Backend::nn(out, *zeta, p_.weight(link));
@@ -162,6 +199,17 @@ class Chain {
     const size_t first = pair * (1 + pairs.places.sizes.size());
     return i == 0 ? pairs.tangents[first]
                   : part_of(pairs.tangents, first + 1, pairs.places.of[i], p_.rows, p_.width[i]);
+  }
+
+  // Whether link i is a ReLU that a product beside it should do.
+  bool epilogue(int64_t i, char mark) const {
+    return 0 <= i && i < p_.size() && p_.links[i].kind == Kind::relu && p_.links[i].slope() == 0 && p_.links[i].marked(mark);
+  }
+
+  // sum = aᵀ b, or sum += aᵀ b: the gradient of the weight of link i.
+  void weight_bar(int64_t i, const Tensor& sum, const Tensor& a, const Tensor& b, bool add) const {
+    if (p_.links[i].marked('w') && Fused::tn_turned(sum, a, b, add)) return;
+    Backend::tn(sum, a, b, add);
   }
 
   static void column_sums(const Tensor& g, const Tensor& out) {

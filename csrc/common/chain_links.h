@@ -1,4 +1,5 @@
-// The text that names the links of a chain, as in datagrad_ext/ops/chain.py: "linear relu+b:0 linear softplus+b:1:20".
+// The text that names the links of a chain, as in datagrad_ext/ops/chain.py: "linear relu+b:0 linear softplus+b:1:20", with
+// "@marks" behind a word where the device should take another way to the same result.
 #pragma once
 
 #include <common/check.h>
@@ -18,6 +19,9 @@ struct Link {
   std::string name;
   std::vector<double> constants;
   int64_t weight = -1, bias = -1;  // places among the parameters
+  std::string marks;
+
+  bool marked(char mark) const { return marks.find(mark) != std::string::npos; }
 
   double slope() const { return constants[0]; }  // of a rectifier
 };
@@ -50,7 +54,9 @@ struct Links {
  private:
   void add(const std::string& word) {
     Link next;
-    std::istringstream parts(word);
+    const size_t at = word.find('@');
+    if (at != std::string::npos) next.marks = word.substr(at + 1);
+    std::istringstream parts(word.substr(0, at));
     std::getline(parts, next.name, ':');
     for (std::string constant; std::getline(parts, constant, ':');) next.constants.push_back(number(constant));
     const size_t plus = next.name.find('+');

@@ -35,23 +35,31 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& logits, const Ten
   return {loss, lse};
 }
 
-// Calls f(tile, row, e, y, out) for every row, where e and y are its exponentials and probabilities (or nullptr) and `out` is where its
-// `classes` results go; each tile of them is then stored in `result`.
+// Calls f(row, e, y, out) for every row of the tile, where e and y are its exponentials and probabilities (or nullptr) and `out` is
+// where its `classes` results go, which are then stored in `result`.
+template <class T, class F>
+void softmax_tile(const CrossEntropyRows<T>& of, LogitTile<T>& tile, int64_t begin, int64_t end, const Acc<T>* lse, T* result,
+                  const F& f) {
+  using A = Acc<T>;
+  const int64_t classes = of.in.classes;
+  A* e = of.exponentials(tile, lse, begin, end);
+  const A* y = of.target(tile, begin, end);
+  T* target = result + begin * classes;
+  A* out = wide_target(target, e);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t offset = (row - begin) * classes;
+    f(row, e + offset, y == nullptr ? nullptr : y + offset, out + offset);
+  }
+  store(out, target, (end - begin) * classes);
+}
+
+// The same for all rows; f also gets the tile.
 template <class T, class F>
 void for_each_softmax(const CrossEntropyRows<T>& of, const Acc<T>* lse, const Tensor& result, const F& f) {
   using A = Acc<T>;
-  const int64_t classes = of.in.classes;
-  T* result_data = mutable_data<T>(result);
   for_each_tile<T>(of.in, [&](LogitTile<T>& tile, int64_t begin, int64_t end) {
-    A* e = of.exponentials(tile, lse, begin, end);
-    const A* y = of.target(tile, begin, end);
-    T* target = result_data + begin * classes;
-    A* out = wide_target(target, e);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t offset = (row - begin) * classes;
-      f(tile, row, e + offset, y == nullptr ? nullptr : y + offset, out + offset);
-    }
-    store(out, target, (end - begin) * classes);
+    softmax_tile(of, tile, begin, end, lse, mutable_data<T>(result),
+                 [&](int64_t row, const A* e, const A* y, A* out) { f(tile, row, e, y, out); });
   });
 }
 
@@ -70,6 +78,28 @@ Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target, const Tenso
     });
   });
   return delta;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_head(const Tensor& logits, const Tensor& target,
+                                                              double label_smoothing, int64_t ignore_index,
+                                                              bool over_counted) {
+  const Classified in("cross_entropy_head", logits, target, label_smoothing, ignore_index);
+  const Tensor loss = in.per_row(), lse = in.per_row(), weight = in.per_row(), delta = in.like_logits();
+  dispatch_floating(logits.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = Acc<T>;
+    const CrossEntropyRows<T> of(in);
+    const A share = static_cast<A>(over_counted ? of.targets.weight(in.rows) : 1);
+    A *losses = mutable_data<A>(loss), *weights = mutable_data<A>(weight);
+    for_each_tile<T>(in, [&](LogitTile<T>& tile, int64_t begin, int64_t end) {
+      forward_tile(of, tile, begin, end, losses, mutable_data<A>(lse));
+      for (int64_t row = begin; row < end; ++row) losses[row] *= share;
+      std::fill(weights + begin, weights + end, share);
+      softmax_tile(of, tile, begin, end, data<A>(lse), mutable_data<T>(delta),
+                   [&](int64_t row, const A* e, const A* y, A* out) { of.gradient(row, e, y, share, out); });
+    });
+  });
+  return {loss, lse, weight, delta};
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_hvp(const Tensor& logits, const Tensor& target, const Tensor& lse,
@@ -99,6 +129,7 @@ std::tuple<Tensor, Tensor> cross_entropy_hvp(const Tensor& logits, const Tensor&
 
 STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) {
   m.impl("cross_entropy_forward", TORCH_BOX(&datagrad::cross_entropy_forward));
+  m.impl("cross_entropy_head", TORCH_BOX(&datagrad::cross_entropy_head));
   m.impl("cross_entropy_vjp", TORCH_BOX(&datagrad::cross_entropy_vjp));
   m.impl("cross_entropy_hvp", TORCH_BOX(&datagrad::cross_entropy_hvp));
 }

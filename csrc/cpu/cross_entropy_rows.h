@@ -79,6 +79,13 @@ struct Targets {
   }
 
   bool ignored(int64_t row) const { return index != nullptr && index[row] == ignore_index; }
+
+  // `rows` over the number of those that are not ignored.
+  double weight(int64_t rows) const {
+    int64_t counted = rows;
+    for (int64_t row = 0; row < rows; ++row) counted -= ignored(row) ? 1 : 0;
+    return static_cast<double>(rows) / static_cast<double>(counted);
+  }
 };
 
 // The operands that all three ops have, and one row of them at a time.

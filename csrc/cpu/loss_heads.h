@@ -27,11 +27,10 @@ class CrossEntropyHead final : public Head<T> {
   CrossEntropyHead(const char* op, const Tensor& y, const Tensor& target, double label_smoothing, int64_t ignore_index,
                    bool over_counted)
       : in_(op, y, target, label_smoothing, ignore_index), of_(in_), lse_(new T[in_.rows]) {
-    int64_t counted = in_.rows;
-    for (int64_t row = 0; over_counted && row < in_.rows; ++row) counted -= of_.targets.ignored(row) ? 1 : 0;
+    const double weight = over_counted ? of_.targets.weight(in_.rows) : 1;
     this->curved = true;
-    this->share = 1 / static_cast<double>(counted);
-    weight_ = static_cast<T>(static_cast<double>(in_.rows) / static_cast<double>(counted));
+    this->share = weight / static_cast<double>(in_.rows);
+    weight_ = static_cast<T>(weight);
   }
 
   double forward(int64_t begin, int64_t end, T* delta) const override {

@@ -6,6 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <tuple>
 #include <vector>
 
 namespace datagrad {
@@ -68,7 +69,7 @@ void reduce_rows(const Samples& in, const ReductionOf& reduction_of, Acc<T>* val
 }
 
 template <class Norm, class T>
-void seed_rows(const Samples& in, const Acc<T>* value, const Acc<T>* weight, T* out) {
+void seed_rows(const Samples& in, const Acc<T>* value, const SeedWeight<Acc<T>>& weight, T* out) {
   std::vector<Acc<T>> share;
   if constexpr (kHasTies<Norm>) {
     share.resize(in.rows);
@@ -79,7 +80,7 @@ void seed_rows(const Samples& in, const Acc<T>* value, const Acc<T>* weight, T* 
   for_each_chunk(chunks, [&](int64_t chunk) {
     const int64_t row = chunks.row(chunk), begin = chunks.begin(chunk), start = row * chunks.inner + begin;
     const Acc<T> row_share = share.empty() ? Acc<T>(0) : share[row];
-    seed_chunk<Norm>(x + start, value[row], weight[row], row_share, out + start, chunks.end(chunk) - begin);
+    seed_chunk<Norm>(x + start, value[row], weight(row, value[row]), row_share, out + start, chunks.end(chunk) - begin);
   });
 }
 
@@ -95,18 +96,45 @@ Tensor penalty_value(const Tensor& J, std::string kind) {
   return value;
 }
 
-Tensor penalty_seed(const Tensor& J, const Tensor& value, const Tensor& weight, std::string kind) {
-  const Samples in("penalty_seed", J, kind);
+// weight_of(Acc) is the SeedWeight.
+template <class WeightOf>
+Tensor seed(const Samples& in, const Tensor& value, const std::string& kind, const WeightOf& weight_of) {
   const Tensor value_dense = in.check_per_sample("value", value);
-  const Tensor weight_dense = in.check_per_sample("weight", weight);
-  const Tensor seed = empty_dense(in.J, in.J.sizes(), J.scalar_type(), in.layout);
-  dispatch_floating(J.scalar_type(), [&](auto tag) {
+  const Tensor out = empty_dense(in.J, in.J.sizes(), in.J.scalar_type(), in.layout);
+  dispatch_floating(in.J.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
+    const SeedWeight<Acc<T>> weight = weight_of(Acc<T>());
     visit_norm<Acc<T>>(Norms{}, kind, [&](auto norm) {
-      seed_rows<decltype(norm)>(in, data<Acc<T>>(value_dense), data<Acc<T>>(weight_dense), mutable_data<T>(seed));
+      seed_rows<decltype(norm)>(in, data<Acc<T>>(value_dense), weight, mutable_data<T>(out));
     });
   });
-  return seed;
+  return out;
+}
+
+Tensor penalty_seed(const Tensor& J, const Tensor& value, const Tensor& weight, std::string kind) {
+  const Samples in("penalty_seed", J, kind);
+  const Tensor dense = in.check_per_sample("weight", weight);
+  return seed(in, value, kind, [&](auto of) { return SeedWeight<decltype(of)>{data<decltype(of)>(dense), nullptr, 0, 0, 0}; });
+}
+
+Tensor penalty_handover(const Tensor& J, const Tensor& value, const Tensor& c, double share, std::string kind,
+                        std::string function, double constant) {
+  const Samples in("penalty_handover", J, kind);
+  return seed(in, value, kind, [&](auto of) { return in.seed_weight<decltype(of)>(c, share, function, constant); });
+}
+
+std::tuple<Tensor, Tensor> penalty_total(std::optional<Tensor> loss, double loss_weight, std::vector<Tensor> norms,
+                                         std::vector<std::string> functions, std::vector<double> constants,
+                                         std::vector<double> weights) {
+  const Lists lists(loss, norms, functions, constants.size(), weights.size());
+  const auto run = [&](auto of) {
+    const auto job = lists.of<decltype(of)>(loss_weight, constants, weights);
+    double sums[decltype(job)::kMost];
+    for (int i = 0; i < job.lists; ++i) sums[i] = job.share(i, 0, 1);
+    job.finish(sums, 1);
+  };
+  lists.total.scalar_type() == ScalarType::Double ? run(double()) : run(float());
+  return {lists.total, lists.means};
 }
 
 }  // namespace
@@ -115,4 +143,6 @@ Tensor penalty_seed(const Tensor& J, const Tensor& value, const Tensor& weight, 
 STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) {
   m.impl("penalty_value", TORCH_BOX(&datagrad::penalty_value));
   m.impl("penalty_seed", TORCH_BOX(&datagrad::penalty_seed));
+  m.impl("penalty_handover", TORCH_BOX(&datagrad::penalty_handover));
+  m.impl("penalty_total", TORCH_BOX(&datagrad::penalty_total));
 }

@@ -1,9 +1,12 @@
 // The chain family on CUDA.
 #include <common/chain.h>
 #include <common/chain_products.h>
+#include <cuda/epilogues.cuh>
 #include <cuda/narrow_chain.cuh>
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
+
+#include <tuple>
 
 namespace datagrad {
 namespace {
@@ -34,7 +37,42 @@ struct CudaBackend : Products<Vendor> {
   }
 };
 
+template <>
+struct Epilogues<CudaBackend> : CudaEpilogues<Vendor> {};
+
+// The same one by one, as datagrad_ext/ops/product.py defines them: to compare them and to time them.
+
+void check_done(bool done, const char* op) {
+  DATAGRAD_CHECK(done, op, ": needs dense matrices aligned to ", lt::kAlignment, " bytes: float16 or bfloat16 with a multiple of 128 ",
+                 "columns for rectifiers and gates, float32 for transposed copies");
+}
+
+std::tuple<Tensor, Tensor> product_relu(const Tensor& a, const Tensor& weight, const Tensor& bias) {
+  const Tensor y = empty_matrix(a, a.size(0), weight.size(0));
+  const Tensor bits = empty_vector(a, (y.numel() + 7) / 8, ScalarType::Byte);
+  check_done(Epilogues<CudaBackend>::nt_relu(y, a, weight, &bias, bits), "product_relu");
+  return {y, bits};
+}
+
+Tensor product_gate(const Tensor& a, const Tensor& weight, const Tensor& bits, bool turned) {
+  const Tensor out = empty_matrix(a, a.size(0), weight.size(turned ? 0 : 1));
+  check_done(turned ? Epilogues<CudaBackend>::nt_gate(out, a, weight, bits) : Epilogues<CudaBackend>::nn_gate(out, a, weight, bits),
+             "product_gate");
+  return out;
+}
+
+Tensor product_turned(const Tensor& a, const Tensor& b) {
+  const Tensor out = empty_matrix(a, a.size(1), b.size(1));
+  check_done(Epilogues<CudaBackend>::tn_turned(out, a, b, false), "product_turned");
+  return out;
+}
+
 }  // namespace
 }  // namespace datagrad
 
-STABLE_TORCH_LIBRARY_IMPL(datagrad, CUDA, m) { datagrad::register_chain<datagrad::CudaBackend>(m); }
+STABLE_TORCH_LIBRARY_IMPL(datagrad, CUDA, m) {
+  datagrad::register_chain<datagrad::CudaBackend>(m);
+  m.impl("product_relu", TORCH_BOX(&datagrad::product_relu));
+  m.impl("product_gate", TORCH_BOX(&datagrad::product_gate));
+  m.impl("product_turned", TORCH_BOX(&datagrad::product_turned));
+}

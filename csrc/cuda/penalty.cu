@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <string>
+#include <tuple>
 
 namespace datagrad {
 namespace {
@@ -74,22 +75,44 @@ __global__ void __launch_bounds__(kThreads) add_chunks(RowChunks chunks, const t
   }
 }
 
-// weight * direction(x) of one row's elements, kVector at a time; inner is a multiple of kVector.
+// weight * direction(x) of each row's elements, kVector at a time; inner is a multiple of kVector.
 template <int kVector, class Norm, class T>
 __global__ void __launch_bounds__(kThreads) seed_elements(const T* x, int64_t rows, int64_t inner, const Acc<T>* value,
-                                                          const Acc<T>* weight, const Acc<T>* share, T* out) {
+                                                          SeedWeight<Acc<T>> weight, const Acc<T>* share, T* out) {
   const int64_t stride = int64_t{gridDim.x} * kThreads * kVector;
   const bool is_32_bit = rows * inner <= UINT32_MAX;  // a 64-bit division is many instructions
   for (int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVector; i < rows * inner; i += stride) {
     const int64_t row = is_32_bit ? static_cast<uint32_t>(i) / static_cast<uint32_t>(inner) : i / inner;
-    const Acc<T> row_share = share == nullptr ? Acc<T>(0) : share[row];
+    const Acc<T> row_share = share == nullptr ? Acc<T>(0) : share[row], row_weight = weight(row, value[row]);
     auto values = *reinterpret_cast<const Vector<T, kVector>*>(x + i);
     for (int k = 0; k < kVector; ++k) {
       const Acc<T> direction = Norm::direction(static_cast<Acc<T>>(values.element[k]), value[row], row_share);
-      values.element[k] = static_cast<T>(weight[row] * direction);
+      values.element[k] = static_cast<T>(row_weight * direction);
     }
     *reinterpret_cast<Vector<T, kVector>*>(out + i) = values;
   }
+}
+
+struct AddedUp {
+  __device__ static void merge(double& a, double b) { a += b; }
+};
+
+// part[list][block] = the block's share of the list's sum; a single block also finishes.
+template <class A>
+__global__ void __launch_bounds__(kThreads) sum_lists(PenaltyTotal<A> of, double* part) {
+  const WideTeam team;
+  const int64_t blocks = gridDim.x;
+  for (int i = 0; i < of.lists; ++i) {
+    const double share = of.share(i, int64_t{blockIdx.x} * kThreads + team.lane(), blocks * kThreads);
+    const double sum = team.reduce<AddedUp>(share);
+    if (team.lane() == 0) part[i * blocks + blockIdx.x] = sum;
+  }
+  if (blocks == 1 && team.lane() == 0) of.finish(part, 1);
+}
+
+template <class A>
+__global__ void finish_lists(PenaltyTotal<A> of, const double* part, int64_t parts) {
+  of.finish(part, parts);
 }
 
 // Calls f with the number of elements of one access: 16 bytes if every row begins at a multiple of them.
@@ -134,7 +157,7 @@ void reduce_rows(const Launch& launch, const Samples& in, const ReductionOf& red
 }
 
 template <class Norm, class T>
-void seed_rows(const Launch& launch, const Samples& in, const Acc<T>* value, const Acc<T>* weight, T* out) {
+void seed_rows(const Launch& launch, const Samples& in, const Acc<T>* value, const SeedWeight<Acc<T>>& weight, T* out) {
   const Tensor share = in.per_sample();
   const Acc<T>* share_data = nullptr;
   if constexpr (kHasTies<Norm>) {
@@ -161,19 +184,50 @@ Tensor penalty_value(const Tensor& J, std::string kind) {
   return value;
 }
 
-Tensor penalty_seed(const Tensor& J, const Tensor& value, const Tensor& weight, std::string kind) {
-  const Samples in("penalty_seed", J, kind);
+// weight_of(Acc) is the SeedWeight.
+template <class WeightOf>
+Tensor seed(const Samples& in, const Tensor& value, const std::string& kind, const WeightOf& weight_of) {
   const Tensor value_dense = in.check_per_sample("value", value);
-  const Tensor weight_dense = in.check_per_sample("weight", weight);
   const Launch launch(in.J);
-  const Tensor seed = empty_dense(in.J, in.J.sizes(), J.scalar_type(), in.layout);
-  dispatch_floating(J.scalar_type(), [&](auto tag) {
+  const Tensor out = empty_dense(in.J, in.J.sizes(), in.J.scalar_type(), in.layout);
+  dispatch_floating(in.J.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
+    const SeedWeight<Acc<T>> weight = weight_of(Acc<T>());
     visit_norm<Acc<T>>(Norms{}, kind, [&](auto norm) {
-      seed_rows<decltype(norm)>(launch, in, data<Acc<T>>(value_dense), data<Acc<T>>(weight_dense), mutable_data<T>(seed));
+      seed_rows<decltype(norm)>(launch, in, data<Acc<T>>(value_dense), weight, mutable_data<T>(out));
     });
   });
-  return seed;
+  return out;
+}
+
+Tensor penalty_seed(const Tensor& J, const Tensor& value, const Tensor& weight, std::string kind) {
+  const Samples in("penalty_seed", J, kind);
+  const Tensor dense = in.check_per_sample("weight", weight);
+  return seed(in, value, kind, [&](auto of) { return SeedWeight<decltype(of)>{data<decltype(of)>(dense), nullptr, 0, 0, 0}; });
+}
+
+Tensor penalty_handover(const Tensor& J, const Tensor& value, const Tensor& c, double share, std::string kind,
+                        std::string function, double constant) {
+  const Samples in("penalty_handover", J, kind);
+  return seed(in, value, kind, [&](auto of) { return in.seed_weight<decltype(of)>(c, share, function, constant); });
+}
+
+std::tuple<Tensor, Tensor> penalty_total(std::optional<Tensor> loss, double loss_weight, std::vector<Tensor> norms,
+                                         std::vector<std::string> functions, std::vector<double> constants,
+                                         std::vector<double> weights) {
+  const Lists lists(loss, norms, functions, constants.size(), weights.size());
+  const Launch launch(lists.total);
+  const int64_t parts = std::min<int64_t>(64, 1 + lists.longest() / 8192);
+  const int64_t sums = parts * static_cast<int64_t>(lists.values.size());
+  const Tensor part = empty_dense(lists.total, IntHeaderOnlyArrayRef(&sums, 1), ScalarType::Double);
+  const auto run = [&](auto of) {
+    using A = decltype(of);
+    const PenaltyTotal<A> job = lists.of<A>(loss_weight, constants, weights);
+    launch(sum_lists<A>, static_cast<unsigned>(parts), kThreads, job, mutable_data<double>(part));
+    if (parts > 1) launch(finish_lists<A>, 1, 1, job, data<double>(part), parts);
+  };
+  lists.total.scalar_type() == ScalarType::Double ? run(double()) : run(float());
+  return {lists.total, lists.means};
 }
 
 }  // namespace
@@ -182,4 +236,6 @@ Tensor penalty_seed(const Tensor& J, const Tensor& value, const Tensor& weight, 
 STABLE_TORCH_LIBRARY_IMPL(datagrad, CUDA, m) {
   m.impl("penalty_value", TORCH_BOX(&datagrad::penalty_value));
   m.impl("penalty_seed", TORCH_BOX(&datagrad::penalty_seed));
+  m.impl("penalty_handover", TORCH_BOX(&datagrad::penalty_handover));
+  m.impl("penalty_total", TORCH_BOX(&datagrad::penalty_total));
 }

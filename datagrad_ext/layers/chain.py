@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .._native import direct
-from ..ops.chain import parse, word
+from ..ops.chain import parse, with_marks, word
+from . import product_choices
 from .base import Layer, Pairs, Tensors, reader
 
 _forward, _data_vjp = direct("chain_forward"), direct("chain_data_vjp")
@@ -40,6 +41,8 @@ class Chain(Layer):
         # Without a ζ sweep 4 has one below the last smooth link.
         self._is_below = [i <= max(curves, default=-1) for i, _, _ in params]
         self._known_places: dict[Any, tuple[int, ...]] = {}
+        self._weights = reader([link.weight for link in links if link.weight is not None])
+        self._known_texts: dict[Any, tuple[str, str]] = {}
 
     @property
     def name(self) -> str:
@@ -49,7 +52,7 @@ class Chain(Layer):
         x = inputs[0]
         leading = None if x.dim() == 2 else x.shape[:-1]
         rows = x if leading is None else x.reshape(-1, x.shape[-1])
-        y, *saved = _forward(rows, params, self.links)
+        y, *saved = _forward(rows, params, self._texts(rows, params)[0])
         return y if leading is None else _unflat(y, leading), (rows, leading, *saved)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
@@ -61,7 +64,7 @@ class Chain(Layer):
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         leading = saved[1]
         rows = _rows(g, leading)
-        x_bar, *buffers = _data_vjp(rows, self._inner(params), saved[2:], self._inner_links)
+        x_bar, *buffers = _data_vjp(rows, self._inner(params), saved[2:], self._texts(rows, params)[1])
         return (x_bar if leading is None else _unflat(x_bar, leading),), (rows, *buffers)
 
     def data_jvp(
@@ -78,7 +81,8 @@ class Chain(Layer):
         rows, wanted = _rows(tangents[0], leading), wanted_params or (False,) * len(params)
         known = [total for total in sums if total is not None]
         weights, wants = self._inner(params), self._inner(wanted)
-        found = _data_jvp(rows, weights, saved[2:], record, self._inner_links, wants, needed, known)
+        links = self._texts(rows, params)[1]
+        found = _data_jvp(rows, weights, saved[2:], record, links, wants, needed, known)
         y_tangent: Any = found.pop(0) if needed else None
         if needed and leading is not None:
             y_tangent = _unflat(y_tangent, leading)
@@ -103,12 +107,28 @@ class Chain(Layer):
         tangents = [tensor for _, kept in pairs for tensor in kept]
         rows = None if zeta is None else _rows(zeta, leading)
         want_x = wanted_inputs[0] and (zeta is not None or self.curved)
-        found = _reverse(rows, records, tangents, x, params, saved[2:], self.links, wanted, want_x, known)
+        links = self._texts(x, params)[0]
+        found = _reverse(rows, records, tangents, x, params, saved[2:], links, wanted, want_x, known)
         x_bar: Any = found.pop(0) if want_x else None
         if want_x and leading is not None:
             x_bar = _unflat(x_bar, leading)
         places = self._places("reverse", tuple(wanted), zeta is not None, bool(known))
         return (x_bar,), _filled(sums, places, found)
+
+    def _texts(self, rows: Tensor, params: Tensors) -> tuple[str, str]:
+        """The links, and those of sweeps 2 and 3, with marks where a GPU has a faster way at so many rows."""
+        if not product_choices.gpu.covers(rows):
+            return self.links, self._inner_links
+        key = rows.shape[0], rows.dtype, rows.device, rows.dtype == torch.float32 and product_choices.gpu.tf32()
+        found = self._known_texts.get(key)
+        if found is None:
+            marks = product_choices.marks(parse(self.links), self._weights(params), rows)
+            if marks is None:
+                return self.links, self._inner_links
+            found = with_marks(self.links, marks), with_marks(self._inner_links, marks)
+            if len(self._known_texts) < product_choices.CHOICES_OF_A_CHAIN:
+                self._known_texts[key] = found
+        return found
 
     def _places(
         self, sweep: str, wanted: tuple[bool, ...], with_zeta: bool = False, known: bool = False

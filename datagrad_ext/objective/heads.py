@@ -33,7 +33,7 @@ class Differentiated(Head):
             leaf = y.detach().requires_grad_()
             (mean,) = means(self.loss, leaf, target, samples)
             (delta,) = torch.autograd.grad(mean, leaf, torch.full_like(mean, samples), create_graph=True)
-        return mean.detach(), delta.detach(), (leaf, delta)
+        return mean.detach().reshape(1), delta.detach(), (leaf, delta)
 
     def hvp(self, y: Tensor, target: Any, kept: Kept, v: Tensor) -> Tensor | None:
         leaf, delta = kept

@@ -20,10 +20,10 @@ from torch import Tensor
 from ..autograd import Node, UnsupportedOutput, asked_for, filled, needs_reference, packed, release, unpack
 from ..layers import add
 from ..ops.heads import Head
-from ..ops.seeds import constant, mean_of
+from ..ops.seeds import total
 from ..program import Left
 from .heads import Differentiated
-from .problem import Source, added, found_gradient, times
+from .problem import Source, added, found_gradient
 from .step import Found, Step, differentiable
 
 
@@ -43,23 +43,21 @@ class Sweeps(Node):
             raise UnsupportedOutput("its result is a layer's tuple")
         same = heads.main is heads.loss
         head = _fitting(heads.loss, step.terms[0].source, y, target, samples)
-        mean, delta, kept = head.forward(y, target, samples)
+        losses, delta, kept = head.forward(y, target, samples)
         main_delta = delta if same else None
         if not same and step.main is not None and heads.main is not None:
             main_head = _fitting(heads.main, step.main, y, target, samples)
-            mean, main_delta, _ = main_head.forward(y, target, samples)
+            losses, main_delta, _ = main_head.forward(y, target, samples)
         (J,), records = program.data_gradient(saved, thetas, (delta,), (True,))
-        J = found_gradient(J, 0)
+        found.J = J = found_gradient(J, 0)
         norms = [seed.norms(J) for seed in heads.seeds]
-        found.values = [mean_of(seed.values(each)) for seed, each in zip(heads.seeds, norms, strict=True)]
-        found.mean, found.J = None if step.main is None else mean, J
+        value = _total(step, losses, norms, y, found)
         tensors: list[Any] = [x, *params]
         ctx.step, ctx.head = step, head
         ctx.layout = packed([(target, y, main_delta, J), kept, norms, records, *saved], tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        total = _total(step, found)
-        return (total, y) if step.outside else total
+        return (value, y) if step.outside else value
 
     @staticmethod
     def backward(ctx: Any, c: Tensor | None, y_bar: Tensor | None = None) -> tuple[Tensor | None, ...]:
@@ -91,12 +89,13 @@ def _fitting(head: Head, source: Source, y: Tensor, target: Any, samples: int) -
     return head if head.fits(y.shape, y, target, samples) else Differentiated(source[0])
 
 
-def _total(step: Step, found: Found) -> Tensor:
-    """λ0 mean + Σ λ_i mean R_i, without the mean where it is left to others."""
-    total = None if step.heads.main is None or found.mean is None else times(step.main_weight, found.mean)
-    for active, value in zip(step.terms, found.values, strict=True):
-        total = active.weight * value if total is None else torch.add(total, value, alpha=active.weight)
-    return total  # type: ignore[return-value]  # there is a term
+def _total(step: Step, losses: Tensor, norms: Sequence[Tensor], y: Tensor, found: Found) -> Tensor:
+    """λ0 mean + Σ λ_i mean R_i, without the mean where it is left to others; the means go to `found`."""
+    weights, seeds = [active.weight for active in step.terms], step.heads.seeds
+    known = step.heads.main is not None
+    value, means = total(losses.to(norms[0].dtype) if known else None, step.main_weight, seeds, norms, weights)
+    found.mean, found.values = means[0].to(y.dtype) if known else None, means[known:]
+    return value
 
 
 def _tangent(
@@ -118,7 +117,7 @@ def _tangent(
     scale: Any = c.item() if c.device.type == "cpu" else c
     v = added(
         [
-            seed.seed(J, each, times(scale, constant(active.weight / samples, each)))
+            seed.seed(J, each, c.to(each.dtype), active.weight / samples)
             for active, seed, each in zip(step.terms, step.heads.seeds, norms, strict=True)
         ]
     )

@@ -1,6 +1,6 @@
 """Kernel families: importing this package declares every op of the namespace `datagrad`."""
 
-from . import activation, chain, convolution, cross_entropy, normalisation, penalty, penalty_step
+from . import activation, chain, convolution, cross_entropy, normalisation, penalty, penalty_step, product
 from ._library import is_native, op_names
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "op_names",
     "penalty",
     "penalty_step",
+    "product",
 ]

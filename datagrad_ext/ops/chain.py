@@ -5,7 +5,9 @@
 
 `links` names the run: words "name[+b][:constant…]", "+b" where the link has a bias, for example
 "linear relu+b:0.0 linear softplus+b:1.0:20.0 linear+b". Names are linear, relu (its constant is the slope) and the rows
-of `activation.ACTIVATIONS`. The first link is linear. All tensors that flow are matrices, (N, width of the link).
+of `activation.ACTIVATIONS`. "@marks" behind a word ask for another way to the same result where the device has it
+(`layers/product_choices.py`); the reference looks at none. The first link is linear. All tensors that flow are
+matrices, (N, width of the link).
 
 `params`   the weight (out, in) and the bias (out,) of each link, in order.
 `saved`    [bits, *buffers]: the bits of all relu, and the inputs of all links but the first.
@@ -58,7 +60,7 @@ def parse(links: str) -> tuple[Link, ...]:
     found: list[Link] = []
     params = itertools.count()
     for text in links.split():
-        head, *constants = text.split(":")
+        head, *constants = text.partition("@")[0].split(":")
         name, _, bias = head.partition("+")
         if name in ("linear", "relu"):
             expected = int(name == "relu")
@@ -72,6 +74,11 @@ def parse(links: str) -> tuple[Link, ...]:
 def word(name: str, bias: bool, constants: Sequence[float] = ()) -> str:
     """How `links` spells a link."""
     return ":".join([name + "+b" * bias, *[repr(float(c)) for c in constants]])
+
+
+def with_marks(links: str, marks: Sequence[str]) -> str:
+    """The same links, each with its marks."""
+    return " ".join(text + "@" * bool(mark) + mark for text, mark in zip(links.split(), marks, strict=True))
 
 
 @op("chain_forward(Tensor x, Tensor[] params, str links) -> Tensor[]")

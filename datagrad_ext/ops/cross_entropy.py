@@ -70,6 +70,26 @@ def cross_entropy_vjp(
 
 
 @op(
+    "cross_entropy_head(Tensor logits, Tensor target, float label_smoothing, int ignore_index, bool over_counted)"
+    " -> (Tensor loss, Tensor lse, Tensor weight, Tensor delta)"
+)
+def cross_entropy_head(
+    logits: Tensor, target: Tensor, label_smoothing: float, ignore_index: int, over_counted: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Value and δ of a mean at once: weight · loss of each row, lse, the weight, and δ for it.
+
+    The weight of every row is 1, or, with `over_counted`, N over the number of rows that are not ignored: so the mean
+    of the losses is that over the rows that count. NaN where none counts.
+    """
+    _check("cross_entropy_head", logits, target, label_smoothing)
+    loss, lse = cross_entropy_forward(logits, target, label_smoothing, ignore_index)
+    weight = torch.ones_like(loss)
+    if over_counted and not target.is_floating_point():
+        weight = weight * (len(target) / (target != ignore_index).sum(dtype=loss.dtype))
+    return loss * weight, lse, weight, cross_entropy_vjp(logits, target, lse, weight, label_smoothing, ignore_index)
+
+
+@op(
     "cross_entropy_hvp(Tensor logits, Tensor target, Tensor lse, Tensor weight, Tensor v,"
     " float label_smoothing, int ignore_index=-100) -> (Tensor hv, Tensor dweight)"
 )

@@ -1,6 +1,6 @@
 """Losses as heads of a network: value, δ and Hessian-vector product by the output, composed of ops.
 
-    mean = mean_n L_n(y)        δ = N ∂mean/∂y        hvp(v) = ∂⟨δ, v⟩/∂y
+    mean of the losses        δ = N ∂mean/∂y        hvp(v) = ∂⟨δ, v⟩/∂y
 
 Letters: `y` output, `N` samples. δ is N times the gradient of the mean, so that the data gradient of it has the
 samples' own gradients as rows. `name` and `constants` are how the op `chain_penalty_step` is told of a head.
@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._library import FLOATING, require
-from .seeds import constant, mean_of
 
 _ops = torch.ops.datagrad
-_FEW = 128  # numbers that Python reads faster than an operation starts
 Kept = tuple[Any, ...]
 
 
@@ -38,7 +36,7 @@ class Head:
         raise NotImplementedError
 
     def forward(self, y: Tensor, target: Any, samples: int) -> tuple[Tensor, Tensor, Kept]:
-        """The mean, δ, and what `hvp` needs."""
+        """Losses, in one dimension, whose mean is the loss, δ, and what `hvp` needs."""
         raise NotImplementedError
 
     def hvp(self, y: Tensor, target: Any, kept: Kept, v: Tensor) -> Tensor | None:
@@ -77,31 +75,16 @@ class CrossEntropy(Head):
         )
 
     def forward(self, y: Tensor, target: Tensor, samples: int) -> tuple[Tensor, Tensor, Kept]:
-        each, lse = _ops.cross_entropy_forward.default(y, target, self.label_smoothing, self.ignore_index)
-        mean, weight = self._mean(each, target)
-        delta = _ops.cross_entropy_vjp.default(y, target, lse, weight, self.label_smoothing, self.ignore_index)
-        return mean if mean.dtype == y.dtype else mean.to(y.dtype), delta, (lse, weight)
+        losses, lse, weight, delta = _ops.cross_entropy_head.default(
+            y, target, self.label_smoothing, self.ignore_index, self.reduction == "mean"
+        )
+        return losses, delta, (lse, weight)
 
     def hvp(self, y: Tensor, target: Tensor, kept: Kept, v: Tensor) -> Tensor:
         found: tuple[Tensor, Tensor] = _ops.cross_entropy_hvp.default(
             y, target, *kept, v, self.label_smoothing, self.ignore_index
         )
         return found[0]
-
-    def _mean(self, each: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean, and N times the share of each row in it; 'mean' is over the rows that are not ignored."""
-        if self.reduction == "none" or target.dtype != torch.int64 or self._counts_all(target):
-            return mean_of(each), constant(1.0, each)
-        counted = (target != self.ignore_index).sum(dtype=each.dtype)
-        return each.sum() / counted, constant(1.0, each) * (each.shape[0] / counted)
-
-    def _counts_all(self, target: Tensor) -> bool:
-        """Whether no row is ignored, where the host knows without waiting."""
-        if target.device.type != "cpu":
-            return False
-        if target.shape[0] <= _FEW:
-            return self.ignore_index not in target.tolist()
-        return not bool((target == self.ignore_index).any())
 
 
 class PointwiseLoss(NamedTuple):
@@ -146,7 +129,7 @@ class Pointwise(Head):
 
     def forward(self, y: Tensor, target: Tensor, samples: int) -> tuple[Tensor, Tensor, Kept]:
         row, factor = POINTWISE[self.name], samples / max(y.numel(), 1)
-        return row.value(y, target).mean(), row.first(y, target) * factor, (factor,)
+        return row.value(y, target).flatten(), row.first(y, target) * factor, (factor,)
 
     def hvp(self, y: Tensor, target: Tensor, kept: Kept, v: Tensor) -> Tensor:
         second = POINTWISE[self.name].second
@@ -166,7 +149,7 @@ class Score(Head):
         return len(shape) > 0 and shape[0] == samples
 
     def forward(self, y: Tensor, target: Any, samples: int) -> tuple[Tensor, Tensor, Kept]:
-        return y.sum() / max(samples, 1), torch.ones_like(y), ()
+        return (y.flatten(1) if y.dim() > 1 else y.unsqueeze(1)).sum(1), torch.ones_like(y), ()
 
 
 def head_named(op_name: str, name: str, constants: Sequence[float]) -> Head:

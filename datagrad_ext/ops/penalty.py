@@ -17,8 +17,9 @@ to use where the seed itself is differentiated.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from ._library import (
     is_channels_last,
     op,
     require,
+    require_alike,
     require_floating,
     require_shape,
 )
@@ -64,6 +66,21 @@ def _linf_direction(J: Tensor, value: Tensor, dims: Dims) -> Tensor:
     return J.sign() * largest / largest.sum(dims, keepdim=True)
 
 
+class Function(NamedTuple):
+    """f of a norm and its derivative, as functions of (norm, constant)."""
+
+    value: Callable[[Tensor, float], Tensor]
+    first: Callable[[Tensor, float], Tensor]
+
+
+FUNCTIONS = {
+    "": Function(lambda norms, c: norms, lambda norms, c: torch.ones_like(norms)),
+    "centred": Function(lambda norms, c: (norms - c).square(), lambda norms, c: 2 * (norms - c)),
+    "one_sided": Function(
+        lambda norms, c: (norms - c).clamp_min(0).square(), lambda norms, c: 2 * (norms - c).clamp_min(0)
+    ),
+}
+
 NORMS = {
     "l1": Norm(lambda J, dims: J.abs().sum(dims), lambda J, value, dims: J.sign()),
     "l2": Norm(_l2, _l2_direction),
@@ -83,14 +100,83 @@ def penalty_value(J: Tensor, kind: str) -> Tensor:
 @op("penalty_seed(Tensor J, Tensor value, Tensor weight, str kind) -> Tensor")
 def penalty_seed(J: Tensor, value: Tensor, weight: Tensor, kind: str) -> Tensor:
     """weight[n] ∂R/∂J at `value` = R(J), in J's shape, dtype and layout."""
-    norm = _checked("penalty_seed", J, kind)
+    return _seed("penalty_seed", J, value, weight, kind)
+
+
+def _seed(op_name: str, J: Tensor, value: Tensor, weight: Tensor, kind: str) -> Tensor:
+    norm = _checked(op_name, J, kind)
     rows, dims = _rows(J)
-    _require_per_sample("value", value, rows)
-    _require_per_sample("weight", weight, rows)
+    _require_per_sample(op_name, "value", value, rows)
+    _require_per_sample(op_name, "weight", weight, rows)
     keep = (-1, *[1] * len(dims))
     layout = CHANNELS_LAST[J.dim()] if is_channels_last(J) else torch.contiguous_format
     seed = weight.reshape(keep) * norm.direction(rows, value.reshape(keep), dims)
     return seed.to(J.dtype).view(J.shape).contiguous(memory_format=layout)
+
+
+@op(
+    "penalty_handover(Tensor J, Tensor value, Tensor c, float share, str kind, str function, float constant) -> Tensor"
+)
+def penalty_handover(
+    J: Tensor, value: Tensor, c: Tensor, share: float, kind: str, function: str, constant: float
+) -> Tensor:
+    """c share f′(R) ∂R/∂J at `value` = R(J): the seed of sweep 3 for c Σ share f(R_n), with f a row of `FUNCTIONS`.
+
+    `c` is one number, (), of value's dtype.
+    """
+    op_name = "penalty_handover"
+    _checked(op_name, J, kind)
+    wide = accumulation_dtype(J.dtype)
+    text = [str(dtype).removeprefix("torch.") for dtype in (wide, c.dtype)]
+    require(c.dtype == wide, f"{op_name}: c must have dtype {text[0]}, got {text[1]}")
+    require(c.device == J.device, f"{op_name}: c must be on J's device {J.device}, got {c.device}")
+    require_shape(op_name, "c", c, ())
+    weight = c * share * _function(op_name, function).first(value, constant)
+    return _seed(op_name, J, value, weight.expand(value.shape), kind)
+
+
+@op(
+    "penalty_total(Tensor? loss, float loss_weight, Tensor[] norms, str[] functions, float[] constants,"
+    " float[] weights) -> (Tensor total, Tensor means)"
+)
+def penalty_total(
+    loss: Tensor | None,
+    loss_weight: float,
+    norms: Sequence[Tensor],
+    functions: Sequence[str],
+    constants: Sequence[float],
+    weights: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """loss_weight · mean(loss) + Σ weights[i] mean(f_i(norms[i])), (), and the means, that of the loss first.
+
+    Lists of float32 or float64, one number a sample; up to 64 of them, a loss among them or not.
+    """
+    require(
+        len(functions) == len(constants) == len(weights) == len(norms),
+        f"penalty_total: needs a function, a constant and a weight for every penalty, got {len(functions)}, "
+        f"{len(constants)} and {len(weights)} for {len(norms)}",
+    )
+    rows = [(_function("penalty_total", name), c) for name, c in zip(functions, constants, strict=True)]
+    lists = [*([] if loss is None else [loss]), *norms]
+    require(0 < len(lists) <= 64, f"penalty_total: takes from 1 to 64 means, got {len(lists)}")
+    for name, t in zip([*["loss"] * (loss is not None), *["norms"] * len(norms)], lists, strict=True):
+        dtype = str(t.dtype).removeprefix("torch.")
+        require(
+            t.dtype in (torch.float32, torch.float64), f"penalty_total: {name} must be float32 or float64, got {dtype}"
+        )
+        require_alike("penalty_total", name, t, "the first list", lists[0])
+        require(t.dim() == 1, f"penalty_total: {name} must have one dimension, got shape {list(t.shape)}")
+    means = [row.value(t, c).mean() for (row, c), t in zip(rows, norms, strict=True)]
+    factors = list(weights)
+    if loss is not None:
+        means, factors = [loss.mean(), *means], [loss_weight, *factors]
+    total = sum((w * mean for w, mean in zip(factors[1:], means[1:], strict=True)), factors[0] * means[0])
+    return total, torch.stack(means)
+
+
+def _function(op_name: str, name: str) -> Function:
+    require(name in FUNCTIONS, f"{op_name}: function must be empty, centred or one_sided, got '{name}'")
+    return FUNCTIONS[name]
 
 
 def _checked(op_name: str, J: Tensor, kind: str) -> Norm:
@@ -106,9 +192,9 @@ def _rows(J: Tensor) -> tuple[Tensor, Dims]:
     return rows, tuple(range(1, rows.dim()))
 
 
-def _require_per_sample(name: str, t: Tensor, rows: Tensor) -> None:
+def _require_per_sample(op_name: str, name: str, t: Tensor, rows: Tensor) -> None:
     """`t` must hold one number of the accumulation dtype for every row."""
     text = [str(dtype).removeprefix("torch.") for dtype in (rows.dtype, t.dtype)]
-    require(t.dtype == rows.dtype, f"penalty_seed: {name} must have dtype {text[0]}, got {text[1]}")
-    require(t.device == rows.device, f"penalty_seed: {name} must be on J's device {rows.device}, got {t.device}")
-    require_shape("penalty_seed", name, t, (len(rows),))
+    require(t.dtype == rows.dtype, f"{op_name}: {name} must have dtype {text[0]}, got {text[1]}")
+    require(t.device == rows.device, f"{op_name}: {name} must be on J's device {rows.device}, got {t.device}")
+    require_shape(op_name, name, t, (len(rows),))

@@ -23,7 +23,7 @@ from torch import Tensor
 from ._library import op, require
 from .chain import parse
 from .heads import Head, head_named
-from .seeds import Seed, mean_of, seeds_named
+from .seeds import Seed, seeds_named, total
 
 _ops = torch.ops.datagrad
 _NAME = "chain_penalty_step"
@@ -66,19 +66,15 @@ def chain_penalty_step(
         f"{len(seeds)}",
     )
     y, *saved = _ops.chain_forward.default(x, params, links)
-    mean, delta, kept = head.forward(y, target, len(x))
+    losses, delta, kept = head.forward(y, target, len(x))
     J, *buffers = _ops.chain_data_vjp.default(delta, params, saved, links)
     norms = [seed.norms(J) for seed in seeds]
-    values = [mean_of(seed.values(each)) for seed, each in zip(seeds, norms, strict=True)]
-    figures, main_delta, total = values, None, y.new_zeros(())
+    main_delta = None
     if main:
+        main_delta = delta
         if (main, tuple(main_constants)) != (loss, tuple(loss_constants)):
-            mean, main_delta, _ = _head(main, main_constants, target).forward(y, target, len(x))
-        else:
-            main_delta = delta
-        figures, total = [mean, *values], main_weight * mean
-    for weight, value in zip(weights, values, strict=True):
-        total = total + weight * value
+            losses, main_delta, _ = _head(main, main_constants, target).forward(y, target, len(x))
+    value, figures = total(losses if main else None, main_weight, seeds, norms, weights)
     found: list[Tensor] = []
     if want_x or True in wanted:
         v = _seed(J, seeds, norms, weights)
@@ -91,7 +87,7 @@ def chain_penalty_step(
         n_sums = sum(wanted[link.weight] for link in parse(links) if link.weight is not None)
         sums, tangents = rest[:n_sums], [v, *rest[n_sums:]]
         found = _reverse(zeta, record, tangents, x, params, saved, links, wanted, want_x, sums)
-    return [total, *figures, J, *found]
+    return [value, *figures, J, *found]
 
 
 def _head(name: str, constants: Sequence[float], target: Tensor | None) -> Head:
@@ -102,9 +98,9 @@ def _head(name: str, constants: Sequence[float], target: Tensor | None) -> Head:
 
 def _seed(J: Tensor, seeds: Sequence[Seed], norms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """v = Σ_i λ_i/N ∂R_i/∂J."""
-    v = torch.zeros_like(J)
+    v, one = torch.zeros_like(J), J.new_ones(())
     for seed, each, weight in zip(seeds, norms, weights, strict=True):
-        v = v + seed.seed(J, each, torch.full_like(each, weight / max(len(J), 1)))
+        v = v + seed.seed(J, each, one, weight / max(len(J), 1))
     return v
 
 

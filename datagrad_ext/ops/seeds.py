@@ -7,38 +7,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ._library import require
-from .penalty import NORMS
+from .penalty import FUNCTIONS, NORMS
 
 _ops = torch.ops.datagrad
 
 
-class Function(NamedTuple):
-    """f of a norm and its derivative, as functions of (norm, constant)."""
-
-    value: Callable[[Tensor, float], Tensor]
-    first: Callable[[Tensor, float], Tensor]
-
-
-FUNCTIONS = {
-    "centred": Function(lambda norms, c: (norms - c).square(), lambda norms, c: 2 * (norms - c)),
-    "one_sided": Function(
-        lambda norms, c: (norms - c).clamp_min(0).square(), lambda norms, c: 2 * (norms - c).clamp_min(0)
-    ),
-}
-
-
 @dataclass(frozen=True)
 class Seed:
-    """A norm by its name in `ops.penalty.NORMS`, and f by its name in `FUNCTIONS` with its constant; "": identity."""
+    """A norm by its name in `ops.penalty.NORMS`, and f by its name in `ops.penalty.FUNCTIONS` with its constant."""
 
     kind: str
     function: str = ""
@@ -54,16 +38,19 @@ class Seed:
         found: Tensor = _ops.penalty_value.default(J, self.kind)
         return found
 
-    def values(self, norms: Tensor) -> Tensor:
-        """R(J_n), (N,)."""
-        return FUNCTIONS[self.function].value(norms, self.constant) if self.function else norms
-
-    def seed(self, J: Tensor, norms: Tensor, weight: Tensor) -> Tensor:
-        """weight[n] ∂R/∂J, in the shape of J."""
-        if self.function:
-            weight = weight * FUNCTIONS[self.function].first(norms, self.constant)
-        found: Tensor = _ops.penalty_seed.default(J, norms, weight, self.kind)
+    def seed(self, J: Tensor, norms: Tensor, c: Tensor, share: float) -> Tensor:
+        """c share ∂R/∂J_n, in the shape of J; c is one number."""
+        found: Tensor = _ops.penalty_handover.default(J, norms, c, share, self.kind, self.function, self.constant)
         return found
+
+
+def total(
+    losses: Tensor | None, loss_weight: float, seeds: Sequence[Seed], norms: Sequence[Tensor], weights: Sequence[float]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """loss_weight · mean(losses) + Σ weights[i] mean(R_i), and the means, that of the losses first."""
+    functions, constants = [seed.function for seed in seeds], [seed.constant for seed in seeds]
+    found, means = _ops.penalty_total.default(losses, loss_weight, norms, functions, constants, weights)
+    return found, means.unbind()
 
 
 def seeds_named(op_name: str, text: str, constants: Sequence[float]) -> list[Seed]:
@@ -77,28 +64,9 @@ def seeds_named(op_name: str, text: str, constants: Sequence[float]) -> list[See
     for word, number in zip(words, constants, strict=True):
         kind, _, function = word.partition(":")
         require(
-            kind in NORMS and function in ("", *FUNCTIONS),
+            kind in NORMS and function in FUNCTIONS,
             f"{op_name}: a penalty must be l1, l2, l2_squared or linf, with :centred or :one_sided or nothing, "
             f"got '{word}'",
         )
         found.append(Seed(kind, function, number))
     return found
-
-
-def constant(value: float, like: Tensor) -> Tensor:
-    """(N,) full of `value`. Nobody may change it: on the CPU it is made once and used again."""
-    if like.device.type == "cpu":  # elsewhere it might lie in the memory of a graph that is being captured
-        return _full(value, like.shape[0], like.dtype)
-    return torch.full_like(like, value)
-
-
-def mean_of(values: Tensor) -> Tensor:
-    """The mean of (N,), as a product with 1/N: a third of the time of `mean` where N is small."""
-    if values.shape[0] == 0:
-        return values.mean()
-    return torch.dot(values, constant(1 / values.shape[0], values))
-
-
-@lru_cache(maxsize=64)
-def _full(value: float, n: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((n,), value, dtype=dtype)
