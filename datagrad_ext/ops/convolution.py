@@ -1,7 +1,11 @@
-"""Two-dimensional convolutions with few output pixels or channels: y = w * x + b, by products of small matrices.
+"""Small two-dimensional convolutions: y = w * x + b, alone and with a rectifier behind them.
 
-    convolution_forward   w * x + b (and w * t, without a bias)
-    convolution_reverse   x̄ = vjp(ζ), w̄ = wgrad(ζ, x) + Σ wgrad(δ, t), each if wanted
+    convolution_forward        w * x + b (and w * t, without a bias)
+    convolution_reverse        x̄ = vjp(ζ), w̄ = wgrad(ζ, x) + Σ wgrad(δ, t), each if wanted
+    convolution_relu_forward   f(w * x + b) and the bits of its mask, f a ReLU (slope 0) or LeakyReLU
+    convolution_relu_vjp       δ = g behind the gate, and vjp(δ)
+    convolution_relu_jvp       w * t behind the gate
+    convolution_relu_reverse   convolution_reverse of ζ behind the gate, and its sum b̄; the δ are behind it already
 
 Letters: x (N, C, H, W), w (C', C, kh, kw), b (C',); ζ, δ cotangents of y, t tangents of x. float32 and float64. Results
 have the layout of what they belong to: y and x̄ that of x, w̄ that of w.
@@ -15,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import activation
 from ._library import (
     in_layout,
     is_channels_last,
@@ -85,6 +90,69 @@ def convolution_reverse(
         w_bar = torch.stack(parts).sum(0) if parts else torch.zeros_like(weight)
         found.append(in_layout(w_bar, is_channels_last(weight)))
     return found
+
+
+_GATE = "Tensor bits, float slope, Tensor x, Tensor weight"
+
+
+@op(
+    f"convolution_relu_forward(Tensor x, Tensor weight, Tensor? bias, float slope, {_GEOMETRY})"
+    " -> (Tensor y, Tensor bits)"
+)
+def convolution_relu_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, slope: float, stride: Any, padding: Any, dilation: Any
+) -> tuple[Tensor, Tensor]:
+    """The value, and the bits of relu_forward in its memory order."""
+    return activation.relu_forward(convolution_forward(x, weight, bias, stride, padding, dilation), None, 1, slope)
+
+
+@op(f"convolution_relu_vjp(Tensor g, {_GATE}, {_GEOMETRY}) -> (Tensor x_bar, Tensor delta)")
+def convolution_relu_vjp(
+    g: Tensor, bits: Tensor, slope: float, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any
+) -> tuple[Tensor, Tensor]:
+    """x̄, and δ in the layout of y; x gives its shape and layout."""
+    delta = activation.relu_gate(g, bits, slope, is_channels_last(x))
+    return convolution_reverse(delta, x, [], [], weight, stride, padding, dilation, True, False)[0], delta
+
+
+@op(f"convolution_relu_jvp(Tensor t, {_GATE}, {_GEOMETRY}) -> Tensor")
+def convolution_relu_jvp(
+    t: Tensor, bits: Tensor, slope: float, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any
+) -> Tensor:
+    """The tangent of y, in its layout."""
+    require_alike("convolution_relu_jvp", "every tangent", t, "x", x)
+    require_shape("convolution_relu_jvp", "every tangent", t, x.shape)
+    y = convolution_forward(t, weight, None, stride, padding, dilation)
+    return activation.relu_gate(y, bits, slope, is_channels_last(x))
+
+
+@op(
+    f"convolution_relu_reverse(Tensor? zeta, {_GATE}, Tensor[] cotangents, Tensor[] tangents, {_GEOMETRY}, "
+    "bool want_x, bool want_weight, bool want_bias) -> Tensor[]"
+)
+def convolution_relu_reverse(
+    zeta: Tensor | None,
+    bits: Tensor,
+    slope: float,
+    x: Tensor,
+    weight: Tensor,
+    cotangents: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    want_x: bool,
+    want_weight: bool,
+    want_bias: bool,
+) -> list[Tensor]:
+    """[x̄, w̄, b̄], those that are wanted."""
+    require(zeta is not None or not want_bias, "convolution_relu_reverse: the gradient of the bias needs zeta")
+    b_bar = None
+    if zeta is not None:
+        zeta, b_bar = activation.relu_reverse(zeta, bits, slope, is_channels_last(x), 1)
+    numbers = (stride, padding, dilation)
+    found = convolution_reverse(zeta, x, cotangents, tangents, weight, *numbers, want_x, want_weight)
+    return [*found, b_bar] if want_bias and b_bar is not None else found
 
 
 def _check(name: str, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> list[int]:
