@@ -35,7 +35,7 @@ class Convolution {
  public:
   Convolution(const Window& window, const Tensor& weight)
       : weight_(in_layout(weight, layout_of(weight))),
-        is_direct_(window.batch * window.out_height * window.out_width >= window.out_channels),
+        is_direct_(is_direct(window)),
         reorders_(!window.channels_last && pays_to_reorder(window)),
         w_(reorders_ ? in_channels_last(window) : window),
         patches_(w_),
@@ -87,13 +87,17 @@ class Convolution {
     }
   }
 
-  void vjp(const Tensor& g, const Tensor& x_bar) {
-    if (is_direct_ && w_.channels > kFewChannels) return direct().vjp(g, x_bar);
+  // Whether the products for such a window read the image where it lies, and add up the bias gradient on the way.
+  static bool is_direct(const Window& w) { return w.batch * w.out_height * w.out_width >= w.out_channels; }
+
+  // x̄ of g behind the gate.
+  void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) {
+    if (is_direct_ && w_.channels > kFewChannels) return direct().vjp(g, gate, x_bar);
     const T* weight = weight_rows();
     const Image at(x_bar);
     for (int64_t n = 0; n < w_.batch; n += group_) {
       const int64_t samples = std::min(group_, w_.batch - n), count = samples * pixels_;
-      const T* cotangents = pack({{&g, n, samples}}, samples);
+      const T* cotangents = pack({{&g, n, samples}}, samples, gate);
       T* patches = thread_memory<Gathered, T>(count * stride_);
       const Blocks rows(count, kPixels, small::kRows), columns(depth_, 128, small::kColumns);
       parallel_grid(rows, columns, w_.out_channels, [&](int64_t i, int64_t j) {
@@ -115,24 +119,30 @@ class Convolution {
     }
   }
 
-  // w̄ = Σ gᵀ patches(x) over all pairs.
-  void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Tensor& weight_bar) {
+  // w̄ = Σ gᵀ patches(x) over all pairs, each g behind the gate; of direct products also the sum of the last g over all pixels.
+  void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate,
+                       const Tensor& weight_bar, T* bias_bar) {
     T* dense = mutable_data<T>(weight_bar);
     T* target = reorders_ ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
     const int64_t all = static_cast<int64_t>(gs.size()) * w_.batch;
     if (all == 0) std::fill_n(target, w_.out_channels * depth_, T(0));
     if (is_direct_ && all > 0) {
       const DirectConvolution<T> products = direct();
-      products.weight_gradient(all, [&](int64_t v, T* cotangents, T* image) {
+      const int64_t last = all - w_.batch;
+      const auto load = [&](int64_t v, T* cotangents, T* image, double* sums) {
+        const int64_t n = v % w_.batch;
         const Tensor &g = gs[v / w_.batch], &x = xs[v / w_.batch];
         const Image from(g), at(x);
-        pack_sample(data<T>(g) + v % w_.batch * from.n, from, cotangents);
-        products.pad(data<T>(x) + v % w_.batch * at.n, at, image);
-      }, target);
+        pack_sample(data<T>(g) + n * from.n, from, cotangents);
+        gate.apply(cotangents, n * pixels_ * w_.out_channels, pixels_ * w_.out_channels);
+        if (sums != nullptr && v >= last) add_pixels(cotangents, sums);
+        products.pad(data<T>(x) + n * at.n, at, image);
+      };
+      products.weight_gradient(all, load, target, bias_bar);
     }
     for (int64_t v = 0; v < all && !is_direct_; v += group_) {
       const int64_t samples = std::min(group_, all - v), count = samples * pixels_;
-      const T* cotangents = pack(pieces(gs, v, samples), samples);
+      const T* cotangents = pack(pieces(gs, v, samples), samples, gate);
       const T* patches = gather(pieces(xs, v, samples), samples);
       const Blocks rows(w_.out_channels, 16, small::kRows), columns(depth_, 256, small::kColumns);
       parallel_grid(rows, columns, count, [&](int64_t i, int64_t j) {
@@ -222,7 +232,7 @@ class Convolution {
     return rows;
   }
 
-  // Calls f(s, sample, its strides) for all samples of the pieces, each of `size` elements; in parallel if that pays.
+  // Calls f(s, number in its tensor, sample, its strides) for all samples of the pieces, each of `size` elements; in parallel if that pays.
   template <class F>
   static void for_each_sample(const std::vector<Piece>& pieces, int64_t samples, int64_t size, const F& f) {
     const int64_t grain = std::max<int64_t>(1, kSerialElements / std::max<int64_t>(1, size));
@@ -232,7 +242,7 @@ class Convolution {
         const Image at(*piece.tensor);
         const T* source = data<T>(*piece.tensor) + piece.begin * at.n;
         for (int64_t s = std::max(b, first); s < std::min(e, first + piece.count); ++s) {
-          f(s, source + (s - first) * at.n, at);
+          f(s, piece.begin + s - first, source + (s - first) * at.n, at);
         }
         first += piece.count;
       }
@@ -243,7 +253,7 @@ class Convolution {
   const T* gather(const std::vector<Piece>& pieces, int64_t samples) const {
     T* images = thread_memory<Padded, T>(samples * patches_.image_size());
     T* patches = thread_memory<Gathered, T>(samples * pixels_ * stride_);
-    for_each_sample(pieces, samples, patches_.image_size(), [&](int64_t s, const T* x, const Image& at) {
+    for_each_sample(pieces, samples, patches_.image_size(), [&](int64_t s, int64_t, const T* x, const Image& at) {
       patches_.pad(x, at, images + s * patches_.image_size());
     });
     parallel_for(samples * pixels_, std::max<int64_t>(1, kSerialElements / stride_), [&](int64_t begin, int64_t end) {
@@ -256,14 +266,29 @@ class Convolution {
     return patches;
   }
 
-  // Cotangents as rows of pixels.
-  const T* pack(const std::vector<Piece>& pieces, int64_t samples) const {
+  // Cotangents behind the gate as rows of pixels.
+  const T* pack(const std::vector<Piece>& pieces, int64_t samples, const Gate<T>& gate) const {
     const int64_t size = pixels_ * w_.out_channels;
     T* rows = thread_memory<Packed, T>(samples * size);
-    for_each_sample(pieces, samples, size, [&](int64_t s, const T* sample, const Image& at) {
+    for_each_sample(pieces, samples, size, [&](int64_t s, int64_t n, const T* sample, const Image& at) {
       pack_sample(sample, at, rows + s * size);
+      gate.apply(rows + s * size, n * size, size);
     });
     return rows;
+  }
+
+  // Adds the rows of pixels of one sample; few at a time before they are widened.
+  void add_pixels(const T* rows, double* sums) const {
+    const int64_t channels = w_.out_channels;
+    for (int64_t p = 0; p < pixels_; p += 8) {
+      const T* some = rows + p * channels;
+      const int64_t count = std::min<int64_t>(8, pixels_ - p);
+      for (int64_t c = 0; c < channels; ++c) {
+        T sum = 0;
+        for (int64_t i = 0; i < count; ++i) sum += some[i * channels + c];
+        sums[c] += static_cast<double>(sum);
+      }
+    }
   }
 
   void pack_sample(const T* sample, const Image& at, T* target) const {

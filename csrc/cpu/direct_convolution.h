@@ -8,6 +8,7 @@
 
 #include <common/parallel.h>
 #include <cpu/patches.h>
+#include <cpu/rectifier.h>
 #include <cpu/small_products.h>
 #include <cpu/thread_memory.h>
 
@@ -292,7 +293,7 @@ class DirectConvolution {
     });
   }
 
-  void vjp(const Tensor& g, const Tensor& x_bar) const {
+  void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) const {
     using direct::Phase;
     const auto rows = Phase::all(w_.height, w_.kernel[0], w_.stride[0], w_.padding[0], w_.dilation[0]);
     const auto columns = Phase::all(w_.width, w_.kernel[1], w_.stride[1], w_.padding[1], w_.dilation[1]);
@@ -318,6 +319,10 @@ class DirectConvolution {
       T* image = thread_memory<direct::Band, T>((end - first) * row);
       direct::copy_rows(source + n * from.n, from, w_.out_channels, w_.out_height, w_.out_width, first, end, left,
                         padded, image);
+      const int64_t line = w_.out_width * w_.out_channels;
+      for (int64_t h = std::max<int64_t>(0, first); h < std::min(end, w_.out_height); ++h) {
+        gate.apply(image + (h - first) * row + left * w_.out_channels, (n * w_.out_height + h) * line, line);
+      }
       const int64_t top = std::max<int64_t>(0, begin * w_.stride[0] - w_.padding[0]);
       const int64_t bottom = std::min(w_.height, end * w_.stride[0] - w_.padding[0]);
       const bool dense = direct::has_dense_pixels(to);
@@ -345,23 +350,31 @@ class DirectConvolution {
     });
   }
 
-  // target = Σ gᵀ x over `samples` pairs, in the order of `rows`. load(v, cotangents, image) copies those of pair v: rows
-  // of pixels, and what `pad` makes of x. The parts that are added at last do not depend on the number of threads.
+  // target = Σ gᵀ x over `samples` pairs, in the order of `rows`. load(v, cotangents, image, sums) copies those of pair v:
+  // rows of pixels, and what `pad` makes of x; unless `sums` is null it adds to them what `bias` is to have, one number a
+  // channel (nullptr: nothing). The parts that are added at last do not depend on the number of threads.
   template <class Load>
-  void weight_gradient(int64_t samples, const Load& load, T* target) const {
+  void weight_gradient(int64_t samples, const Load& load, T* target, T* bias) const {
     const int64_t size = w_.out_channels * depth_;
     const int64_t count = std::clamp<int64_t>(direct::kPartElements / size, 2, direct::kMaxParts);
     const Blocks parts(samples, (samples + count - 1) / count, 1);
     T* others = thread_memory<direct::Parts, T>((parts.count() - 1) * size);
+    std::vector<double> sums(bias == nullptr ? 0 : parts.count() * w_.out_channels);
     const auto part = [&](int64_t i) { return i == 0 ? target : others + (i - 1) * size; };
     const int64_t shares = std::clamp<int64_t>(num_threads() / parts.count(), 1, w_.out_channels / 16 + 1);
     const Blocks channels(w_.out_channels, (w_.out_channels + shares - 1) / shares, small::kRows);
     parallel_for(parts.count() * channels.count(), 1, [&](int64_t b, int64_t e) {
       for (int64_t task = b; task < e; ++task) {
         const int64_t i = task % parts.count(), share = task / parts.count();
-        add_samples(parts.begin(i), parts.end(i), load, channels.begin(share), channels.end(share), part(i));
+        double* own = bias == nullptr || share > 0 ? nullptr : sums.data() + i * w_.out_channels;
+        add_samples(parts.begin(i), parts.end(i), load, channels.begin(share), channels.end(share), part(i), own);
       }
     });
+    for (int64_t o = 0; bias != nullptr && o < w_.out_channels; ++o) {
+      double total = 0;
+      for (int64_t i = 0; i < parts.count(); ++i) total += sums[i * w_.out_channels + o];
+      bias[o] = static_cast<T>(total);
+    }
     if (parts.count() == 1) return;
     const Blocks elements(size, 4096, 1);
     parallel_blocks(elements, [&](int64_t, int64_t begin, int64_t end) {
@@ -383,7 +396,8 @@ class DirectConvolution {
 
   // Rows [first, last) of the products of samples [begin, end), few enough at a time to stay in the cache for all tiles.
   template <class Load>
-  void add_samples(int64_t begin, int64_t end, const Load& load, int64_t first, int64_t last, T* target) const {
+  void add_samples(int64_t begin, int64_t end, const Load& load, int64_t first, int64_t last, T* target,
+                   double* sums) const {
     const direct::Runs runs = runs_of(row());
     const int64_t wide = direct::kWide<T>, pixels = w_.out_height * w_.out_width, image = image_size();
     const int64_t rows = pixels * w_.out_channels;
@@ -395,7 +409,7 @@ class DirectConvolution {
     for (int64_t s = begin; s < end; s += few) {
       m.samples = std::min(few, end - s);
       m.add = s > begin;
-      for (int64_t i = 0; i < m.samples; ++i) load(s + i, cotangents + i * rows, images + i * image);
+      for (int64_t i = 0; i < m.samples; ++i) load(s + i, cotangents + i * rows, images + i * image, sums);
       for (size_t run = 0; run < runs.offsets.size(); ++run) {
         for (int64_t c = 0; c < runs.length; c += wide) {
           const int64_t width = std::min(wide, runs.length - c), from = runs.offsets[run] + c;

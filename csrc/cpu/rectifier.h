@@ -51,5 +51,17 @@ void gate_run(T* values, int64_t count, T slope, const uint8_t* bits) {
   });
 }
 
+// The mask that gates a tensor as it is read; by default none does.
+template <class T>
+struct Gate {
+  const uint8_t* bits = nullptr;  // in the tensor's memory order
+  T slope = 0;
+
+  // Gates so many elements from `place` on, a multiple of 8.
+  void apply(T* values, int64_t place, int64_t count) const {
+    if (bits != nullptr) gate_run(values, count, slope, bits + place / 8);
+  }
+};
+
 }  // namespace
 }  // namespace datagrad

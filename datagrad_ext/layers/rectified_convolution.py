@@ -1,9 +1,10 @@
 """A convolution and the rectifier behind it as one layer; small ones run each sweep in one op.
 
-    vjp  wᵀ * m g      jvp  m (w * t)      w̄ = wgrad(m ζ, x) + Σ wgrad(δ, t)      b̄ = Σ m ζ
+    vjp  wᵀ * m g      jvp  m (w * t)      w̄ = wgrad(m ζ, x) + Σ wgrad(m g, t)      b̄ = Σ m ζ
 
-with the mask m of y = f(w * x + b); the record of sweep 2 is δ = m g. Which convolutions are small `few.py` says; others
-run as the two layers that they are. A fusion pass makes the layer, after the bias has moved to the rectifier.
+with the mask m of y = f(w * x + b), which products apply as they read a cotangent and write a tangent. Which convolutions
+are small says `few.py`; others run as the two layers that they are. A fusion pass makes the layer, after the bias has
+moved to the rectifier.
 """
 
 from __future__ import annotations
@@ -84,8 +85,7 @@ class _Together(_Parts):
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         *gate, geometry = saved
-        x_bar, delta = _vjp(g, *gate, *geometry)
-        return (x_bar,), delta
+        return (_vjp(g, *gate, *geometry),), g
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         *gate, geometry = saved
@@ -125,8 +125,8 @@ class _Together(_Parts):
         want_weight = want_weight and (zeta is not None or len(pairs) > 0)
         if not (want_x or want_weight or want_bias):
             return (None,), sums
-        deltas, tangents = [delta for delta, _ in pairs], [t for _, (t,) in pairs]
-        found = iter(_reverse(zeta, *gate, deltas, tangents, *geometry, want_x, want_weight, want_bias))
+        cotangents, tangents = [g for g, _ in pairs], [t for _, (t,) in pairs]
+        found = iter(_reverse(zeta, *gate, cotangents, tangents, *geometry, want_x, want_weight, want_bias))
         x_bar, *bars = [next(found) if want else None for want in (want_x, want_weight, want_bias)]
         return (x_bar,), tuple(map(added, sums, bars))
 

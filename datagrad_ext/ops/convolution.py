@@ -3,9 +3,9 @@
     convolution_forward        w * x + b (and w * t, without a bias)
     convolution_reverse        x̄ = vjp(ζ), w̄ = wgrad(ζ, x) + Σ wgrad(δ, t), each if wanted
     convolution_relu_forward   f(w * x + b) and the bits of its mask, f a ReLU (slope 0) or LeakyReLU
-    convolution_relu_vjp       δ = g behind the gate, and vjp(δ)
+    convolution_relu_vjp       vjp of g behind the gate
     convolution_relu_jvp       w * t behind the gate
-    convolution_relu_reverse   convolution_reverse of ζ behind the gate, and its sum b̄; the δ are behind it already
+    convolution_relu_reverse   convolution_reverse of ζ and δ behind the gate, and the sum b̄ of the former
 
 Letters: x (N, C, H, W), w (C', C, kh, kw), b (C',); ζ, δ cotangents of y, t tangents of x. float32 and float64. Results
 have the layout of what they belong to: y and x̄ that of x, w̄ that of w.
@@ -106,13 +106,12 @@ def convolution_relu_forward(
     return activation.relu_forward(convolution_forward(x, weight, bias, stride, padding, dilation), None, 1, slope)
 
 
-@op(f"convolution_relu_vjp(Tensor g, {_GATE}, {_GEOMETRY}) -> (Tensor x_bar, Tensor delta)")
+@op(f"convolution_relu_vjp(Tensor g, {_GATE}, {_GEOMETRY}) -> Tensor")
 def convolution_relu_vjp(
     g: Tensor, bits: Tensor, slope: float, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any
-) -> tuple[Tensor, Tensor]:
-    """x̄, and δ in the layout of y; x gives its shape and layout."""
-    delta = activation.relu_gate(g, bits, slope, is_channels_last(x))
-    return convolution_reverse(delta, x, [], [], weight, stride, padding, dilation, True, False)[0], delta
+) -> Tensor:
+    """x̄; x gives its shape and layout."""
+    return convolution_relu_reverse(g, bits, slope, x, weight, [], [], stride, padding, dilation, True, False, False)[0]
 
 
 @op(f"convolution_relu_jvp(Tensor t, {_GATE}, {_GEOMETRY}) -> Tensor")
@@ -146,10 +145,14 @@ def convolution_relu_reverse(
     want_bias: bool,
 ) -> list[Tensor]:
     """[x̄, w̄, b̄], those that are wanted."""
-    require(zeta is not None or not want_bias, "convolution_relu_reverse: the gradient of the bias needs zeta")
-    b_bar = None
+    name, channels_last, b_bar = "convolution_relu_reverse", is_channels_last(x), None
+    out = _check(name, x, weight, stride, padding, dilation)
+    require(zeta is not None or not want_bias, f"{name}: the gradient of the bias needs zeta")
+    for g in [*cotangents, *([] if zeta is None else [zeta])]:
+        require_shape(name, "every cotangent", g, out)
     if zeta is not None:
-        zeta, b_bar = activation.relu_reverse(zeta, bits, slope, is_channels_last(x), 1)
+        zeta, b_bar = activation.relu_reverse(zeta, bits, slope, channels_last, 1)
+    cotangents = [activation.relu_gate(delta, bits, slope, channels_last) for delta in cotangents]
     numbers = (stride, padding, dilation)
     found = convolution_reverse(zeta, x, cotangents, tangents, weight, *numbers, want_x, want_weight)
     return [*found, b_bar] if want_bias and b_bar is not None else found
