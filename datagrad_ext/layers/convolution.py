@@ -5,7 +5,7 @@
 PyTorch poses the weight gradient of its double backward as a forward convolution whose kernel is a whole output map.
 The same number comes from an ordinary weight gradient of (δ, t), which is what `param_vjp` asks for. The products are
 the vendor library's (`aten::convolution`, `aten::convolution_backward` with exact output masks); groups are native.
-Where there are few output pixels or input channels they are the project's own (`few.py` says where and why).
+Small ones are the project's own (`few.py` says where and why).
 """
 
 from __future__ import annotations

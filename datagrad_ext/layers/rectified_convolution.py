@@ -2,9 +2,9 @@
 
     vjp  wᵀ * m g      jvp  m (w * t)      w̄ = wgrad(m ζ, x) + Σ wgrad(m g, t)      b̄ = Σ m ζ
 
-with the mask m of y = f(w * x + b), which products apply as they read a cotangent and write a tangent. Which convolutions
-are small says `few.py`; others run as the two layers that they are. A fusion pass makes the layer, after the bias has
-moved to the rectifier.
+with the mask m of y = f(w * x + b), which products apply as they read a cotangent and write a tangent. Which
+convolutions are small says `few.py`; others run as the two layers that they are. A fusion pass makes the layer, after
+the bias has moved to the rectifier.
 """
 
 from __future__ import annotations
