@@ -211,6 +211,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     (dict(x=torch.zeros(2, 3, 5)), "do not fit, got .2, 3, 5. and .4, 3, 3, 3."),
     (dict(x=torch.zeros(2, 5, 5, 5)), "do not fit"),
     (dict(weight=torch.zeros(_W, dtype=torch.float64)), "weight must have x's dtype float32, got float64"),
+    (dict(x=torch.zeros(2, 0, 5, 5), weight=torch.zeros(4, 0, 3, 3)), "needs channels, got .4, 0, 3, 3."),
+    (dict(weight=torch.zeros(0, 3, 3, 3)), "needs channels, got .0, 3, 3, 3."),
     (dict(stride=[1]), "stride must be 2 numbers, got 1"),
     (dict(stride=[0, 1]), "stride and dilation must be positive"),
     (dict(dilation=[3, 1]), "does not fit into the padded input"),

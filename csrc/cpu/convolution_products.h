@@ -65,6 +65,37 @@ class Convolution {
     }
   }
 
+  // Whether the products for such a window read the image where it lies, and add up the bias gradient on the way.
+  static bool is_direct(const Window& w) { return w.batch * w.out_height * w.out_width >= w.out_channels; }
+
+  // x̄ of g behind the gate.
+  void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) {
+    if (is_direct_ && w_.channels > kFewChannels) {
+      direct().vjp(g, gate, x_bar);
+    } else {
+      vjp_by_patches(g, gate, x_bar);
+    }
+  }
+
+  // w̄ = Σ gᵀ patches(x) over all pairs, each g behind the gate; of direct products also the sum of the last g over all
+  // pixels.
+  void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate,
+                       const Tensor& weight_bar, T* bias_bar) {
+    T* dense = mutable_data<T>(weight_bar);
+    T* target = reorders_ ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
+    if (gs.empty() || w_.batch == 0) {
+      std::fill_n(target, w_.out_channels * depth_, T(0));
+    } else if (is_direct_) {
+      weight_gradient_directly(gs, xs, gate, target, bias_bar);
+    } else {
+      weight_gradient_by_patches(gs, xs, gate, target);
+    }
+    if (reorders_) {
+      for_each_filter([&](int64_t o) { small::transpose(target + o * depth_, area(), w_.channels, dense + o * depth_); });
+    }
+  }
+
+ private:
   void forward_by_patches(const Tensor& x, const T* bias, const Tensor& y) {
     const T* weight = weight_rows();
     const Image at(y);
@@ -87,12 +118,7 @@ class Convolution {
     }
   }
 
-  // Whether the products for such a window read the image where it lies, and add up the bias gradient on the way.
-  static bool is_direct(const Window& w) { return w.batch * w.out_height * w.out_width >= w.out_channels; }
-
-  // x̄ of g behind the gate.
-  void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) {
-    if (is_direct_ && w_.channels > kFewChannels) return direct().vjp(g, gate, x_bar);
+  void vjp_by_patches(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) {
     const T* weight = weight_rows();
     const Image at(x_bar);
     for (int64_t n = 0; n < w_.batch; n += group_) {
@@ -119,28 +145,27 @@ class Convolution {
     }
   }
 
-  // w̄ = Σ gᵀ patches(x) over all pairs, each g behind the gate; of direct products also the sum of the last g over all pixels.
-  void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate,
-                       const Tensor& weight_bar, T* bias_bar) {
-    T* dense = mutable_data<T>(weight_bar);
-    T* target = reorders_ ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
+  void weight_gradient_directly(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate,
+                                T* target, T* bias_bar) {
     const int64_t all = static_cast<int64_t>(gs.size()) * w_.batch;
-    if (all == 0) std::fill_n(target, w_.out_channels * depth_, T(0));
-    if (is_direct_ && all > 0) {
-      const DirectConvolution<T> products = direct();
-      const int64_t last = all - w_.batch;
-      const auto load = [&](int64_t v, T* cotangents, T* image, double* sums) {
-        const int64_t n = v % w_.batch;
-        const Tensor &g = gs[v / w_.batch], &x = xs[v / w_.batch];
-        const Image from(g), at(x);
-        pack_sample(data<T>(g) + n * from.n, from, cotangents);
-        gate.apply(cotangents, n * pixels_ * w_.out_channels, pixels_ * w_.out_channels);
-        if (sums != nullptr && v >= last) add_pixels(cotangents, sums);
-        products.pad(data<T>(x) + n * at.n, at, image);
-      };
-      products.weight_gradient(all, load, target, bias_bar);
-    }
-    for (int64_t v = 0; v < all && !is_direct_; v += group_) {
+    const DirectConvolution<T> products = direct();
+    const int64_t last = all - w_.batch;
+    const auto load = [&](int64_t v, T* cotangents, T* image, double* sums) {
+      const int64_t n = v % w_.batch;
+      const Tensor &g = gs[v / w_.batch], &x = xs[v / w_.batch];
+      const Image from(g), at(x);
+      pack_sample(data<T>(g) + n * from.n, from, cotangents);
+      gate.apply(cotangents, n * pixels_ * w_.out_channels, pixels_ * w_.out_channels);
+      if (sums != nullptr && v >= last) add_pixels(cotangents, sums);
+      products.pad(data<T>(x) + n * at.n, at, image);
+    };
+    products.weight_gradient(all, load, target, bias_bar);
+  }
+
+  void weight_gradient_by_patches(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate,
+                                  T* target) {
+    const int64_t all = static_cast<int64_t>(gs.size()) * w_.batch;
+    for (int64_t v = 0; v < all; v += group_) {
       const int64_t samples = std::min(group_, all - v), count = samples * pixels_;
       const T* cotangents = pack(pieces(gs, v, samples), samples, gate);
       const T* patches = gather(pieces(xs, v, samples), samples);
@@ -154,13 +179,9 @@ class Convolution {
         }
       });
     }
-    if (reorders_) {
-      for_each_filter([&](int64_t o) { small::transpose(target + o * depth_, area(), w_.channels, dense + o * depth_); });
-    }
   }
 
- private:
-  DirectConvolution<T> direct() const { return {w_, direct_rows(), depth_}; }
+  DirectConvolution<T> direct() const { return {w_, direct_rows()}; }
 
   // The weight as (C', kh, kw, C).
   const T* direct_rows() const {
@@ -174,7 +195,7 @@ class Convolution {
   // Calls f for every output channel; in parallel if the weight is large.
   template <class F>
   void for_each_filter(const F& f) const {
-    parallel_for(w_.out_channels, std::max<int64_t>(1, kSerialElements / depth_), [&](int64_t begin, int64_t end) {
+    parallel_for(w_.out_channels, kSerialElements / depth_ + 1, [&](int64_t begin, int64_t end) {
       for (int64_t o = begin; o < end; ++o) f(o);
     });
   }
@@ -232,7 +253,8 @@ class Convolution {
     return rows;
   }
 
-  // Calls f(s, number in its tensor, sample, its strides) for all samples of the pieces, each of `size` elements; in parallel if that pays.
+  // Calls f(s, number in its tensor, sample, its strides) for all samples of the pieces, each of `size` elements; in
+  // parallel if that pays.
   template <class F>
   static void for_each_sample(const std::vector<Piece>& pieces, int64_t samples, int64_t size, const F& f) {
     const int64_t grain = std::max<int64_t>(1, kSerialElements / std::max<int64_t>(1, size));

@@ -1,28 +1,20 @@
-// Convolutions whose products read the image where it lies, with no matrix of patches. Channels are the fastest dimension
-// of an image, so that what the kernel sees of one of its rows is one run of memory:
-//
-//   y[p, o] = Σ_runs Σ_k image[place(p) + run + k] w[(run, k), o]
-//
-// The gradient of the input is such a product, too: with a stride, one for each residue of the places (`Phase`).
+// The sweeps of one convolution by products of images (cpu/image_products.h). The gradient of the input is such a product, too:
+// with a stride, one for each residue of the places (`Phase`).
 #pragma once
 
 #include <common/parallel.h>
-#include <cpu/patches.h>
+#include <cpu/image_products.h>
 #include <cpu/rectifier.h>
-#include <cpu/small_products.h>
 #include <cpu/thread_memory.h>
-
-#include <numeric>
 
 namespace datagrad {
 namespace {
 namespace direct {
 
-constexpr int64_t kTaskProducts = 1 << 18;  // multiplications of a task
-constexpr int64_t kCached = 1 << 14;        // elements that a core's first caches hold
-constexpr int64_t kTaskPixels = 16;
-constexpr int64_t kLeastDepth = 128;            // pixels that a weight gradient adds up in registers, at least
-constexpr int64_t kPartElements = 1 << 18, kMaxParts = 16;  // sums over some of the samples, added at last
+constexpr int64_t kTaskProducts = 1 << 18, kTaskPixels = 16;  // multiplications and pixels of a task
+constexpr int64_t kCached = 1 << 14;                          // elements that a core's first caches hold
+constexpr int64_t kLeastDepth = 128;                          // pixels that a weight gradient adds up in registers
+constexpr int64_t kPartElements = 1 << 18, kMaxParts = 16;    // sums over some of the samples, added at last
 
 // What the memory of a thread is for.
 struct Band;
@@ -30,131 +22,6 @@ struct Pixels;
 struct Result;
 struct Weights;
 struct Parts;
-
-template <class T>
-constexpr int64_t kWide = 2 * small::kLanes<T>;
-
-// A matrix (depth, columns) in dense panels of kWide columns. What is beyond the last column is zero.
-template <class T>
-struct Panels {
-  const T* data;
-  int64_t depth, columns;
-
-  static int64_t size(int64_t depth, int64_t columns) { return depth * rounded_up(columns, kWide<T>); }
-};
-
-// Runs of memory that an output pixel reads, from its place in the image.
-struct Runs {
-  std::vector<int64_t> offsets;
-  int64_t length = 0;
-};
-
-// out[to[p] + c] = Σ image[from[p] + run + k] matrix[(run, k), c] + bias[c] for `count` pixels p.
-template <class T>
-struct Product {
-  const T* image;
-  const int64_t *from, *to;
-  int64_t count;
-  const Runs& runs;
-  Panels<T> matrix;
-  const T* bias;  // as long as the panels, or nullptr
-  T* out;
-};
-
-template <int R, int V, class T>
-void tile(const Product<T>& m, int64_t column, int64_t first) {
-  using L = small::Lanes<T>;
-  constexpr int64_t n = L::kCount;
-  small::Tile<R, V, T> t;
-  t.clear();
-  const T* panel = m.matrix.data + column * m.matrix.depth;
-  for (const int64_t run : m.runs.offsets) {
-    const T* a[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) a[r] = m.image + m.from[first + r] + run;
-    t.add([&](int r, int64_t k) { return a[r][k]; }, panel, kWide<T>, m.runs.length);
-    panel += m.runs.length * kWide<T>;
-  }
-  const int64_t width = m.matrix.columns - column;
-#pragma GCC unroll 16
-  for (int i = 0; i < R * V; ++i) {
-    const int64_t c = i % V * n;
-    if (m.bias != nullptr) t.sum[i] += L::load(m.bias + column + c);
-    T* out = m.out + m.to[first + i / V] + column + c;
-    if (width >= c + n) {
-      L::store(t.sum[i], out);
-    } else {
-      T last[n];
-      L::store(t.sum[i], last);
-      std::copy_n(last, width - c, out);
-    }
-  }
-}
-
-template <int V, class T, int... I>
-void tiles(const Product<T>& m, int64_t column, std::integer_sequence<int, I...>) {
-  using Run = void (*)(const Product<T>&, int64_t, int64_t);
-  static constexpr Run of_rows[] = {tile<I + 1, V, T>...};
-  const int64_t count = (m.count + small::kRows - 1) / small::kRows;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t begin = m.count * i / count, end = m.count * (i + 1) / count;
-    of_rows[end - begin - 1](m, column, begin);
-  }
-}
-
-template <class T>
-void multiply(const Product<T>& m) {
-  for (int64_t c = 0; c < m.matrix.columns; c += kWide<T>) {
-    if (m.matrix.columns - c > small::kLanes<T>) {
-      tiles<2>(m, c, small::kHeights);
-    } else {
-      tiles<1>(m, c, small::kHeights);
-    }
-  }
-}
-
-// A sample's rows [begin, end) with zeros around it, `left` of them (pixels) before a row of `padded`.
-template <class T>
-void copy_rows(const T* x, const Image& at, int64_t channels, int64_t height, int64_t width, int64_t begin, int64_t end,
-               int64_t left, int64_t padded, T* image) {
-  for (int64_t h = begin; h < end; ++h, image += padded * channels) {
-    if (h < 0 || h >= height) {
-      std::fill_n(image, padded * channels, T(0));
-      continue;
-    }
-    const T* row = x + h * at.h;
-    T* inside = image + left * channels;
-    std::fill(image, inside, T(0));
-    std::fill(inside + width * channels, image + padded * channels, T(0));
-    if (at.c == 1 && at.w == channels) {
-      std::copy_n(row, width * channels, inside);
-    } else if (at.w == 1) {
-      small::transpose(row, at.c, channels, width, inside, channels);
-    } else {
-      for (int64_t w = 0; w < width; ++w) {
-        for (int64_t c = 0; c < channels; ++c) *inside++ = row[w * at.w + c * at.c];
-      }
-    }
-  }
-}
-
-// The inverse for whole rows without zeros: `rows` rows of pixels to where a tensor has them.
-template <class T>
-void put_rows(const T* rows, int64_t channels, int64_t begin, int64_t end, int64_t width, T* x, const Image& at) {
-  for (int64_t h = begin; h < end; ++h, rows += width * channels) {
-    T* row = x + h * at.h;
-    if (at.w == 1) {
-      small::transpose(rows, channels, width, channels, row, at.c);
-    } else {
-      for (int64_t w = 0; w < width; ++w) {
-        for (int64_t c = 0; c < channels; ++c) row[w * at.w + c * at.c] = rows[w * channels + c];
-      }
-    }
-  }
-}
-
-// Whether a tensor's pixels are dense rows of channels, which products may write.
-inline bool has_dense_pixels(const Image& at) { return at.c == 1; }
 
 // Along one dimension: the places h of the input with (h + padding) mod stride = residue, h + padding = stride q + residue for
 // q in [begin, end), and the taps of the kernel that touch them, from last to first. Tap i meets the output at q − shift[i].
@@ -198,50 +65,27 @@ struct PhasePair {
   int64_t depth() const { return static_cast<int64_t>(runs.offsets.size()) * runs.length; }
 };
 
-// target[o, (run, k)] = Σ_pixels cotangents[p, o] images[place(p) + run + k], or += that.
-template <class T>
-struct Gradient {
-  const T *cotangents, *images;  // samples one after the other: rows of pixels, and padded images
-  int64_t samples, out_channels, out_height, out_width;
-  int64_t image_size, row, step;  // from one sample, row and pixel of the output to the next
-  T* target;
-  int64_t depth;
-  bool add;
-};
+// The places of x̄ by phases, q in [first, last) for its rows, and the rows of padded cotangents that they read: from q − reach
+// to q, `row` elements each, with `left` pixels of zeros before the first.
+struct Phases {
+  std::vector<Phase> rows, columns;
+  int64_t reach, first, last, left, width, row;
+  std::vector<PhasePair> pairs;
 
-template <int R, int V, class T>
-void gradient_tile(const Gradient<T>& m, int64_t channel, const T* images, int64_t place, int64_t width) {
-  small::Tile<R, V, T> t;
-  t.clear();
-  const T* cotangents = m.cotangents + channel;
-  for (int64_t s = 0; s < m.samples; ++s, images += m.image_size) {
-    for (int64_t h = 0; h < m.out_height; ++h) {
-      t.add([&](int r, int64_t k) { return cotangents[k * m.out_channels + r]; }, images + h * m.row, m.step,
-            m.out_width);
-      cotangents += m.out_width * m.out_channels;
+  explicit Phases(const Window& w)
+      : rows(Phase::all(w.height, w.kernel[0], w.stride[0], w.padding[0], w.dilation[0])),
+        columns(Phase::all(w.width, w.kernel[1], w.stride[1], w.padding[1], w.dilation[1])),
+        reach(w.dilation[0] * (w.kernel[0] - 1) / w.stride[0]),
+        first(w.padding[0] / w.stride[0]),
+        last((w.padding[0] + w.height - 1) / w.stride[0] + 1),
+        left(std::max<int64_t>(0, w.dilation[1] * (w.kernel[1] - 1) / w.stride[1] - w.padding[1] / w.stride[1])),
+        width(left + std::max(w.out_width, (w.padding[1] + w.width - 1) / w.stride[1] + 1)),
+        row(width * w.out_channels) {
+    for (const Phase& h : rows) {
+      for (const Phase& v : columns) pairs.emplace_back(h, v, row, w.out_channels);
     }
   }
-  T* out = m.target + channel * m.depth + place;
-  const T* plus = m.add ? out : nullptr;
-  if (width >= V * small::kLanes<T>) {
-    t.store(out, m.depth, plus, m.depth);
-  } else {
-    t.store_part(out, m.depth, plus, m.depth, width);
-  }
-}
-
-// Rows [begin, end) of the target, `width` columns from `place` on, which lie `run` behind a pixel's place in the images.
-template <int V, class T, int... I>
-void gradient_tiles(const Gradient<T>& m, int64_t begin, int64_t end, int64_t run, int64_t place, int64_t width,
-                    std::integer_sequence<int, I...>) {
-  using Run = void (*)(const Gradient<T>&, int64_t, const T*, int64_t, int64_t);
-  static constexpr Run of_rows[] = {gradient_tile<I + 1, V, T>...};
-  const int64_t rows = end - begin, count = (rows + small::kRows - 1) / small::kRows;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t first = rows * i / count, last = rows * (i + 1) / count;
-    of_rows[last - first - 1](m, begin + first, m.images + run, place, width);
-  }
-}
+};
 
 }  // namespace direct
 
@@ -250,8 +94,8 @@ void gradient_tiles(const Gradient<T>& m, int64_t begin, int64_t end, int64_t ru
 template <class T>
 class DirectConvolution {
  public:
-  DirectConvolution(const Window& window, const T* rows, int64_t row_stride)
-      : w_(window), rows_(rows), row_stride_(row_stride), depth_(w_.channels * area()) {}
+  DirectConvolution(const Window& window, const T* rows)
+      : w_(window), rows_(rows), depth_(w_.channels * area()) {}
 
   // y = w * x + b. done(begin, count) is called when so many elements of y, one run of memory in channels_last, are there.
   template <class Done>
@@ -278,7 +122,7 @@ class DirectConvolution {
                         image);
       const int64_t count = (end - begin) * w_.out_width;
       int64_t* places = thread_memory<direct::Pixels, int64_t>(2 * count);
-      const bool dense = direct::has_dense_pixels(to);
+      const bool dense = to.c == 1;
       T* out = dense ? target + n * to.n : thread_memory<direct::Result, T>(count * w_.out_channels);
       int64_t p = 0;
       for (int64_t h = begin; h < end; ++h) {
@@ -293,60 +137,28 @@ class DirectConvolution {
     });
   }
 
+  // x̄ of g behind the gate.
   void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) const {
-    using direct::Phase;
-    const auto rows = Phase::all(w_.height, w_.kernel[0], w_.stride[0], w_.padding[0], w_.dilation[0]);
-    const auto columns = Phase::all(w_.width, w_.kernel[1], w_.stride[1], w_.padding[1], w_.dilation[1]);
-    const auto reach = [&](int d) { return w_.dilation[d] * (w_.kernel[d] - 1) / w_.stride[d]; };
-    const int64_t left = std::max<int64_t>(0, reach(1) - w_.padding[1] / w_.stride[1]);
-    const int64_t right = std::max<int64_t>(0, (w_.padding[1] + w_.width - 1) / w_.stride[1] - w_.out_width + 1);
-    const int64_t padded = left + w_.out_width + right, row = padded * w_.out_channels;
-    std::vector<direct::PhasePair> pairs;
-    for (const Phase& h : rows) {
-      for (const Phase& w : columns) pairs.emplace_back(h, w, row, w_.out_channels);
-    }
-    const std::vector<direct::Panels<T>> matrices = reverse_panels(pairs);
+    const direct::Phases phases(w_);
+    const std::vector<direct::Panels<T>> matrices = reverse_panels(phases.pairs);
     const Image from(g), to(x_bar);
     const T* source = data<T>(g);
     T* target = mutable_data<T>(x_bar);
-    const int64_t first_q = w_.padding[0] / w_.stride[0];
-    const int64_t last_q = (w_.padding[0] + w_.height - 1) / w_.stride[0] + 1;
-    const int64_t width = (w_.width + w_.stride[1] - 1) / w_.stride[1];
-    for_each_band(last_q - first_q, width, w_.out_channels * depth_ * width, [&](int64_t n, int64_t begin, int64_t end) {
-      begin += first_q;
-      end += first_q;
-      const int64_t first = begin - reach(0);
-      T* image = thread_memory<direct::Band, T>((end - first) * row);
-      direct::copy_rows(source + n * from.n, from, w_.out_channels, w_.out_height, w_.out_width, first, end, left,
-                        padded, image);
-      const int64_t line = w_.out_width * w_.out_channels;
-      for (int64_t h = std::max<int64_t>(0, first); h < std::min(end, w_.out_height); ++h) {
-        gate.apply(image + (h - first) * row + left * w_.out_channels, (n * w_.out_height + h) * line, line);
-      }
+    const int64_t width = (w_.width + w_.stride[1] - 1) / w_.stride[1], work = w_.out_channels * depth_ * width;
+    for_each_band(phases.last - phases.first, width, work, [&](int64_t n, int64_t begin, int64_t end) {
+      begin += phases.first;
+      end += phases.first;
+      const T* image = cotangent_band(phases, source + n * from.n, from, gate, n, begin, end);
       const int64_t top = std::max<int64_t>(0, begin * w_.stride[0] - w_.padding[0]);
       const int64_t bottom = std::min(w_.height, end * w_.stride[0] - w_.padding[0]);
-      const bool dense = direct::has_dense_pixels(to);
-      T* out = dense ? target + n * to.n : thread_memory<direct::Result, T>((bottom - top) * w_.width * w_.channels);
-      const auto place = [&](int64_t h, int64_t w) {
-        return dense ? h * to.h + w * to.w : ((h - top) * w_.width + w) * w_.channels;
-      };
-      for (size_t i = 0; i < pairs.size(); ++i) {
-        const Phase &h = *pairs[i].h, &w = *pairs[i].w;
-        const int64_t q_begin = std::max(begin, h.begin), q_end = std::min(end, h.end);
-        const int64_t count = std::max<int64_t>(0, q_end - q_begin) * std::max<int64_t>(0, w.end - w.begin);
-        int64_t* places = thread_memory<direct::Pixels, int64_t>(2 * count);
-        int64_t p = 0;
-        for (int64_t q = q_begin; q < q_end; ++q) {
-          for (int64_t v = w.begin; v < w.end; ++v, ++p) {
-            places[p] = (q - first) * row + (v + left) * w_.out_channels;
-            places[count + p] = place(q * w_.stride[0] + h.residue - w_.padding[0],
-                                      v * w_.stride[1] + w.residue - w_.padding[1]);
-          }
-        }
-        direct::multiply(
-            direct::Product<T>{image, places, places + count, count, pairs[i].runs, matrices[i], nullptr, out});
+      if (to.c == 1) {
+        vjp_band(phases, matrices, image, begin, end, {target + n * to.n, to.h, to.w, 0});
+      } else {
+        const int64_t row = w_.width * w_.channels;
+        T* out = thread_memory<direct::Result, T>((bottom - top) * row);
+        vjp_band(phases, matrices, image, begin, end, {out, row, w_.channels, top});
+        direct::put_rows(out, w_.channels, top, bottom, w_.width, target + n * to.n, to);
       }
-      if (!dense) direct::put_rows(out, w_.channels, top, bottom, w_.width, target + n * to.n, to);
     });
   }
 
@@ -427,6 +239,45 @@ class DirectConvolution {
   // From one row of a padded image to the next.
   int64_t row() const { return (w_.width + 2 * w_.padding[1]) * w_.channels; }
 
+  // Where pixels are written, their channels together: from the row `top` of the tensor on.
+  struct Target {
+    T* data;
+    int64_t h, w, top;
+  };
+
+  // The rows of cotangents of sample n, behind the gate, that places q in [begin, end) read.
+  const T* cotangent_band(const direct::Phases& phases, const T* g, const Image& at, const Gate<T>& gate, int64_t n,
+                          int64_t begin, int64_t end) const {
+    const int64_t first = begin - phases.reach, line = w_.out_width * w_.out_channels;
+    T* image = thread_memory<direct::Band, T>((end - first) * phases.row);
+    direct::copy_rows(g, at, w_.out_channels, w_.out_height, w_.out_width, first, end, phases.left, phases.width, image);
+    for (int64_t h = std::max<int64_t>(0, first); h < std::min(end, w_.out_height); ++h) {
+      T* row = image + (h - first) * phases.row + phases.left * w_.out_channels;
+      gate.apply(row, (n * w_.out_height + h) * line, line);
+    }
+    return image;
+  }
+
+  void vjp_band(const direct::Phases& phases, const std::vector<direct::Panels<T>>& matrices, const T* image,
+                int64_t begin, int64_t end, const Target& to) const {
+    for (size_t i = 0; i < phases.pairs.size(); ++i) {
+      const direct::Phase &h = *phases.pairs[i].h, &w = *phases.pairs[i].w;
+      const int64_t q_begin = std::max(begin, h.begin), q_end = std::min(end, h.end);
+      const int64_t count = std::max<int64_t>(0, q_end - q_begin) * std::max<int64_t>(0, w.end - w.begin);
+      int64_t* places = thread_memory<direct::Pixels, int64_t>(2 * count);
+      int64_t p = 0;
+      for (int64_t q = q_begin; q < q_end; ++q) {
+        const int64_t y = q * w_.stride[0] + h.residue - w_.padding[0] - to.top;
+        for (int64_t v = w.begin; v < w.end; ++v, ++p) {
+          places[p] = (q - begin + phases.reach) * phases.row + (v + phases.left) * w_.out_channels;
+          places[count + p] = y * to.h + (v * w_.stride[1] + w.residue - w_.padding[1]) * to.w;
+        }
+      }
+      direct::multiply(direct::Product<T>{image, places, places + count, count, phases.pairs[i].runs, matrices[i], nullptr,
+                                          to.data});
+    }
+  }
+
   // Calls f(sample, begin, end) for bands of `rows` rows, each of `width` pixels and `work` multiplications; in parallel.
   template <class F>
   void for_each_band(int64_t rows, int64_t width, int64_t work, const F& f) const {
@@ -462,7 +313,7 @@ class DirectConvolution {
         const int64_t first = panels.begin(i), count = panels.end(i) - first;
         T* panel = memory + first * depth_;
         if (count < wide) std::fill_n(panel, depth_ * wide, T(0));
-        small::transpose(rows_ + first * row_stride_, row_stride_, count, depth_, panel, wide);
+        small::transpose(rows_ + first * depth_, depth_, count, depth_, panel, wide);
       }
     });
     return {memory, depth_, w_.out_channels};
@@ -497,7 +348,7 @@ class DirectConvolution {
       for (const int64_t j : pair.w->taps) {
         const T* from = rows_ + (i * w_.kernel[1] + j) * w_.channels + first;
         for (int64_t o = 0; o < w_.out_channels; ++o, panel += wide) {
-          std::fill(std::copy_n(from + o * row_stride_, count, panel), panel + wide, T(0));
+          std::fill(std::copy_n(from + o * depth_, count, panel), panel + wide, T(0));
         }
       }
     }
@@ -507,7 +358,7 @@ class DirectConvolution {
 
   Window w_;
   const T* rows_;
-  int64_t row_stride_, depth_;
+  int64_t depth_;
 };
 
 }  // namespace

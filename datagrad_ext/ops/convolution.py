@@ -169,6 +169,7 @@ def _check(name: str, x: Tensor, weight: Tensor, stride: Any, padding: Any, dila
         x.dim() == 4 and weight.dim() == 4 and x.shape[1] == weight.shape[1],
         f"{name}: x (N, C, H, W) and weight (C', C, kh, kw) do not fit, got {list(x.shape)} and {list(weight.shape)}",
     )
+    require(0 not in weight.shape[:2], f"{name}: weight (C', C, kh, kw) needs channels, got {list(weight.shape)}")
     sizes = []
     for what, numbers in (("stride", stride), ("padding", padding), ("dilation", dilation)):
         require(len(numbers) == 2, f"{name}: {what} must be 2 numbers, got {len(numbers)}")
