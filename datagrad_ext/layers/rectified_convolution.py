@@ -45,7 +45,7 @@ class _Parts(Layer):
 class RectifiedConvolution(_Parts):
     """In one op a sweep, or in turn: as the shapes of the call say."""
 
-    ops = ("convolution_relu_forward", "convolution_relu_vjp", "convolution_relu_jvp", "convolution_relu_reverse")
+    ops = Rectifier.ops  # those of the layers in turn: small ones run together only where the kernels are
 
     def __init__(self, convolution: Convolution, rectifier: Rectifier) -> None:
         super().__init__(convolution, rectifier)
