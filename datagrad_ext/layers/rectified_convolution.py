@@ -75,21 +75,21 @@ class RectifiedConvolution(_Parts):
 
 
 class _Together(_Parts):
-    """The project's own products, with the rectifier in their passes."""
+    """The project's own products, with the rectifier in their passes. Saves bits, slope, x, and the geometry."""
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x, (weight, *bias) = inputs[0], params
         geometry, slope = self._convolution.window(weight), self._rectifier.slope
         y, bits = _forward(x, weight, bias[0] if bias else None, slope, *geometry)
-        return y, (bits, slope, x, weight, geometry)
+        return y, (bits, slope, x, geometry)
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         *gate, geometry = saved
-        return (_vjp(g, *gate, *geometry),), g
+        return (_vjp(g, *gate, params[0], *geometry),), g
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         *gate, geometry = saved
-        return _jvp(tangents[0], *gate, *geometry)
+        return _jvp(tangents[0], *gate, params[0], *geometry)
 
     def data_jvp(
         self,
@@ -126,8 +126,9 @@ class _Together(_Parts):
         if not (want_x or want_weight or want_bias):
             return (None,), sums
         cotangents, tangents = [g for g, _ in pairs], [t for _, (t,) in pairs]
-        found = iter(_reverse(zeta, *gate, cotangents, tangents, *geometry, want_x, want_weight, want_bias))
-        x_bar, *bars = [next(found) if want else None for want in (want_x, want_weight, want_bias)]
+        wants = want_x, want_weight, want_bias
+        found = iter(_reverse(zeta, *gate, params[0], cotangents, tangents, *geometry, *wants))
+        x_bar, *bars = [next(found) if want else None for want in wants]
         return (x_bar,), tuple(map(added, sums, bars))
 
 
