@@ -129,35 +129,38 @@ def test_transposed_convolution(device: str, case: tuple[nn.Module, tuple[int, .
 
 
 @pytest.mark.parametrize(
-    ("shape", "weight", "options", "expected"),
+    ("shape", "weight", "options", "alone", "rectified"),
     [
-        ((1, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), Few.PIXELS),
-        ((8, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), Few.PIXELS),
-        ((9, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), None),
-        ((1, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), Few.PIXELS),
-        ((2, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), None),
-        ((4, 32, 16, 16), (64, 32, 4, 4), dict(stride=2, padding=1), Few.PIXELS),
-        ((5, 32, 16, 16), (64, 32, 4, 4), dict(stride=2, padding=1), None),
-        ((1, 16, 32, 32), (32, 16, 1, 1), dict(stride=2), None),
-        ((32, 3, 32, 32), (32, 3, 4, 4), dict(stride=2, padding=1), Few.CHANNELS),
-        ((32, 3, 32, 32), (32, 3, 3, 3), dict(padding=1), None),
-        ((1, 64, 8, 8), (128, 32, 4, 4), dict(groups=2), None),
-        ((0, 64, 8, 8), (128, 64, 4, 4), {}, None),
+        ((1, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), Few.PIXELS, Few.PIXELS),
+        ((8, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), Few.PIXELS, Few.PIXELS),
+        ((9, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), None, Few.PIXELS),
+        ((7, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), Few.PIXELS, Few.PIXELS),
+        ((8, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), None, Few.PIXELS),
+        ((64, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), None, None),
+        ((1, 16, 32, 32), (32, 16, 1, 1), dict(stride=2), None, None),
+        ((32, 3, 32, 32), (32, 3, 4, 4), dict(stride=2, padding=1), Few.PIXELS, Few.PIXELS),
+        ((64, 3, 64, 64), (64, 3, 4, 4), dict(stride=2, padding=1), Few.CHANNELS, Few.CHANNELS),
+        ((64, 3, 64, 64), (64, 3, 3, 3), dict(padding=1), None, None),
+        ((1, 64, 8, 8), (128, 32, 4, 4), dict(groups=2), None, None),
+        ((0, 64, 8, 8), (128, 64, 4, 4), {}, None, None),
     ],
 )
-def test_which_products_are_own(shape: tuple, weight: tuple, options: dict, expected: Few | None) -> None:
+def test_which_products_are_own(
+    shape: tuple, weight: tuple, options: dict, alone: Few | None, rectified: Few | None
+) -> None:
     assert_native("convolution_forward", "cpu")
     layer = Convolution(2, **dict(stride=1, padding=0, dilation=1, groups=1) | options)
-    for dtype, few in ((torch.float32, expected), (torch.float64, expected), (torch.bfloat16, None)):
-        x, w = torch.zeros(shape, dtype=dtype), torch.zeros(weight, dtype=dtype)
-        assert layer.forward((x,), (w,))[1][-1] is few
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        x, w = torch.empty(shape, dtype=dtype), torch.empty(weight, dtype=dtype)
+        expected = (None, None) if dtype == torch.bfloat16 else (alone, rectified)
+        assert (layer.few(x, w), layer.few(x, w, rectified=True)) == expected
 
 
 def test_a_weight_follows_its_input_into_channels_last_once() -> None:
     """float32, where the vendor's convolutions read channels_last: one copy a forward, the same gradients."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(8, 9, 3), nn.ReLU(), nn.Conv2d(9, 8, 1), nn.Softplus(), nn.Conv2d(8, 7, 3))
-    exact, x = copy.deepcopy(model).double(), data(24, 8, 30, 30)
+    model = nn.Sequential(nn.Conv2d(24, 25, 3), nn.Tanh(), nn.Conv2d(25, 8, 1), nn.Softplus(), nn.Conv2d(8, 7, 3))
+    exact, x = copy.deepcopy(model).double(), data(24, 24, 30, 30)
     _step(exact, x.clone().requires_grad_())
     fast = datagrad_ext.accelerate(model)
     x = x.float().contiguous(memory_format=torch.channels_last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,17 @@ def conv_3d() -> nn.Module:
             nn.Conv3d(2, 4, 2, groups=2), nn.BatchNorm3d(4), nn.Softplus(), nn.Flatten(), nn.Linear(48, 5)
         )
     )
+
+
+def conv_rectified() -> nn.Module:
+    """The last rectifier is not alone with its convolution's value."""
+
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = m.last(F.leaky_relu(m.second(F.relu(m.first(x))), 0.2))
+        return y.relu() + y
+
+    first, second, last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3, 2, 1, bias=False), nn.Conv2d(5, 2, 2)
+    return random_numbers(Body(forward, first=first, second=second, last=last))
 
 
 def functional_eval() -> nn.Module:
@@ -138,6 +150,11 @@ ROWS: list[tuple[Case, Callable, list[str]]] = [
         network("dag_rectified_sums"),
         fusion.take_in_rectifiers,
         ["Add + ReLU"] * 2 + ["Add + LeakyReLU(0.3)", "Add + LeakyReLU(0.1)", "Add + ReLU"],
+    ),
+    (
+        Case("conv_rectified", conv_rectified, _PHOTO),
+        fusion.rectify_convolutions,
+        ["Conv2d + bias + ReLU", "Conv2d + LeakyReLU(0.2)"],
     ),
 ]
 

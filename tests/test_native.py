@@ -56,7 +56,15 @@ def report(directory: Path, **environ: str) -> str:
 # Called on CUDA alone: what its library does together with a product.
 CUDA_ALONE = ("product_gate", "product_relu", "product_turned")
 # Called on the CPU alone: small products of convolutions, and a step in one op, for which a GPU has other means.
-CPU_ALONE = ("chain_penalty_step", "convolution_forward", "convolution_reverse")
+CPU_ALONE = (
+    "chain_penalty_step",
+    "convolution_forward",
+    "convolution_relu_forward",
+    "convolution_relu_jvp",
+    "convolution_relu_reverse",
+    "convolution_relu_vjp",
+    "convolution_reverse",
+)
 
 
 @needs_native

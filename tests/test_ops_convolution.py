@@ -12,12 +12,19 @@ from kernels import assert_native, same_layout
 from oracle import difference
 from torch import Tensor
 
-from datagrad_ext.ops import convolution
+from datagrad_ext.ops import activation, convolution
+from datagrad_ext.ops._library import is_channels_last
 
-IMPLEMENTATIONS = {
-    "op": (torch.ops.datagrad.convolution_forward.default, torch.ops.datagrad.convolution_reverse.default),
-    "reference": (convolution.convolution_forward, convolution.convolution_reverse),
-}
+_ALONE = ("convolution_forward", "convolution_reverse")
+_RECTIFIED = tuple(f"convolution_relu_{sweep}" for sweep in ("forward", "vjp", "jvp", "reverse"))
+
+
+def _both(names: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
+    ops = {name: getattr(torch.ops.datagrad, name).default for name in names}
+    return {"op": tuple(ops.values()), "reference": tuple(getattr(convolution, name) for name in names)}
+
+
+IMPLEMENTATIONS, RECTIFIED = _both(_ALONE), _both(_RECTIFIED)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 2e-6}
 
@@ -50,6 +57,11 @@ ROWS = [
     Row("column", (2, 4, 9, 1), (3, 4, 3, 1), (2, 1), (1, 0)),
     Row("many_pixels", (2, 3, 21, 19), (4, 3, 4, 4), (1, 1), (2, 2)),
     Row("groups_of_samples", (40, 6, 16, 16), (8, 6, 3, 3), (1, 1), (1, 1)),
+    Row("chain", (4, 16, 9, 8), (16, 16, 3, 3), (1, 1), (1, 1)),
+    Row("wide", (3, 37, 6, 5), (50, 37, 3, 3), (1, 1), (1, 1)),
+    Row("stride_beyond_the_kernel", (3, 5, 8, 9), (6, 5, 2, 2), (3, 3), (1, 0)),
+    Row("stride_and_dilation", (3, 6, 11, 10), (5, 6, 3, 3), (2, 2), (2, 2), (2, 2)),
+    Row("padding_beyond_the_kernel", (2, 5, 4, 4), (6, 5, 2, 3), (2, 1), (3, 4)),
     Row("no_sample", (0, 3, 5, 5), (4, 3, 3, 3)),
 ]
 
@@ -73,7 +85,7 @@ def _expected(row: Row, x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
     return torch.convolution(x, weight, bias, *row.geometry, False, [0, 0], 1)
 
 
-@pytest.mark.parametrize("name", ["convolution_forward", "convolution_reverse"])
+@pytest.mark.parametrize("name", [*_ALONE, *_RECTIFIED])
 def test_is_native(name: str) -> None:
     assert_native(name, "cpu")
 
@@ -107,6 +119,55 @@ def test_maps(row: Row, implementation: str, dtype: torch.dtype, layout: str, we
             assert _error(bar, wanted_bar) < TOLERANCES[dtype]
     (w_bar,) = reverse(None, x, [delta, zeta], [t, x], weight, *row.geometry, False, True)
     assert _error(w_bar, torch.autograd.grad(value, kernel)[0]) < TOLERANCES[dtype]
+
+
+@rows
+@implementations
+@dtypes
+@layouts
+@weight_layouts
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_rectified_maps(
+    row: Row, implementation: str, dtype: torch.dtype, layout: str, weight_layout: str, slope: float
+) -> None:
+    """The value, and the maps of the convolution between cotangents that the bits gate."""
+    forward, vjp, jvp, reverse = RECTIFIED[implementation]
+    x, t = (_sample(row.x, seed, dtype, layout) for seed in (1, 2))
+    weight, bias = _sample(row.weight, 3, dtype, weight_layout), data(row.weight[0], seed=4).to(dtype)
+    leaf, kernel = (a.double().clone().requires_grad_() for a in (x, weight))
+    z = _expected(row, leaf, kernel, bias.double())
+    g, zeta = (_sample(tuple(z.shape), seed, dtype, layout) for seed in (5, 6))
+
+    y, bits = forward(x, weight, bias, slope, *row.geometry)
+    channels_last = is_channels_last(x)
+    same_layout(y, z.to(dtype).contiguous(memory_format=LAYOUTS["channels_last" if channels_last else "contiguous"]))
+    assert _error(y, torch.nn.functional.leaky_relu(z, slope)) < TOLERANCES[dtype]
+    assert torch.equal(activation.relu_gate(torch.ones_like(y), bits, 0.0, channels_last), (y > 0).to(dtype))
+    without_bias = forward(x, weight, None, slope, *row.geometry)[0]
+    assert _error(without_bias, torch.nn.functional.leaky_relu(_expected(row, x, weight), slope)) < TOLERANCES[dtype]
+
+    def gated(a: Tensor) -> Tensor:
+        return activation.relu_gate(a.double(), bits, slope, channels_last)
+
+    gate = (bits, slope, x, weight)
+    x_bar = vjp(g, *gate, *row.geometry)
+    same_layout(x_bar, x)
+    assert _error(x_bar, torch.autograd.grad(z, leaf, gated(g), retain_graph=True)[0]) < TOLERANCES[dtype]
+    t_y = jvp(t, *gate, *row.geometry)
+    same_layout(t_y, y)
+    assert _error(t_y, gated(_expected(row, t, weight))) < TOLERANCES[dtype]
+
+    value = (z * gated(zeta)).sum() + (_expected(row, t, kernel) * gated(g)).sum()
+    bars = reverse(zeta, *gate, [g], [t], *row.geometry, True, True, True)
+    expected = [*torch.autograd.grad(value, [leaf, kernel], retain_graph=True), gated(zeta).sum((0, 2, 3))]
+    for bar, wanted, like in zip(bars, expected, (x, weight, bias), strict=True):
+        same_layout(bar, like)
+        assert _error(bar, wanted) < TOLERANCES[dtype]
+    bars = reverse(zeta, *gate, [], [], *row.geometry, True, False, True)
+    assert max(map(_error, bars, (torch.autograd.grad(z, leaf, gated(zeta))[0], expected[2]))) < TOLERANCES[dtype]
+    (w_bar,) = reverse(None, *gate, [g], [t], *row.geometry, False, True, False)
+    alone = torch.autograd.grad((_expected(row, t, kernel) * gated(g)).sum(), kernel)[0]
+    assert _error(w_bar, alone) < TOLERANCES[dtype]
 
 
 @implementations
@@ -150,6 +211,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     (dict(x=torch.zeros(2, 3, 5)), "do not fit, got .2, 3, 5. and .4, 3, 3, 3."),
     (dict(x=torch.zeros(2, 5, 5, 5)), "do not fit"),
     (dict(weight=torch.zeros(_W, dtype=torch.float64)), "weight must have x's dtype float32, got float64"),
+    (dict(x=torch.zeros(2, 0, 5, 5), weight=torch.zeros(4, 0, 3, 3)), "needs channels, got .4, 0, 3, 3."),
+    (dict(weight=torch.zeros(0, 3, 3, 3)), "needs channels, got .0, 3, 3, 3."),
     (dict(stride=[1]), "stride must be 2 numbers, got 1"),
     (dict(stride=[0, 1]), "stride and dilation must be positive"),
     (dict(dilation=[3, 1]), "does not fit into the padded input"),
@@ -183,8 +246,25 @@ def test_refuses_what_does_not_belong_together(implementation: str) -> None:
         reverse(None, x, [g], [x], weight, *geometry, True, True)
 
 
+@implementations
+def test_rectified_refuses_what_does_not_belong_together(implementation: str) -> None:
+    forward, vjp, jvp, reverse = RECTIFIED[implementation]
+    x, weight, geometry = torch.zeros(_X), torch.zeros(_W), ([1, 1], [0, 0], [1, 1])
+    g, (_, bits) = torch.zeros(2, 4, 3, 3), forward(x, weight, None, 0.0, *geometry)
+    with pytest.raises(RuntimeError, match=r"bias must have shape .4., got .3."):
+        forward(x, weight, torch.zeros(3), 0.0, *geometry)
+    with pytest.raises(RuntimeError, match=r"bits must have shape .9., got .8."):
+        vjp(g, bits[1:], 0.0, x, weight, *geometry)
+    with pytest.raises(RuntimeError, match=r"every cotangent must have shape .2, 4, 3, 3., got .1, 4, 6, 3."):
+        vjp(g.view(1, 4, 6, 3), bits, 0.0, x, weight, *geometry)
+    with pytest.raises(RuntimeError, match=r"every tangent must have shape .2, 3, 5, 5., got .2, 3, 5, 4."):
+        jvp(x[..., 1:], bits, 0.0, x, weight, *geometry)
+    with pytest.raises(RuntimeError, match="the gradient of the bias needs zeta"):
+        reverse(None, bits, 0.0, x, weight, [g], [x], *geometry, False, True, True)
+
+
 def test_same_result_for_any_number_of_threads() -> None:
-    row = ROWS[-2]
+    row = next(row for row in ROWS if row.name == "groups_of_samples")
     forward, reverse = IMPLEMENTATIONS["op"]
     x, weight = data(*row.x).float(), data(*row.weight, seed=3).float()
     before, found = torch.get_num_threads(), []

@@ -25,6 +25,7 @@ from training_code import data_gradient, loss_of, penalised, potential, weights
 import datagrad_ext
 from datagrad_ext import CentralDifference, DataGrad, FiniteDifference, Term, fusion, penalties, presets
 from datagrad_ext.fusion.chains import collect_chains
+from datagrad_ext.fusion.convolutions import rectify_convolutions
 from datagrad_ext.layers import Layer
 from datagrad_ext.layers.convolution import Convolution
 from datagrad_ext.layers.linear import Linear
@@ -32,6 +33,7 @@ from datagrad_ext.ops import chain, convolution, penalty_step
 
 N = 4
 aten = torch.ops.aten
+MERGING = (collect_chains, rectify_convolutions)  # passes whose steps merge the maps of several layers
 PRODUCTS = {aten.mm.default, aten.addmm.default, aten.addmm_.default, aten.mm.out, aten.addmm.out}
 REFERENCES = {
     getattr(torch.ops.datagrad, name).default: getattr(family, name)
@@ -42,6 +44,10 @@ REFERENCES = {
         (chain, "chain_reverse"),
         (convolution, "convolution_forward"),
         (convolution, "convolution_reverse"),
+        (convolution, "convolution_relu_forward"),
+        (convolution, "convolution_relu_vjp"),
+        (convolution, "convolution_relu_jvp"),
+        (convolution, "convolution_relu_reverse"),
         (penalty_step, "chain_penalty_step"),
     )
 }
@@ -128,7 +134,7 @@ def maps(model: nn.Module) -> Iterator[list[int]]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fusion, "PASSES", [p for p in fusion.PASSES if p is not collect_chains])
+        patch.setattr(fusion, "PASSES", [p for p in fusion.PASSES if p not in MERGING])
         patch.setattr(Convolution, "reverse", Layer.reverse)
         for layer in (Linear, Convolution):
             for name in ("forward", "vjp", "jvp", "param_vjp"):

@@ -29,6 +29,8 @@ inline Window window_of(const char* op, const Tensor& x, const Tensor& weight, c
   DATAGRAD_CHECK(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1), op,
                  ": x (N, C, H, W) and weight (C', C, kh, kw) do not fit, got ", text(x.sizes()), " and ",
                  text(weight.sizes()));
+  DATAGRAD_CHECK(weight.size(0) > 0 && weight.size(1) > 0, op, ": weight (C', C, kh, kw) needs channels, got ",
+                 text(weight.sizes()));
   Window w{x.size(0), x.size(1), x.size(2), x.size(3), weight.size(0), 0, 0, {weight.size(2), weight.size(3)},
            pair_of(op, "stride", stride), pair_of(op, "padding", padding), pair_of(op, "dilation", dilation),
            layout_of(weight) == Layout::channels_last};

@@ -27,6 +27,12 @@ void parallel_for(int64_t n, int64_t grain, const F& f) {
   }
 }
 
+inline int64_t num_threads() {
+  uint32_t count = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
+  return count;
+}
+
 // [0, n) cut into equal blocks, each a multiple of `align` elements.
 struct Blocks {
   int64_t n;

@@ -7,6 +7,7 @@
 #include <cpu/activation_loops.h>
 #include <cpu/bits.h>
 #include <cpu/convert.h>
+#include <cpu/rectifier.h>
 
 #include <type_traits>
 #include <utility>
@@ -161,16 +162,6 @@ class Reader {
   ChannelView view_;
   std::vector<Acc<T>> bias_;
 };
-
-// Calls f(constant) with Rectifier's slope known to be zero at compile time, or not.
-template <class A, class F>
-void with_slope(double slope, const F& f) {
-  if (slope == 0) {
-    f([] { return Rectifier<A>{A(0)}; });
-  } else {
-    f([slope] { return Rectifier<A>{static_cast<A>(slope)}; });
-  }
-}
 
 }  // namespace
 

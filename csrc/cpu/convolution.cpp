@@ -1,244 +1,16 @@
-// Convolutions with few output pixels or channels on the CPU: ops and letters as in datagrad_ext/ops/convolution.py.
-//
-// Products of matrices of patches (cpu/patches.h), samples in groups whose patches stay in the cache. No weight is
-// reordered, and the products of all pairs of a weight gradient add up in registers.
-#include <cpu/dot_products.h>
-#include <cpu/patches.h>
-#include <cpu/thread_memory.h>
+// Small convolutions on the CPU, alone and with a rectifier behind them: ops and letters as in
+// datagrad_ext/ops/convolution.py.
+#include <common/activation_arguments.h>
+#include <cpu/convolution_products.h>
+#include <cpu/rectifier.h>
 
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <tuple>
 
 namespace datagrad {
 namespace {
-
-constexpr int64_t kPatchElements = 1 << 18;     // of a group of samples
-constexpr int64_t kSerialProducts = 1 << 16;    // multiplications below which one thread is enough
-
-// What the memory of a thread is for.
-struct Padded;
-struct Gathered;
-struct Packed;
-struct WeightRows;
-struct Gradient;
-
-// Calls f(i, j) for all blocks i of `rows` and j of `columns`, in parallel if the work of all of them is large.
-template <class F>
-void parallel_grid(const Blocks& rows, const Blocks& columns, int64_t depth, const F& f) {
-  const int64_t count = rows.count() * columns.count();
-  const int64_t each = std::max<int64_t>(1, rows.size * columns.size * depth);
-  parallel_for(count, std::max<int64_t>(1, kSerialProducts / each), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) f(task % rows.count(), task / rows.count());
-  });
-}
-
-template <class T>
-class Convolution {
- public:
-  Convolution(const Window& window, const Tensor& weight)
-      : weight_(in_layout(weight, layout_of(weight))),
-        reorders_(!window.channels_last && pays_to_reorder(window)),
-        w_(reorders_ ? in_channels_last(window) : window),
-        patches_(w_),
-        pixels_(patches_.pixels()),
-        depth_(patches_.depth()),
-        stride_(patches_.stride()),
-        group_(std::max<int64_t>(1, kPatchElements / std::max<int64_t>(1, pixels_ * stride_))) {}
-
-  void forward(const Tensor& x, const T* bias, const Tensor& y) {
-    const T* weight = weight_rows();
-    const Image at(y);
-    for (int64_t n = 0; n < w_.batch; n += group_) {
-      const int64_t samples = std::min(group_, w_.batch - n);
-      const T* patches = gather({{&x, n, samples}}, samples);
-      const Blocks rows(samples * pixels_, kPixels, kDotRows), columns(w_.out_channels, 16, kDotColumns);
-      T* target = mutable_data<T>(y) + n * at.n;
-      parallel_grid(rows, columns, depth_, [&](int64_t i, int64_t j) {
-        const int64_t first = rows.begin(i);
-        int64_t place[kPixels];
-        for (int64_t p = first; p < rows.end(i); ++p) {
-          place[p - first] = p / pixels_ * at.n + p % pixels_ * pixel_stride(at);
-        }
-        dot_block(patches, weight, stride_, rounded_up(depth_, small::kLanes<T>), first, rows.end(i), columns.begin(j),
-                  columns.end(j), [&](int64_t pixel, int64_t channel, T sum) {
-                    target[place[pixel - first] + channel * at.c] = bias == nullptr ? sum : sum + bias[channel];
-                  });
-      });
-    }
-  }
-
-  void vjp(const Tensor& g, const Tensor& x_bar) {
-    const T* weight = weight_rows();
-    const Image at(x_bar);
-    for (int64_t n = 0; n < w_.batch; n += group_) {
-      const int64_t samples = std::min(group_, w_.batch - n), count = samples * pixels_;
-      const T* cotangents = pack({{&g, n, samples}}, samples);
-      T* patches = thread_memory<Gathered, T>(count * stride_);
-      const Blocks rows(count, kPixels, small::kRows), columns(depth_, 128, small::kColumns);
-      parallel_grid(rows, columns, w_.out_channels, [&](int64_t i, int64_t j) {
-        const int64_t first = rows.begin(i), last = rows.end(i);
-        const small::Strided<T> a{cotangents + first * w_.out_channels, w_.out_channels, 1};
-        small::block(a, weight, stride_, patches + first * stride_, stride_, last - first, columns.begin(j),
-                     columns.end(j), w_.out_channels, false);
-      });
-      T* images = thread_memory<Padded, T>(samples * patches_.image_size());
-      T* target = mutable_data<T>(x_bar);
-      parallel_for(samples, std::max<int64_t>(1, kSerialElements / (pixels_ * stride_)), [&](int64_t b, int64_t e) {
-        for (int64_t s = b; s < e; ++s) {
-          T* image = images + s * patches_.image_size();
-          std::fill_n(image, patches_.image_size(), T(0));
-          patches_.scatter(patches + s * pixels_ * stride_, image);
-          patches_.crop(image, target + (n + s) * at.n, at);
-        }
-      });
-    }
-  }
-
-  // w̄ = Σ gᵀ patches(x) over all pairs.
-  void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Tensor& weight_bar) {
-    T* dense = mutable_data<T>(weight_bar);
-    T* target = reorders_ ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
-    const int64_t all = static_cast<int64_t>(gs.size()) * w_.batch;
-    if (all == 0) std::fill_n(target, w_.out_channels * depth_, T(0));
-    for (int64_t v = 0; v < all; v += group_) {
-      const int64_t samples = std::min(group_, all - v), count = samples * pixels_;
-      const T* cotangents = pack(pieces(gs, v, samples), samples);
-      const T* patches = gather(pieces(xs, v, samples), samples);
-      const Blocks rows(w_.out_channels, 16, small::kRows), columns(depth_, 256, small::kColumns);
-      parallel_grid(rows, columns, count, [&](int64_t i, int64_t j) {
-        const int64_t first = rows.begin(i), last = rows.end(i);
-        for (int64_t p = 0; p < count; p += kDepth) {
-          const small::Strided<T> a{cotangents + first + p * w_.out_channels, 1, w_.out_channels};
-          small::block(a, patches + p * stride_, stride_, target + first * depth_, depth_, last - first,
-                       columns.begin(j), columns.end(j), std::min(kDepth, count - p), v > 0 || p > 0);
-        }
-      });
-    }
-    for (int64_t o = 0; reorders_ && o < w_.out_channels; ++o) {
-      small::transpose(target + o * depth_, area(), w_.channels, dense + o * depth_);
-    }
-  }
-
- private:
-  static constexpr int64_t kDepth = 256, kPixels = 64;
-
-  // Samples [begin, begin + count) of a tensor.
-  struct Piece {
-    const Tensor* tensor;
-    int64_t begin, count;
-  };
-
-  std::vector<Piece> pieces(const std::vector<Tensor>& tensors, int64_t begin, int64_t count) const {
-    std::vector<Piece> found;
-    for (int64_t v = begin; v < begin + count;) {
-      const int64_t n = v % w_.batch, here = std::min(w_.batch - n, begin + count - v);
-      found.push_back({&tensors[v / w_.batch], n, here});
-      v += here;
-    }
-    return found;
-  }
-
-  // The step from one pixel to the next where they follow one another, as in every dense layout; else 0.
-  int64_t pixel_stride(const Image& at) const {
-    if (w_.out_height > 1 && w_.out_width > 1 && at.h != at.w * w_.out_width) return 0;
-    return w_.out_width > 1 ? at.w : at.h;
-  }
-
-  // Whether the long runs of patches in channels_last are worth a reordered weight: it is small beside the patches.
-  static bool pays_to_reorder(const Window& w) {
-    return w.kernel[0] * w.kernel[1] > 1 && w.batch * w.out_height * w.out_width >= w.out_channels;
-  }
-
-  static Window in_channels_last(Window window) {
-    window.channels_last = true;
-    return window;
-  }
-
-  int64_t area() const { return w_.kernel[0] * w_.kernel[1]; }
-
-  // The weight as rows of whole steps, in the order of the patches.
-  const T* weight_rows() const {
-    const T* dense = data<T>(weight_);
-    if (stride_ == depth_ && !reorders_) return dense;
-    T* rows = thread_memory<WeightRows, T>(w_.out_channels * stride_);
-    for (int64_t o = 0; o < w_.out_channels; ++o) {
-      T* row = rows + o * stride_;
-      if (reorders_) {
-        small::transpose(dense + o * depth_, w_.channels, area(), row);
-      } else {
-        std::copy_n(dense + o * depth_, depth_, row);
-      }
-      std::fill(row + depth_, row + stride_, T(0));
-    }
-    return rows;
-  }
-
-  // Calls f(s, sample, its strides) for all samples of the pieces, each of `size` elements; in parallel if that pays.
-  template <class F>
-  static void for_each_sample(const std::vector<Piece>& pieces, int64_t samples, int64_t size, const F& f) {
-    const int64_t grain = std::max<int64_t>(1, kSerialElements / std::max<int64_t>(1, size));
-    parallel_for(samples, grain, [&](int64_t b, int64_t e) {
-      int64_t first = 0;
-      for (const Piece& piece : pieces) {
-        const Image at(*piece.tensor);
-        const T* source = data<T>(*piece.tensor) + piece.begin * at.n;
-        for (int64_t s = std::max(b, first); s < std::min(e, first + piece.count); ++s) {
-          f(s, source + (s - first) * at.n, at);
-        }
-        first += piece.count;
-      }
-    });
-  }
-
-  // The patches of all samples of the pieces.
-  const T* gather(const std::vector<Piece>& pieces, int64_t samples) const {
-    T* images = thread_memory<Padded, T>(samples * patches_.image_size());
-    T* patches = thread_memory<Gathered, T>(samples * pixels_ * stride_);
-    for_each_sample(pieces, samples, patches_.image_size(), [&](int64_t s, const T* x, const Image& at) {
-      patches_.pad(x, at, images + s * patches_.image_size());
-    });
-    parallel_for(samples * pixels_, std::max<int64_t>(1, kSerialElements / stride_), [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end;) {
-        const int64_t s = p / pixels_, first = p % pixels_, last = std::min(pixels_, first + end - p);
-        patches_.gather(images + s * patches_.image_size(), first, last, patches + s * pixels_ * stride_);
-        p += last - first;
-      }
-    });
-    return patches;
-  }
-
-  // Cotangents as rows of pixels.
-  const T* pack(const std::vector<Piece>& pieces, int64_t samples) const {
-    const int64_t size = pixels_ * w_.out_channels;
-    T* rows = thread_memory<Packed, T>(samples * size);
-    for_each_sample(pieces, samples, size, [&](int64_t s, const T* sample, const Image& at) {
-      T* target = rows + s * size;
-      if (at.c == 1 && pixel_stride(at) == w_.out_channels) {
-        std::copy_n(sample, size, target);
-      } else if (pixel_stride(at) == 1 && at.c == pixels_) {
-        small::transpose(sample, w_.out_channels, pixels_, target);
-      } else {
-        pack_strided(sample, at, target);
-      }
-    });
-    return rows;
-  }
-
-  void pack_strided(const T* sample, const Image& at, T* target) const {
-    for (int64_t h = 0; h < w_.out_height; ++h) {
-      for (int64_t w = 0; w < w_.out_width; ++w) {
-        for (int64_t c = 0; c < w_.out_channels; ++c) *target++ = sample[h * at.h + w * at.w + c * at.c];
-      }
-    }
-  }
-
-  Tensor weight_;
-  bool reorders_;  // the weight is contiguous and the patches are in channels_last
-  Window w_;
-  Patches patches_;
-  int64_t pixels_, depth_, stride_, group_;
-};
 
 template <class F>
 void with_type(const Tensor& x, const F& f) {
@@ -249,58 +21,208 @@ void with_type(const Tensor& x, const F& f) {
   }
 }
 
-Tensor convolution_forward(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
-                           std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
-  const char* op = "convolution_forward";
-  const Window w = window_of(op, x, weight, stride, padding, dilation);
-  if (bias) {
-    check_alike(op, "bias", *bias, "x", x);
-    check_shape(op, "bias", *bias, std::array<int64_t, 1>{w.out_channels});
+using Numbers = std::vector<int64_t>;
+
+// What the ops are about: the sizes, checked, and what they make of them.
+struct Operation {
+  const char* name;
+  const Tensor &x, &weight;
+  Window window;
+
+  Operation(const char* name, const Tensor& x, const Tensor& weight, const Numbers& stride, const Numbers& padding,
+            const Numbers& dilation)
+      : name(name), x(x), weight(weight), window(window_of(name, x, weight, stride, padding, dilation)) {}
+
+  std::array<int64_t, 4> y_sizes() const {
+    return {window.batch, window.out_channels, window.out_height, window.out_width};
   }
-  const std::array<int64_t, 4> sizes{w.batch, w.out_channels, w.out_height, w.out_width};
-  const Tensor y = empty_dense(x, sizes, x.scalar_type(), layout_of(x));
-  const std::optional<Tensor> dense = bias ? std::optional(in_layout(*bias, Layout::contiguous)) : std::nullopt;
+
+  Tensor empty_y() const { return empty_dense(x, y_sizes(), x.scalar_type(), layout_of(x)); }
+  Tensor empty_x() const { return empty_dense(x, x.sizes(), x.scalar_type(), layout_of(x)); }
+
+  void check_cotangent(const Tensor& g) const {
+    check_alike(name, "every cotangent", g, "x", x);
+    check_shape(name, "every cotangent", g, y_sizes());
+  }
+
+  void check_tangent(const Tensor& t) const {
+    check_alike(name, "every tangent", t, "x", x);
+    check_shape(name, "every tangent", t, x.sizes());
+  }
+
+  std::optional<Tensor> dense_bias(const std::optional<Tensor>& bias) const {
+    if (!bias) return std::nullopt;
+    check_alike(name, "bias", *bias, "x", x);
+    check_shape(name, "bias", *bias, std::array<int64_t, 1>{window.out_channels});
+    return in_layout(*bias, Layout::contiguous);
+  }
+
+  Tensor empty_bias() const {
+    return empty_dense(x, std::array<int64_t, 1>{window.out_channels}, x.scalar_type());
+  }
+
+  bool is_direct() const { return Convolution<float>::is_direct(window); }
+
+  // Whether a row of y begins at a byte of its bits, and has its channels together.
+  bool has_rows_of_bits() const {
+    return layout_of(x) == Layout::channels_last && window.out_width * window.out_channels % 8 == 0;
+  }
+
+  Tensor checked_bits(const Tensor& bits) const {
+    check_dtype(name, "bits", bits, ScalarType::Byte);
+    check_device(name, "bits", bits, "x", x);
+    const auto [n, c, h, w] = y_sizes();
+    check_shape(name, "bits", bits, std::array<int64_t, 1>{(n * c * h * w + 7) / 8});
+    return in_layout(bits, Layout::contiguous);
+  }
+
+  // g where the bit is set, else slope g, in the layout of y.
+  Gated gated(const Tensor& g, const Tensor& bits) const {
+    check_cotangent(g);
+    return Gated(name, g, bits, layout_of(x) == Layout::channels_last);
+  }
+};
+
+// What sweeps 2, 3 and 4 are asked for, and of what. With bits every cotangent is behind their gate.
+struct Asked {
+  std::optional<Tensor> zeta;
+  std::vector<Tensor> cotangents, tangents;
+  bool x, weight, bias;
+  std::optional<Tensor> bits;
+  double slope = 0;
+};
+
+// Where products do not read the bits as they lie, the cotangents behind the gate, and the gradient of the bias.
+std::optional<Tensor> gate_before(const Operation& op, Asked& asked) {
+  std::optional<Tensor> bias;
+  const auto gate = [&](const Tensor& g, bool sums) {
+    const Gated in = op.gated(g, *asked.bits);
+    const Tensor out = in.empty();
+    if (sums) {
+      bias = op.empty_bias();
+      relu_reverse_into(in, channel_view(in.g.sizes(), 1, in.layout), asked.slope, out, *bias);
+    } else {
+      relu_gate_into(in, asked.slope, out);
+    }
+    return out;
+  };
+  for (Tensor& delta : asked.cotangents) delta = gate(delta, false);
+  if (asked.zeta) asked.zeta = gate(*asked.zeta, asked.bias);
+  asked.bits.reset();
+  return bias;
+}
+
+// [x̄, w̄, b̄], those that are wanted; b̄ only with bits.
+std::vector<Tensor> reverse(const Operation& op, Asked asked) {
+  DATAGRAD_CHECK(asked.cotangents.size() == asked.tangents.size(), op.name,
+                 ": needs as many cotangents as tangents, got ", asked.cotangents.size(), " and ",
+                 asked.tangents.size());
+  DATAGRAD_CHECK(asked.zeta || !asked.x, op.name, ": the gradient of x needs zeta");
+  DATAGRAD_CHECK(asked.zeta || !asked.bias, op.name, ": the gradient of the bias needs zeta");
+  if (asked.zeta) op.check_cotangent(*asked.zeta);
+  for (const Tensor& delta : asked.cotangents) op.check_cotangent(delta);
+  for (const Tensor& t : asked.tangents) op.check_tangent(t);
+  std::optional<Tensor> bias;
+  if (asked.bits) {
+    const Tensor bits = op.checked_bits(*asked.bits);
+    const bool reads = op.has_rows_of_bits() && (!asked.bias || (asked.weight && op.is_direct()));
+    asked.bits = bits;
+    if (!reads) {
+      bias = gate_before(op, asked);
+    } else if (asked.bias) {
+      bias = op.empty_bias();
+    }
+  }
+  std::vector<Tensor> found;
+  with_type(op.x, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Gate<T> gate{asked.bits ? data<uint8_t>(*asked.bits) : nullptr, static_cast<T>(asked.slope)};
+    Convolution<T> convolution(op.window, op.weight);
+    if (asked.x) {
+      found.push_back(op.empty_x());
+      convolution.vjp(*asked.zeta, gate, found.back());
+    }
+    if (asked.zeta) {
+      asked.cotangents.push_back(*asked.zeta);
+      asked.tangents.push_back(op.x);
+    }
+    if (asked.weight) {
+      found.push_back(empty_dense(op.weight, op.weight.sizes(), op.x.scalar_type(), layout_of(op.weight)));
+      T* sums = bias && asked.bits ? mutable_data<T>(*bias) : nullptr;
+      convolution.weight_gradient(asked.cotangents, asked.tangents, gate, found.back(), sums);
+    }
+  });
+  if (bias) found.push_back(*bias);
+  return found;
+}
+
+Tensor convolution_forward(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, Numbers stride,
+                           Numbers padding, Numbers dilation) {
+  const Operation op("convolution_forward", x, weight, stride, padding, dilation);
+  const std::optional<Tensor> dense = op.dense_bias(bias);
+  const Tensor y = op.empty_y();
   with_type(x, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    Convolution<T>(w, weight).forward(x, dense ? data<T>(*dense) : nullptr, y);
+    Convolution<T>(op.window, weight).forward(x, dense ? data<T>(*dense) : nullptr, y, nullptr);
   });
   return y;
 }
 
 std::vector<Tensor> convolution_reverse(std::optional<Tensor> zeta, const Tensor& x, std::vector<Tensor> cotangents,
-                                        std::vector<Tensor> tangents, const Tensor& weight,
-                                        std::vector<int64_t> stride, std::vector<int64_t> padding,
-                                        std::vector<int64_t> dilation, bool want_x, bool want_weight) {
-  const char* op = "convolution_reverse";
-  const Window w = window_of(op, x, weight, stride, padding, dilation);
-  DATAGRAD_CHECK(cotangents.size() == tangents.size(), op, ": needs as many cotangents as tangents, got ",
-                 cotangents.size(), " and ", tangents.size());
-  if (zeta) {
-    cotangents.push_back(*zeta);
-    tangents.push_back(x);
-  }
-  const std::array<int64_t, 4> out{w.batch, w.out_channels, w.out_height, w.out_width};
-  for (size_t i = 0; i < tangents.size(); ++i) {
-    check_alike(op, "every cotangent", cotangents[i], "x", x);
-    check_alike(op, "every tangent", tangents[i], "x", x);
-    check_shape(op, "every cotangent", cotangents[i], out);
-    check_shape(op, "every tangent", tangents[i], x.sizes());
-  }
-  DATAGRAD_CHECK(zeta || !want_x, op, ": the gradient of x needs zeta");
-  std::vector<Tensor> found;
+                                        std::vector<Tensor> tangents, const Tensor& weight, Numbers stride,
+                                        Numbers padding, Numbers dilation, bool want_x, bool want_weight) {
+  const Operation op("convolution_reverse", x, weight, stride, padding, dilation);
+  return reverse(op, {zeta, cotangents, tangents, want_x, want_weight, false, std::nullopt});
+}
+
+std::tuple<Tensor, Tensor> convolution_relu_forward(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
+                                                    double slope, Numbers stride, Numbers padding, Numbers dilation) {
+  const Operation op("convolution_relu_forward", x, weight, stride, padding, dilation);
+  const std::optional<Tensor> dense = op.dense_bias(bias);
+  const Tensor y = op.empty_y();
+  const int64_t bytes = (y.numel() + 7) / 8;
+  const Tensor bits = empty_dense(y, IntHeaderOnlyArrayRef(&bytes, 1), ScalarType::Byte);
   with_type(x, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    Convolution<T> convolution(w, weight);
-    if (want_x) {
-      found.push_back(empty_dense(x, x.sizes(), x.scalar_type(), layout_of(x)));
-      convolution.vjp(*zeta, found.back());
-    }
-    if (want_weight) {
-      found.push_back(empty_dense(weight, weight.sizes(), x.scalar_type(), layout_of(weight)));
-      convolution.weight_gradient(cotangents, tangents, found.back());
-    }
+    T* values = mutable_data<T>(y);
+    uint8_t* mask = mutable_data<uint8_t>(bits);
+    const auto rectified = [&](int64_t begin, int64_t count) {
+      rectify(values + begin, count, static_cast<T>(slope), mask + begin / 8);
+    };
+    Convolution<T>(op.window, weight).forward(x, dense ? data<T>(*dense) : nullptr, y, rectified);
   });
-  return found;
+  return {y, bits};
+}
+
+Tensor convolution_relu_vjp(const Tensor& g, const Tensor& bits, double slope, const Tensor& x, const Tensor& weight,
+                            Numbers stride, Numbers padding, Numbers dilation) {
+  const Operation op("convolution_relu_vjp", x, weight, stride, padding, dilation);
+  return reverse(op, {g, {}, {}, true, false, false, bits, slope})[0];
+}
+
+Tensor convolution_relu_jvp(const Tensor& t, const Tensor& bits, double slope, const Tensor& x, const Tensor& weight,
+                            Numbers stride, Numbers padding, Numbers dilation) {
+  const Operation op("convolution_relu_jvp", x, weight, stride, padding, dilation);
+  op.check_tangent(t);
+  const Tensor y = op.empty_y(), dense = op.checked_bits(bits);
+  with_type(x, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* values = mutable_data<T>(y);
+    const uint8_t* mask = data<uint8_t>(dense);
+    const auto gated = [&](int64_t begin, int64_t count) {
+      gate_run(values + begin, count, static_cast<T>(slope), mask + begin / 8);
+    };
+    Convolution<T>(op.window, weight).forward(in_layout(t, layout_of(x)), nullptr, y, gated);
+  });
+  return y;
+}
+
+std::vector<Tensor> convolution_relu_reverse(std::optional<Tensor> zeta, const Tensor& bits, double slope,
+                                             const Tensor& x, const Tensor& weight, std::vector<Tensor> cotangents,
+                                             std::vector<Tensor> tangents, Numbers stride, Numbers padding,
+                                             Numbers dilation, bool want_x, bool want_weight, bool want_bias) {
+  const Operation op("convolution_relu_reverse", x, weight, stride, padding, dilation);
+  return reverse(op, {zeta, cotangents, tangents, want_x, want_weight, want_bias, bits, slope});
 }
 
 }  // namespace
@@ -309,4 +231,8 @@ std::vector<Tensor> convolution_reverse(std::optional<Tensor> zeta, const Tensor
 STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) {
   m.impl("convolution_forward", TORCH_BOX(&datagrad::convolution_forward));
   m.impl("convolution_reverse", TORCH_BOX(&datagrad::convolution_reverse));
+  m.impl("convolution_relu_forward", TORCH_BOX(&datagrad::convolution_relu_forward));
+  m.impl("convolution_relu_vjp", TORCH_BOX(&datagrad::convolution_relu_vjp));
+  m.impl("convolution_relu_jvp", TORCH_BOX(&datagrad::convolution_relu_jvp));
+  m.impl("convolution_relu_reverse", TORCH_BOX(&datagrad::convolution_relu_reverse));
 }

@@ -40,14 +40,24 @@ struct Tile {
   Vector sum[R * V];
 
   DATAGRAD_ALWAYS_INLINE void multiply(const Strided<T>& a, const T* b, int64_t b_row, int64_t depth) {
+    clear();
+    add([&](int r, int64_t k) { return a.data[r * a.row + k * a.column]; }, b, b_row, depth);
+  }
+
+  DATAGRAD_ALWAYS_INLINE void clear() {
 #pragma GCC unroll 16
     for (int i = 0; i < R * V; ++i) sum[i] = Vector{};
+  }
+
+  // Adds the product of the matrix a(row, k) and b.
+  template <class At>
+  DATAGRAD_ALWAYS_INLINE void add(const At& a, const T* b, int64_t b_row, int64_t depth) {
     for (int64_t k = 0; k < depth; ++k) {
       Vector right[V];
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) right[v] = L::load(b + k * b_row + v * kLanes<T>);
 #pragma GCC unroll 16
-      for (int i = 0; i < R * V; ++i) sum[i] += a.data[i / V * a.row + k * a.column] * right[i % V];
+      for (int i = 0; i < R * V; ++i) sum[i] += a(i / V, k) * right[i % V];
     }
   }
 

@@ -6,12 +6,20 @@ from ..program import Program
 from ..single import Single
 from .biases import move_biases
 from .chains import collect_chains
+from .convolutions import rectify_convolutions
 from .folding import fold_norms
 from .layout import run_in_channels_last
 from .rectifiers import take_in_rectifiers
 from .wide_chains import widen_chains
 
-PASSES = (move_biases, fold_norms, take_in_rectifiers, run_in_channels_last, collect_chains)
+PASSES = (
+    move_biases,
+    fold_norms,
+    take_in_rectifiers,
+    run_in_channels_last,
+    rectify_convolutions,
+    collect_chains,
+)
 
 
 def fuse(program: Program) -> Program:
@@ -27,6 +35,7 @@ __all__ = [
     "fold_norms",
     "fuse",
     "move_biases",
+    "rectify_convolutions",
     "run_in_channels_last",
     "take_in_rectifiers",
     "widen_chains",

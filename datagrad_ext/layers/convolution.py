@@ -5,7 +5,7 @@
 PyTorch poses the weight gradient of its double backward as a forward convolution whose kernel is a whole output map.
 The same number comes from an ordinary weight gradient of (δ, t), which is what `param_vjp` asks for. The products are
 the vendor library's (`aten::convolution`, `aten::convolution_backward` with exact output masks); groups are native.
-Where there are few output pixels or input channels they are the project's own (`few.py` says where and why).
+Small ones are the project's own (`few.py` says where and why).
 """
 
 from __future__ import annotations
@@ -65,12 +65,14 @@ class Convolution(Layer):
         numbers, pad = self._geometry(params[0])
         x = self._enter(inputs[0], pad)
         dim = inputs[0].dim()
-        few = few_of(x, params[0], numbers) if self.dims == 2 and dim == 4 and pad is None else None
+        few = self.few(x, params[0]) if dim == self.batch_rank else None
+        weight, *bias = _with_bias(params)
         if few is Few.PIXELS:
-            return _small_forward(x, *_with_bias(params), *numbers[:3]), (x, dim, None, few)
-        weight = _followed(x, params[0]) if self.dims == 2 and not self.transposed else None
-        y = _convolution(x, params[0] if weight is None else weight, *_with_bias(params)[1:], *numbers)
-        return self._leave(y, dim), (x, dim, weight, few)
+            return _small_forward(x, weight, *bias, *numbers[:3]), (x, dim, None, few)
+        if self.dims == 2 and not self.transposed:
+            weight = followed(x, weight)
+        y = _convolution(x, weight, *bias, *numbers)
+        return self._leave(y, dim), (x, dim, None if weight is params[0] else weight, few)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         return (self._backward(saved, params[0], g, saved[0], True, False)[0],)
@@ -88,7 +90,7 @@ class Convolution(Layer):
         weight, *bias = sums
         if wanted[0]:
             x = saved[0] if tangents is None else self._enter(tangents[0], self._geometry(params[0])[1])
-            weight = _plus(weight, self._backward(saved, params[0], g, x, False, True)[1])
+            weight = added(weight, self._backward(saved, params[0], g, x, False, True)[1])
         if tangents is None and True in wanted[1:]:
             bias = [g.sum([d for d in range(g.dim()) if d != g.dim() + self.bias_dim])]
         return weight, *bias
@@ -103,8 +105,9 @@ class Convolution(Layer):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Any, Any, Tensors]:
-        """As composed; with few pixels (δ, t) is smaller than the gradient, and sweep 4 takes all products at once."""
-        if saved[3] is not Few.PIXELS or not wanted_params or not wanted_params[0]:
+        """As composed; where (δ, t) is smaller than the gradient, sweep 4 takes all products at once."""
+        is_left = saved[3] is Few.PIXELS and leaves_pair(record, tangents[0], params[0])
+        if not is_left or not wanted_params or not wanted_params[0]:
             return super().data_jvp(saved, params, tangents, record, needed, wanted_params, sums)
         return self.jvp(saved, params, tangents, record) if needed else None, (record, tangents), sums
 
@@ -123,7 +126,7 @@ class Convolution(Layer):
         if not wanted_params or not wanted_params[0] or not (want_x or pairs):
             return super().reverse(saved, params, zeta, pairs, wanted_inputs, wanted_params, sums)
         x_bar, part = self._backward(saved, params[0], zeta, saved[0], want_x, True, pairs)
-        sums = _plus(sums[0], part), *sums[1:]
+        sums = added(sums[0], part), *sums[1:]
         if zeta is not None:
             sums = self.param_vjp(saved, params, zeta, None, (False, *wanted_params[1:]), sums)
         return (x_bar,), sums
@@ -152,6 +155,17 @@ class Convolution(Layer):
                 x_bar = x_bar.narrow(d, before, x_bar.shape[d] - before - after)
             x_bar = self._leave(x_bar, dim)
         return x_bar, w_bar
+
+    def few(self, x: Tensor, weight: Tensor, rectified: bool = False) -> Few | None:
+        """Which own products the convolution of a batch x is for, alone or with a rectifier in one op."""
+        if self.dims != 2 or x.dim() != self.batch_rank:
+            return None
+        numbers, pad = self._geometry(weight)
+        return few_of(x, weight, numbers, rectified) if pad is None else None
+
+    def window(self, weight: Tensor) -> tuple:
+        """Stride, padding and dilation, as the project's ops take them."""
+        return self._geometry(weight)[0][:3]
 
     def _geometry(self, weight: Tensor) -> tuple[tuple, list[tuple[int, int]] | None]:
         """The numbers that aten::convolution takes, and the explicit padding of an uneven 'same'."""
@@ -191,17 +205,25 @@ def _with_bias(params: Tensors) -> Tensors:
     return params if len(params) == 2 else (params[0], None)
 
 
-def _plus(total: Any, part: Any) -> Any:
-    return part if total is None else total.add_(part)
+def added(total: Any, part: Any) -> Any:
+    """The sum of two gradients, None for zero, in the place of the first."""
+    if total is None or part is None:
+        return part if total is None else total
+    return total.add_(part)
 
 
-def _followed(x: Tensor, weight: Tensor) -> Tensor | None:
+def leaves_pair(delta: Tensor, t: Tensor, weight: Tensor) -> bool:
+    """Whether (δ, t) is smaller than the gradient of the weight, so that sweep 4 may take its product, too."""
+    return delta.numel() + t.numel() <= weight.numel()
+
+
+def followed(x: Tensor, weight: Tensor) -> Tensor:
     """The weight in channels_last if only x is: once for all sweeps, where PyTorch would copy it at every call."""
     last = torch.channels_last
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.is_contiguous():
-        return None
+        return weight
     if not x.is_contiguous(memory_format=last) or weight.is_contiguous(memory_format=last):
-        return None
+        return weight
     return weight.contiguous(memory_format=last)
 
 

@@ -1,8 +1,9 @@
 """Where the project's own convolution products replace the vendor library's, on the CPU.
 
 oneDNN reorders the weight at every call, and a weight gradient back. With few output pixels that is most of the work;
-own products (`ops/convolution.py`) read the weight as it lies. Its gradient of a strided convolution's input is slow
-where there are few input channels, as in the first layer.
+own products (`ops/convolution.py`) read the weight as it lies. In small convolutions it is the start of a product, and
+in those with a rectifier behind them, which own products take in, the passes that this saves. Its gradient of a strided
+convolution's input is slow where there are few input channels, as in the first layer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..ops import is_native
 
 _FEW_CHANNELS = 4
-_FEW_PRODUCTS = 1 << 22  # twice as many with at most four pixels an output channel
+_FEW_PRODUCTS, _FEW_PRODUCTS_RECTIFIED = 1 << 24, 1 << 27
 
 
 class Few(Enum):
@@ -33,17 +34,18 @@ def _has_kernels() -> bool:
     return is_native("convolution_forward", "cpu")
 
 
-def few_of(x: Tensor, weight: Tensor, numbers: Any) -> Few | None:
+def few_of(x: Tensor, weight: Tensor, numbers: Any, rectified: bool) -> Few | None:
     """Which own products the two-dimensional convolution of x (N, C, H, W) is for; None: the vendor's are faster.
 
-    `numbers` are those that aten::convolution takes, as tuples.
+    `numbers` are those that aten::convolution takes, as tuples; `rectified`: with a rectifier in one op.
     """
     stride, padding, dilation, transposed, _, groups = numbers
     if transposed or groups != 1 or x.device.type != "cpu" or weight.dtype != x.dtype or not _has_kernels():
         return None
     if x.dtype not in (torch.float32, torch.float64):
         return None
-    return _few_of_shapes(x.shape, weight.shape, stride, padding, dilation)
+    limit = _FEW_PRODUCTS_RECTIFIED if rectified else _FEW_PRODUCTS
+    return _few_of_shapes(x.shape, weight.shape, stride, padding, dilation, limit)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -53,6 +55,7 @@ def _few_of_shapes(
     stride: tuple[int, ...],
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
+    limit: int,
 ) -> Few | None:
     if len(shape) != 4 or len(weight_shape) != 4 or 0 in shape or 0 in weight_shape or shape[1] != weight_shape[1]:
         return None
@@ -64,8 +67,7 @@ def _few_of_shapes(
     if not pixels:
         return None
     out_channels, channels, *kernel = weight_shape
-    limit = _FEW_PRODUCTS * (2 if pixels <= 4 * out_channels else 1)
-    is_small = math.prod(weight_shape) * pixels <= limit and channels > _FEW_CHANNELS and max(kernel) > 1
+    is_small = math.prod(weight_shape) * pixels <= limit and max(kernel) > 1
     if pixels <= out_channels or is_small:
         return Few.PIXELS
     return Few.CHANNELS if channels <= _FEW_CHANNELS and max(stride) > 1 else None

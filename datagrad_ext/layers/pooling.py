@@ -45,7 +45,7 @@ class AvgPool(Parameterless):
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         x = _widen(blank(saved), self._dims)
-        return (_narrow(self._spread(_widen(g, self._dims), x, *self._numbers), self._dims),)
+        return (_narrow(self._spread(_as_dense_as(x, _widen(g, self._dims)), x, *self._numbers), self._dims),)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         return self.apply(tangents[0])
@@ -78,7 +78,7 @@ class AdaptiveAvgPool(Parameterless):
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         x = _widen(blank(saved), self._dims)
-        return (_narrow(self._spread(_widen(g, self._dims), x), self._dims),)
+        return (_narrow(self._spread(_as_dense_as(x, _widen(g, self._dims)), x), self._dims),)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         return self.apply(tangents[0])
@@ -143,6 +143,15 @@ def _widen(x: Tensor, dims: int) -> Tensor:
 
 def _narrow(x: Tensor, dims: int) -> Tensor:
     return x.squeeze(-2) if dims == 1 else x
+
+
+def _as_dense_as(x: Tensor, g: Tensor) -> Tensor:
+    """g in channels_last if x is: torch takes maps of one pixel for contiguous, and would copy its result twice."""
+    last = torch.channels_last
+    if x.dim() != 4 or x.is_contiguous() or not x.is_contiguous(memory_format=last) or g.shape[2:].numel() != 1:
+        return g
+    channels = g.shape[1]
+    return g.contiguous().as_strided(g.shape, (channels, 1, channels, channels))
 
 
 def _each(value: Any, dims: int, unit: int) -> list[int]:
