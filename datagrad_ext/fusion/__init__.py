@@ -6,12 +6,20 @@ from ..program import Program
 from ..single import Single
 from .biases import move_biases
 from .chains import collect_chains
+from .convolutions import collect_convolutions
 from .folding import fold_norms
 from .layout import run_in_channels_last
 from .rectifiers import take_in_rectifiers
 from .wide_chains import widen_chains
 
-PASSES = (move_biases, fold_norms, take_in_rectifiers, run_in_channels_last, collect_chains)
+PASSES = (
+    move_biases,
+    fold_norms,
+    take_in_rectifiers,
+    run_in_channels_last,
+    collect_chains,
+    collect_convolutions,
+)
 
 
 def fuse(program: Program) -> Program:
@@ -24,6 +32,7 @@ def fuse(program: Program) -> Program:
 __all__ = [
     "PASSES",
     "collect_chains",
+    "collect_convolutions",
     "fold_norms",
     "fuse",
     "move_biases",
