@@ -28,7 +28,7 @@ from datagrad_ext.fusion.chains import collect_chains
 from datagrad_ext.layers import Layer
 from datagrad_ext.layers.convolution import Convolution
 from datagrad_ext.layers.linear import Linear
-from datagrad_ext.ops import chain, convolution, penalty_step
+from datagrad_ext.ops import chain, convolution, fused_convolution, penalty_step
 
 N = 4
 aten = torch.ops.aten
@@ -42,6 +42,9 @@ REFERENCES = {
         (chain, "chain_reverse"),
         (convolution, "convolution_forward"),
         (convolution, "convolution_reverse"),
+        (fused_convolution, "fused_convolution_forward"),
+        (fused_convolution, "fused_convolution_vjp"),
+        (fused_convolution, "fused_convolution_jvp"),
         (penalty_step, "chain_penalty_step"),
     )
 }
