@@ -21,6 +21,7 @@ from fatbin import architectures
 import datagrad_ext
 from datagrad_ext import _native
 from datagrad_ext.cli import info
+from datagrad_ext.ops import is_native
 
 PACKAGE = Path(_native.__file__).parent
 # An editable install's finder would supply the very parts that a copy of the package leaves out.
@@ -50,12 +51,16 @@ def report(directory: Path, **environ: str) -> str:
 
 # Called on the CPU alone: small products of convolutions, and a step in one op, for which a GPU has other means.
 CPU_ALONE = ("chain_penalty_step", "convolution_forward", "convolution_reverse")
+CUDNN = "fused_convolution"  # the ops whose kernels are cuDNN's plans: a library of its own, for CUDA alone
 
 
 @needs_native
 @pytest.mark.parametrize("name", [op.name for op in datagrad_ext.backends().ops])
 def test_every_op_has_its_kernels(name: str) -> None:
     (op,) = [op for op in datagrad_ext.backends().ops if op.name == name]
+    if name.startswith(CUDNN):
+        assert op.native == (("CUDA",) if "cuDNN" in _native._compiled.loaded else ())
+        return
     assert "CPU" in op.native
     cuda = datagrad_ext.backends().devices[1]
     if cuda.library or (os.environ.get("DATAGRAD_CUDA") == "1" and torch.version.cuda):
@@ -78,6 +83,24 @@ def test_the_cuda_library_has_code_for_every_architecture_that_was_asked_for() -
     assert containers
     assert wanted
     assert [wanted - found for found in containers] == [set()] * len(containers)
+
+
+@needs_native
+@pytest.mark.skipif(os.environ.get("DATAGRAD_CUDNN") != "1", reason="fused convolutions are not demanded")
+def test_the_fused_convolutions_were_built_and_load() -> None:
+    """Where they are demanded (DATAGRAD_CUDNN=1) and torch has CUDA; no GPU is needed."""
+    assert datagrad_ext.backends().build["cudnn"]
+    if torch.version.cuda:
+        assert _native._compiled.loaded["cuDNN"] == "libdatagrad_cudnn.so", _native._compiled.not_loaded
+        names = [op.name for op in datagrad_ext.backends().ops if op.name.startswith(CUDNN)]
+        assert len(names) == 5
+        assert all(is_native(name, "cuda") for name in names)
+
+
+@needs_native
+def test_a_build_without_fused_convolutions_says_why() -> None:
+    build = datagrad_ext.backends().build
+    assert build["cudnn"] != ("cudnn" in build["not_built"])
 
 
 def test_every_family_of_ops_is_reported() -> None:
