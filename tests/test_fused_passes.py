@@ -159,6 +159,15 @@ def test_without_memory_for_a_comparison_aten_runs(play: Callable, monkeypatch: 
     assert [choice.note for choice in table] == ["no memory for a comparison"]
 
 
+def test_what_aten_refuses_is_left_to_it(play: Callable) -> None:
+    """The plain passes raise PyTorch's own error."""
+    table = play(Played({1: (right, 0.5)}, relu=[1]))
+    assert forward(weight=torch.ones(5, 3, 4, 4)) is None
+    assert forward(weight=torch.ones(W).double()) is None
+    assert forward(bias=torch.ones(4)) is None
+    assert len(table) == 0
+
+
 def test_nothing_is_chosen_while_a_graph_records(play: Callable) -> None:
     """A new key takes ATen and stays new; a known one keeps its plan."""
     played = Played({1: (right, 0.5)}, relu=[1])

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..choices import Choice, Choices
 from ..ops import fused_convolution as ops
@@ -90,7 +91,9 @@ class Cudnn:
     """Where plans come from, and what they are measured with."""
 
     def covers(self, a: Tensor) -> bool:
-        """Whether there may be plans for an operand."""
+        """Whether there may be plans for an operand: a plain tensor on a GPU."""
+        if type(a) is not Tensor and type(a) is not Parameter:
+            return False
         return a.is_cuda and a.dtype in DTYPES and a.numel() > 0 and _has_kernels() and torch.backends.cudnn.enabled
 
     def flags(self, dtype: torch.dtype) -> tuple[bool, bool]:
@@ -173,6 +176,12 @@ def choose(call: Call, flags: tuple[bool, bool]) -> Choice | None:
         return _Search(call, flags).choice()
     except torch.OutOfMemoryError:
         return Choice(str(call), "ATen", note="no memory for a comparison")
+    except Refused:
+        return None
+
+
+class Refused(Exception):
+    """ATen does not take operands like these: its own passes are to say so."""
 
 
 class _Search:
@@ -182,7 +191,12 @@ class _Search:
         self._call, self._flags = call, flags
         self._examples = examples(call)
         gate = None if call.sweep is FORWARD else 2
-        self._expected = Expected.of(call.right, self._examples, gate)
+        try:
+            self._expected = Expected.of(call.right, self._examples, gate)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise Refused from error
         self._said: list[str] = []
 
     def choice(self) -> Choice:
