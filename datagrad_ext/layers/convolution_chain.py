@@ -112,7 +112,7 @@ class ConvolutionChain(Layer):
         delta, deltas = links[-1].gated(kept[-1], g), []
         for i in reversed(range(1, len(links))):
             deltas.append(delta)
-            below = self._fused_below(i, kept, params, delta, False)
+            below = self._fused_below(i, kept, params, delta)
             if below is None:
                 (bar,) = links[i].convolution.vjp(kept[i][0], params[links[i].own], delta, (True,))
                 below = links[i - 1].gated(kept[i - 1], bar)
@@ -172,7 +172,7 @@ class ConvolutionChain(Layer):
             bias = links[i - 1].bias if i > 0 else slice(0)
             below = None
             if needs and zeta is not None:
-                below = self._fused_below(i, kept, params, zeta, True in wanted[bias])
+                below = self._fused_below(i, kept, params, zeta)
             (bar,), totals[own] = links[i].convolution.reverse(
                 kept[i][0],
                 params[own],
@@ -198,15 +198,14 @@ class ConvolutionChain(Layer):
             place += n
         return x
 
-    def _fused_below(
-        self, i: int, kept: Sequence[Any], params: Tensors, g: Tensor, sums: bool
-    ) -> Tensor | None:
-        """f′_{i-1} (w_iᵀ g) in one pass, if a plan is taken; `sums`: its sum will be taken, too."""
+    def _fused_below(self, i: int, kept: Sequence[Any], params: Tensors, g: Tensor) -> Tensor | None:
+        """f′_{i-1} (w_iᵀ g) in one pass, if a plan is taken."""
         if i == 0:
             return None
         h, weight, under = kept[i][0][0], params[self._links[i].own.start], self._links[i - 1]
         numbers = self._links[i].convolution.plain_numbers(h, weight)
-        return None if numbers is None else fused_passes.vjp(g, weight, h, numbers, under.slope, sums)
+        has_bias = under.bias.start < under.bias.stop
+        return None if numbers is None else fused_passes.vjp(g, weight, h, numbers, under.slope, has_bias)
 
     def _fused_tangent(self, i: int, kept: Sequence[Any], params: Tensors, t: Tensor) -> Tensor | None:
         """f′_i (w_i * t) in one pass, if a plan is taken and the value of the rectifier was kept."""
