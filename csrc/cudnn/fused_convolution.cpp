@@ -113,7 +113,8 @@ void check_fits(const char* op, const Plan& plan, const Operands& o, const Numbe
 
 Tensor run(const char* op, Pass pass, const Operands& o, const Numbers& stride, const Numbers& padding, const Numbers& dilation,
            double slope, int64_t number) {
-  const Plan plan = plans().find(number);
+  const std::shared_ptr<const Plan> found = plans().find(number);
+  const Plan& plan = *found;
   DATAGRAD_CHECK(plan.what.pass == pass, op, ": the plan was made for another op");
   check_fits(op, plan, o, stride, padding, dilation, slope);
   const torch::stable::accelerator::DeviceGuard guard(plan.device);

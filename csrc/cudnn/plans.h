@@ -61,7 +61,7 @@ class Plans {
       const int64_t workspace = graph->get_workspace_size_plan_at_index(index);
       if (workspace > kWorkspace) continue;
       numbers.push_back(next_++);
-      plans_.emplace(numbers.back(), Plan{what, device, graph, index, workspace});
+      plans_.emplace(numbers.back(), std::make_shared<const Plan>(Plan{what, device, graph, index, workspace}));
     }
     if (numbers.empty()) throw std::runtime_error("cuDNN, building a plan: " + reason);
     return numbers;
@@ -72,7 +72,7 @@ class Plans {
     plans_.erase(number);
   }
 
-  Plan find(int64_t number) {
+  std::shared_ptr<const Plan> find(int64_t number) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = plans_.find(number);
     if (found == plans_.end()) throw std::runtime_error("there is no plan " + std::to_string(number));
@@ -113,7 +113,7 @@ class Plans {
 
   std::mutex mutex_;
   std::map<int, cudnnHandle_t> handles_;
-  std::unordered_map<int64_t, Plan> plans_;
+  std::unordered_map<int64_t, std::shared_ptr<const Plan>> plans_;
   int64_t next_ = 0;
 };
 
