@@ -49,19 +49,20 @@ class Plans {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<int64_t> numbers;
     std::string reason = "it has no plan";
-    int64_t count = 1;
+    auto graph = prepared(what, rules, handle(device));
+    const int64_t count = graph->get_execution_plan_count();
     for (int64_t index = 0; index < count && static_cast<int64_t>(numbers.size()) < limit; ++index) {
-      const auto graph = prepared(what, rules, handle(device));
-      count = graph->get_execution_plan_count();
       auto status = graph->build_plan_at_index(handle(device), index);
       if (status.is_bad()) {
         reason = status.get_message();
         continue;
       }
       const int64_t workspace = graph->get_workspace_size_plan_at_index(index);
-      if (workspace > kWorkspace) continue;
-      numbers.push_back(next_++);
-      plans_.emplace(numbers.back(), std::make_shared<const Plan>(Plan{what, device, graph, index, workspace}));
+      if (workspace <= kWorkspace) {
+        numbers.push_back(next_++);
+        plans_.emplace(numbers.back(), std::make_shared<const Plan>(Plan{what, device, graph, index, workspace}));
+      }
+      graph = prepared(what, rules, handle(device));  // a graph for each plan, so that closing one frees it
     }
     if (numbers.empty()) throw std::runtime_error("cuDNN, building a plan: " + reason);
     return numbers;
