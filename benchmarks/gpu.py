@@ -57,7 +57,7 @@ class Stage:
 
 
 CPU_ALONE = "tests/test_ops_convolution.py"  # a family without kernels for CUDA
-VENDORS = "tests/test_ops_fused_convolution.py"  # its kernels are cuDNN's: of interest is only where they read and write
+VENDORS = "tests/test_ops_fused_convolution.py"  # its kernels are cuDNN's: only where they read and write matters
 
 
 def op_tests() -> list[str]:

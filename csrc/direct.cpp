@@ -96,6 +96,10 @@ class Reader {
       arguments_[place].flags.push_back(value == Py_True);
       return true;
     }
+    if (PyFloat_CheckExact(value)) {
+      arguments_[place].numbers.push_back(PyFloat_AS_DOUBLE(value));
+      return true;
+    }
     if (!torch_.is_plain(value)) return false;
     tensors_.append(py::handle(value));
     places_.push_back(place);

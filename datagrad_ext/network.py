@@ -12,6 +12,7 @@ import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from .trace import Untraceable, attributes, hooked, same, trace
 
 Forward = Callable[..., Any]
 _TENSOR = object()
+_training = itemgetter("training")
 _STATIC_GRAPH = (
     "DistributedDataParallel(static_graph=True) counts the first backward, which is the data gradient, as the step's, "
     "and leaves gradients unsynchronised. Construct it without static_graph."
@@ -104,7 +106,7 @@ class Network:
             return None
         if refusal([x]) is not None:
             return None
-        found = self.find(module, forward, adopt, _Call.of((x,), {}))
+        found = self.find(module, forward, adopt, _Call([x], 1, _positional))
         return found if isinstance(found, Lowered) and found.is_one_value else None
 
     def find(self, module: nn.Module, forward: Forward, adopt: Forward, call: _Call) -> Lowered | Untraceable:
@@ -225,7 +227,7 @@ class _Watch:
         for i, state in self._attributes:
             if not same(attributes(modules[i]), state):
                 return None
-        training = [table["training"] for table in self._tables]
+        training = list(map(_training, self._tables))
         missing = [table.get(name) is None for table, name in self._parameters]
         configs = [config(modules[i]) for i, config in self._configs]
         return root.training, training, hooked(self._tables), missing, configs

@@ -8,9 +8,10 @@ in it). If the outermost forward does not trace, `Untraceable` says why.
 from __future__ import annotations
 
 import inspect
+import itertools
 import operator
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,12 +30,14 @@ class Untraceable(Exception):
     path = ""
 
 
-def hooked(tables: Iterable[dict[str, Any]]) -> list[bool]:
-    """For each module's attributes, whether hooks wait for calls of this very module."""
-    return [
-        bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
-        for own in tables
-    ]
+_hooks = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def hooked(tables: Sequence[dict[str, Any]]) -> list[bool]:
+    """For each module's attributes, whether hooks wait for calls of this very module; nothing where none do."""
+    if not any(itertools.chain.from_iterable(map(_hooks, tables))):
+        return []
+    return [any(hooks) for hooks in map(_hooks, tables)]
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:

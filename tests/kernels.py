@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 import datagrad_ext
+from datagrad_ext._native import direct
 from datagrad_ext.ops import chain, is_native
 
 
@@ -30,6 +32,13 @@ def assert_emulation_passes(stem: str, folder: Path) -> None:
     subprocess.run(["c++", "-std=c++17", "-O1", f"-I{root / 'csrc'}", source, "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def directly(name: str) -> Callable[..., list[Tensor]]:
+    """The op called past torch's dispatcher (`test_direct.py`), which takes arguments by position alone."""
+    names = [argument.name for argument in getattr(torch.ops.datagrad, name).default._schema.arguments]
+    call = torch.no_grad()(direct(name))
+    return lambda *values, **named: call(*values, *[named[each] for each in names[len(values) :]])
 
 
 def same_layout(actual: Tensor, expected: Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels import assert_native, chain_parameters
+from kernels import assert_native, chain_parameters, directly
 from oracle import difference
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from datagrad_ext.ops.penalty import NORMS
 NAME = "chain_penalty_step"
 IMPLEMENTATIONS: dict[str, Callable[..., list[Tensor]]] = {
     "op": getattr(torch.ops.datagrad, NAME).default,
+    "direct": directly(NAME),
     "reference": penalty_step.chain_penalty_step,
 }
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -141,9 +142,9 @@ class Example:
             None if loss.name == "score" and main in (None, loss) else self.target,
             self.links,
             loss.name,
-            list(loss.constants),
+            list(map(float, loss.constants)),
             main.name if main else "",
-            list(main.constants) if main else [],
+            list(map(float, main.constants)) if main else [],
             0.8,
             " ".join(self.penalties),
             [PENALTIES[word][0] for word in self.penalties],

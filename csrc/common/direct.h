@@ -10,8 +10,9 @@ namespace datagrad {
 
 // One argument of an op. Tensors are AtenTensorHandles.
 struct Argument {
-  std::vector<void*> tensors;  // a tensor, those of a list, or none
-  std::vector<bool> flags;     // a bool, or those of a list
+  std::vector<void*> tensors;   // a tensor, those of a list, or none
+  std::vector<bool> flags;      // a bool, or those of a list
+  std::vector<double> numbers;  // a float, or those of a list
   std::string text;
 };
 

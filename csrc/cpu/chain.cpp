@@ -3,6 +3,7 @@
 #include <common/chain_products.h>
 #include <cpu/direct.h>
 #include <cpu/narrow_chain.h>
+#include <cpu/penalty_step.h>
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
@@ -35,6 +36,7 @@ constexpr DirectOp kDirect[] = {
     {"chain_data_vjp", run_directly<&chain_data_vjp<CpuBackend>>},
     {"chain_data_jvp", run_directly<&chain_data_jvp<CpuBackend>>},
     {"chain_reverse", run_directly<&chain_reverse<CpuBackend>>},
+    {"chain_penalty_step", run_directly<&chain_penalty_step>},
 };
 
 }  // namespace

@@ -25,6 +25,8 @@ T value_of(const Argument& from, const Tensors& tensors) {
   if constexpr (std::is_same_v<T, std::optional<Tensor>>) return tensors.empty() ? std::nullopt : T(tensors[0]);
   if constexpr (std::is_same_v<T, Flags>) return from.flags;
   if constexpr (std::is_same_v<T, bool>) return from.flags.at(0);
+  if constexpr (std::is_same_v<T, std::vector<double>>) return from.numbers;
+  if constexpr (std::is_same_v<T, double>) return from.numbers.at(0);
   if constexpr (std::is_same_v<T, std::string>) return from.text;
 }
 

@@ -1,6 +1,7 @@
 // The penalty step of a narrow chain on the CPU.
 #include <common/chain.h>
 #include <cpu/narrow_step.h>
+#include <cpu/penalty_step.h>
 
 #include <torch/csrc/stable/library.h>
 
@@ -77,6 +78,8 @@ void write_figures(const StepObjective<T>& o, const std::vector<double>& sums, i
   set<T>(figures[0], total);
 }
 
+}  // namespace
+
 Tensors chain_penalty_step(const Tensor& x_in, Tensors params_in, std::optional<Tensor> target, std::string links,
                            std::string loss, std::vector<double> loss_constants, std::string main,
                            std::vector<double> main_constants, double main_weight, std::string penalties,
@@ -111,7 +114,6 @@ Tensors chain_penalty_step(const Tensor& x_in, Tensors params_in, std::optional<
   return results.list();
 }
 
-}  // namespace
 }  // namespace datagrad
 
 STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) { m.impl("chain_penalty_step", TORCH_BOX(&datagrad::chain_penalty_step)); }

@@ -7,7 +7,7 @@ x and the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native import direct
 from ..autograd import Node, needs_reference, release
 from ..layers.chain import Chain
 from ..ops import is_native
@@ -24,7 +25,7 @@ from ..single import Single
 from .result import without_graph
 from .step import Found, Step, differentiable
 
-_op = torch.ops.datagrad.chain_penalty_step.default
+_op = direct("chain_penalty_step")
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -61,13 +62,13 @@ def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Fus
     told = (
         chain.links,
         heads.loss.name,
-        heads.loss.constants,
+        _floats(heads.loss.constants),
         name,
-        constants,
-        step.main_weight,
+        _floats(constants),
+        float(step.main_weight),
         " ".join([seed.word for seed in heads.seeds]),
-        [seed.constant for seed in heads.seeds],
-        [active.weight for active in step.terms],
+        _floats(seed.constant for seed in heads.seeds),
+        _floats(active.weight for active in step.terms),
     )
     return FusedStep(step, step.warned, told, any(head.reads_target for head in used), heads.main is not None)
 
@@ -136,6 +137,10 @@ def _run(
         figures.mean = found[1]
     figures.values, figures.J = found[first:last], found[last]
     return [found[0], *found[last + 1 :]]
+
+
+def _floats(numbers: Iterable[float]) -> tuple[float, ...]:
+    return tuple(map(float, numbers))
 
 
 @cache

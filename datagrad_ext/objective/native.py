@@ -7,9 +7,10 @@ it: `fused` (a narrow chain: the whole step is one op) and `sweeps` (every progr
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from torch import Tensor
 from ..accelerate import traced
 from ..autograd import UnsupportedOutput
 from ..lower import Lowered
-from ..network import Network
 from ..ops.heads import Head
 from ..ops.seeds import Seed
 from . import fused, sweeps
@@ -28,48 +28,56 @@ from .result import Result, TermResult
 from .seeds import seed_of
 from .step import Found, Heads, Step
 
-Made = fused.FusedStep | Step
+
+class _Latest(NamedTuple):
+    """What was made of a batch: the heads, and what the op is told if one op does the step of that network."""
+
+    kind: Any
+    heads: Heads | None
+    lowered: weakref.ref[Lowered] | None = None
+    fused: fused.FusedStep | None = None
 
 
 class Native:
     """The native path of one objective at fixed weights.
 
     What it makes of a batch holds for the next one of its kind, on the same trace of the network, and costs more to
-    find than a small network to run: the latest is kept. Losses that are no plain functions may change, as modules do:
-    then nothing is.
+    find than a small network to run: the latest is kept. Nothing of it holds a module or a parameter. Losses that are
+    no plain functions may change, as modules do: then nothing is kept.
     """
 
     def __init__(self, main: Source | None, main_weight: float, terms: Sequence[Active]) -> None:
         self._main, self._main_weight, self._terms = main, main_weight, terms
         losses = [source[0] for source in (main, *[active.source for active in terms]) if source is not None]
         self._keeps = not {type(loss) for loss in losses} - {FunctionType}
-        self._latest: tuple[Any, Heads | None, Lowered | None, Made | None] = (None, None, None, None)
+        self._latest = _Latest(None, None)
 
     def evaluate(self, model: Any, x: Any, target: Any) -> Result | None:
         """The objective at one batch, None where the native path does not cover it."""
         if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
             return None
         kind = _kind(x), _kind(target) if isinstance(target, Tensor) else None
-        known, heads, lowered, made = self._latest
-        if kind != known or not self._keeps:
-            heads, lowered = self._heads(target), None
-            self._latest = (kind, heads, None, None)
-        if heads is None:
+        latest = self._latest
+        if kind != latest.kind or not self._keeps:
+            latest = self._latest = _Latest(kind, self._heads(target))
+        if latest.heads is None:
             return None
         found = traced(model, x)
         if found is None:
             return None
-        params = found[1].parameters(found[1].slots())
-        if found[1] is not lowered or made is None:
-            made = self._made(found, heads, x, params, target)
-            if found[1].program.rows:  # the first run is described
-                self._latest = (kind, heads, found[1], made)
+        network, lowered = found
+        params = lowered.parameters(lowered.slots())
+        known = latest.fused
+        if known is None or latest.lowered() is not lowered:  # type: ignore[misc]
+            step = Step(lowered.program, network.warned, latest.heads, self._main, self._main_weight, self._terms)
+            known = fused.step_of(step, x, params, target)
+            if known is not None:
+                self._latest = latest._replace(lowered=weakref.ref(lowered), fused=known)
         if not (x.requires_grad or True in [p.requires_grad for p in params]):
             x = x.detach().requires_grad_()
-        if type(made) is Step:
-            return self._by_sweeps(made, x, params, target)
-        total, figures = fused.total(made, x, params, target)  # type: ignore[arg-type]
-        return self._result(total, figures)
+        if known is None:
+            return self._by_sweeps(step, x, params, target)
+        return self._result(*fused.total(known, x, params, target))
 
     def _heads(self, target: Any) -> Heads | None:
         """The losses and penalties, if there is one loss of all terms, at the model's output and input, and all are
@@ -90,13 +98,6 @@ class Native:
         if loss is None:
             return None
         return Heads(loss, seeds, loss if main == source else None if main is None else _head(main, target))
-
-    def _made(
-        self, found: tuple[Network, Lowered], heads: Heads, x: Tensor, params: Sequence[Tensor], target: Any
-    ) -> Made:
-        network, lowered = found
-        step = Step(lowered.program, network.warned, heads, self._main, self._main_weight, self._terms)
-        return fused.step_of(step, x, params, target) or step
 
     def _by_sweeps(self, step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Result | None:
         figures = Found()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..penalties import l2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class TermResult:
     """One penalty at one batch; everything is detached."""
 
@@ -34,7 +34,7 @@ class TermResult:
         return l2(J.flatten(0, 1)).view(J.shape[:2]) if self.stacked else l2(J)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Result:
     """An objective at one batch."""
 
