@@ -3,8 +3,11 @@
 Environment variables:
     DATAGRAD_REQUIRE_NATIVE=1   a missing tool or a failing compilation is an error, and so is a warning
     DATAGRAD_CUDA=1|0           demand or forbid the CUDA kernels; unset: build them where there is an nvcc
+    DATAGRAD_CUDNN=1|0          demand or forbid the fused convolutions; unset: build them where their headers are found
     TORCH_CUDA_ARCH_LIST        their architectures, for example '8.0;9.0+PTX'
     CUDA_HOME, CXX              where to find nvcc, and the C++ compiler to use
+    CUDNN_FRONTEND_PATH, CUDNN_PATH   folders of the headers of cuDNN's frontend and of cuDNN, where they are not found
+                                by themselves
     DATAGRAD_TORCH              the directory of the torch package, where it is not found by itself
 """
 

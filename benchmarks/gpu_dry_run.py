@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from build_support import toolchain
+from build_support.cudnn_headers import HEADERS, find_cudnn
+from build_support.options import Unavailable
+from build_support.torch_headers import find_torch
 
 from . import cases, contestants, gpu, op_cases, run, series
 from .environment import ROOT
@@ -81,6 +84,19 @@ def _build() -> str:
     return f"nvcc {nvcc.version[0]}.{nvcc.version[1]}, {' '.join(toolchain.gencode_flags(names))}"
 
 
+def _fused_convolutions() -> str:
+    """Where their headers are found, or which is missing: then they are left out, and ATen runs."""
+    names = ", ".join(f"{header.name} (or in {header.variable})" for header in HEADERS)
+    nvcc = toolchain.find_nvcc(os.environ)
+    if nvcc is None:
+        return f"no nvcc here; looked for beside torch: {names}"
+    try:
+        folders = find_cudnn(os.environ, find_torch(os.environ), nvcc)
+    except Unavailable as reason:
+        return f"left out: {reason}; looked for beside torch: {names}"
+    return f"built; {names} are there, in {len(folders)} folders"
+
+
 def _sanitized() -> str:
     """How many rows of each file pytest would run."""
     files = gpu.op_tests()
@@ -128,6 +144,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "tools": _tools,
     "JAX": _jax,
     "kernels": _build,
+    "fused convolutions": _fused_convolutions,
     "rows under compute-sanitizer": _sanitized,
     "commands": _commands,
     "suite": _cases,

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import plan, toolchain
+from .cudnn_headers import find_cudnn
 from .options import Options, Unavailable
 from .torch_headers import find_torch
 
@@ -36,6 +37,7 @@ class Record:
     nvcc: str | None = None
     cpu_isas: list[str] = field(default_factory=list)
     cuda_architectures: list[str] = field(default_factory=list)
+    cudnn: bool = False
     not_built: dict[str, str] = field(default_factory=dict)
 
     def json(self) -> str:
@@ -52,7 +54,7 @@ def build(package: Path, environ: Mapping[str, str]) -> bool:
     try:
         libraries, module = _Native(options, environ, record).run()
     except Unavailable as reason:
-        if options.require_native or options.cuda:
+        if options.require_native or options.cuda or options.cudnn:
             raise
         print(f"datagrad_ext is built without compiled kernels: {reason}", file=sys.stderr)
         record.not_built["native"] = str(reason)
@@ -97,11 +99,15 @@ class _Native:
         if nvcc:
             architectures = toolchain.architectures(self.environ, nvcc.version)
             parts["cuda"] = self.plan.cuda_library(nvcc, architectures)
+        folders = self._cudnn(nvcc)
+        if nvcc and folders is not None:
+            parts["cudnn"] = self.plan.cudnn_library(nvcc, folders)
         module = self.plan.module(self.pybind11)
         self.directory.mkdir(parents=True, exist_ok=True)
         _write(self.directory / "build.ninja", self.plan.text())
         built = self._make_parts(parts)
-        self.record.cpu_isas = [part.removeprefix("cpu_") for part in built if part != "cuda"]
+        self.record.cpu_isas = [part.removeprefix("cpu_") for part in built if part.startswith("cpu_")]
+        self.record.cudnn = "cudnn" in built
         if nvcc and "cuda" in built:
             self.record.nvcc = ".".join(map(str, nvcc.version))
             self.record.cuda_architectures = architectures
@@ -127,6 +133,20 @@ class _Native:
                 raise Unavailable(NO_NVCC)
         return nvcc
 
+    def _cudnn(self, nvcc: toolchain.Nvcc | None) -> list[Path] | None:
+        """Folders with the headers of the fused convolutions; None, with the reason recorded, where one is missing."""
+        try:
+            if self.options.cudnn is False:
+                raise Unavailable("the build was told to leave it out (DATAGRAD_CUDNN=0)")
+            if nvcc is None:
+                raise Unavailable("it comes with the CUDA kernels")
+            return find_cudnn(self.environ, self.plan.torch, nvcc)
+        except Unavailable as reason:
+            if self.options.cudnn:
+                raise
+            self.record.not_built["cudnn"] = str(reason)
+            return None
+
     def _make_parts(self, parts: dict[str, Path]) -> dict[str, Path]:
         """Make all parts at once; if that fails and may, one by one, to tell which failed and why."""
         try:
@@ -141,7 +161,7 @@ class _Native:
                 self._make(library)
                 built[part] = library
             except Unavailable as reason:
-                if part == "cuda" and self.options.cuda:
+                if getattr(self.options, part, False):
                     raise
                 self.record.not_built[part] = str(reason)
         if not built:

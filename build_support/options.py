@@ -16,15 +16,18 @@ class Options:
 
     require_native: a fallback to pure Python is an error.
     cuda: True demands the CUDA kernels, False forbids them, None builds them where there is an nvcc.
+    cudnn: the same for the fused convolutions, which come with the CUDA kernels where their headers are found.
     """
 
     require_native: bool
     cuda: bool | None
+    cudnn: bool | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Options:
-        """Read DATAGRAD_REQUIRE_NATIVE and DATAGRAD_CUDA."""
-        return cls(bool(_switch(environ, "DATAGRAD_REQUIRE_NATIVE")), _switch(environ, "DATAGRAD_CUDA"))
+        """Read DATAGRAD_REQUIRE_NATIVE, DATAGRAD_CUDA and DATAGRAD_CUDNN."""
+        native, *parts = (_switch(environ, f"DATAGRAD_{name}") for name in ("REQUIRE_NATIVE", "CUDA", "CUDNN"))
+        return cls(bool(native), *parts)
 
 
 def _switch(environ: Mapping[str, str], name: str) -> bool | None:

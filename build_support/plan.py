@@ -2,6 +2,7 @@
 
     libdatagrad_cpu_<isa>   csrc/cpu/*.cpp, the same sources once per instruction set
     libdatagrad_cuda        csrc/cuda/*.cu
+    libdatagrad_cudnn       csrc/cudnn/*.cpp, apart: what it includes is not ours, and it may be missing
     _C                      csrc/*.cpp with the record of the build
 
 Commands run in the project's root and name sources relative to it: no path of the machine gets into a file.
@@ -103,15 +104,38 @@ class Plan:
         # The log of an ordinary build names kernels that spill registers: for a strict one they would be errors.
         flags += ["-Werror=all-warnings"] if self.strict else ["-Xptxas=--warn-on-spills"]
         self._rule("cuda", [*driver, *flags, *DEPENDENCIES], "CUDA $in")
-        soname = "libtorch_cuda.so"
-        empty = ["-shared", "-x", "c++", "/dev/null", f"-Wl,-soname,{soname}"]
-        self._rule("stand_in", [*self.cxx.command, *empty, "-o", "$out"])
-        stand_in = self._build(f"stand_in/{soname}", "stand_in", [])
+        stand_in = self._stand_in()
         link = [*driver, "-shared", "-nodlink", "-cudart", "static", "$in", "-o", "$out"]
         link += ["-Xlinker", "--no-as-needed", f"-L{stand_in.parent}", "-ltorch_cuda"]
         self._rule("link_cuda", [*link, f"-L{self.torch.lib}", "-ltorch_cpu"])
         objects = self._objects("cuda", sorted(Path("csrc/cuda").glob("*.cu")))
         return self._build("lib/libdatagrad_cuda.so", "link_cuda", objects, after=stand_in)
+
+    def cudnn_library(self, nvcc: Nvcc, folders: list[Path]) -> Path:
+        """Fused convolutions by cuDNN, whose functions are looked up in torch's copy: nothing of it is linked.
+
+        nvcc hands C++ on to the host compiler and adds the toolkit's headers.
+        """
+        driver = [nvcc.path, "-ccbin", self.cxx.command[0]]
+        flags = ["-O1", *COMMON[1:], *STABLE_ABI, "-DUSE_CUDA", *self._torch_headers()]
+        flags += [word for folder in folders for word in ("-isystem", str(folder))]
+        flags += ["-Xcompiler=" + ",".join([*self._host(), *self._warnings()])]
+        self._rule("cudnn", [*driver, *flags, *DEPENDENCIES], "C++ $in")
+        stand_in = self._stand_in()
+        link = [*self.cxx.command, "-shared", "$in", "-o", "$out", "-Wl,--no-as-needed"]
+        link += [f"-L{stand_in.parent}", "-ltorch_cuda", f"-L{self.torch.lib}", "-ltorch_cpu", "-ldl"]
+        self._rule("link_cudnn", link)
+        objects = self._objects("cudnn", sorted(Path("csrc/cudnn").glob("*.cpp")))
+        return self._build("lib/libdatagrad_cudnn.so", "link_cudnn", objects, after=stand_in)
+
+    def _stand_in(self) -> Path:
+        """An empty libtorch_cuda to link with."""
+        soname = "libtorch_cuda.so"
+        if "rule stand_in" not in self.lines:
+            empty = ["-shared", "-x", "c++", "/dev/null", f"-Wl,-soname,{soname}"]
+            self._rule("stand_in", [*self.cxx.command, *empty, "-o", "$out"])
+            self._build(f"stand_in/{soname}", "stand_in", [])
+        return self.directory / "stand_in" / soname
 
     def module(self, pybind11: Path) -> Path:
         """The Python module _C; it includes build_info.h, which is written before ninja makes it."""

@@ -3,7 +3,7 @@
 //
 //   build_info()   dict, the record of the build
 //   isa            str or None: instruction set of the loaded CPU library
-//   loaded         dict, device ('CPU', 'CUDA') -> file name of the loaded library
+//   loaded         dict, device ('CPU', 'CUDA', and 'cuDNN' for fused convolutions on CUDA) -> file name of the loaded library
 //   not_loaded     dict, device -> sentence that says why there is none
 //   find_torch, direct     functions, where the CPU library is loaded: csrc/direct.h
 
@@ -85,6 +85,14 @@ PYBIND11_MODULE(_C, m) {
     not_loaded["CUDA"] = "this torch (" + torch.attr("__version__").attr("__str__")().cast<std::string>() + ") has no CUDA";
   } else {
     load("CUDA", "libdatagrad_cuda", loaded, not_loaded);
+  }
+  // On top of the CUDA library: fused convolutions.
+  if (!info["cudnn"].cast<bool>()) {
+    not_loaded["cuDNN"] = reason_not_built(info, "cudnn");
+  } else if (loaded.contains("CUDA")) {
+    load("cuDNN", "libdatagrad_cudnn", loaded, not_loaded);
+  } else {
+    not_loaded["cuDNN"] = not_loaded["CUDA"];
   }
   m.attr("loaded") = loaded;
   m.attr("not_loaded") = not_loaded;

@@ -20,6 +20,7 @@ import torch
 from .choices import listing
 
 DEVICES = ("CPU", "CUDA")
+APART = "fused_convolution"  # plans of cuDNN, in a library of their own: the build's lines tell whether there is one
 PURE_RECORD = Path(__file__).with_name("_build_info.json")  # written by a build that made no _C
 
 
@@ -122,7 +123,8 @@ class Backends:
         return [f"{device.name:<5} {self._device(device)}" for device in self.devices]
 
     def _device(self, device: Device) -> str:
-        missing = ", ".join(op.name for op in self.ops if device.name not in op.native)
+        named = [op.name for op in self.ops if device.name not in op.native and not op.name.startswith(APART)]
+        missing = ", ".join(named)
         if not device.library:
             return f"reference: {device.note}"
         return f"native: {device.note}" + (f"; the library has no kernel for {missing}" if missing else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from build_support import plan, toolchain
+from build_support import cudnn_headers, plan, toolchain
 from build_support.options import Options, Unavailable
 from build_support.torch_headers import find_torch
 
@@ -45,6 +46,8 @@ def fake_torch(site: Path, version: str) -> Path:
     ("environ", "expected"),
     [
         ({}, Options(False, None)),
+        ({"DATAGRAD_CUDNN": "1"}, Options(False, None, True)),
+        ({"DATAGRAD_CUDNN": "0"}, Options(False, None, False)),
         ({"DATAGRAD_CUDA": ""}, Options(False, None)),
         ({"DATAGRAD_CUDA": "0", "DATAGRAD_REQUIRE_NATIVE": "0"}, Options(False, False)),
         ({"DATAGRAD_CUDA": "1", "DATAGRAD_REQUIRE_NATIVE": "1"}, Options(True, True)),
@@ -134,6 +137,42 @@ def test_an_old_torch_is_refused(tmp_path: Path) -> None:
         find_torch({"DATAGRAD_TORCH": str(root)})
 
 
+@pytest.fixture
+def no_system_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cudnn_headers, "SYSTEM", ())
+
+
+def headers(*folders: Path) -> None:
+    """Empty headers, in order: the frontend's, cuDNN's, NVRTC's."""
+    for folder, header in zip(folders, cudnn_headers.HEADERS, strict=False):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / header.name).touch()
+
+
+@pytest.mark.usefixtures("no_system_headers")
+def test_headers_of_cudnn_are_found_beside_torch(tmp_path: Path) -> None:
+    torch = find_torch({"DATAGRAD_TORCH": str(fake_torch(tmp_path, "2.14.1"))})
+    folders = [tmp_path / "include", tmp_path / "nvidia/cudnn/include", tmp_path / "nvidia/cu13/include"]
+    nvcc = toolchain.Nvcc(str(tmp_path / "toolkit/bin/nvcc"), (13, 0))
+    for i, (header, missing) in enumerate(zip(cudnn_headers.HEADERS, folders, strict=True)):
+        sentence = f"the header {header.name} was not found: {header.remedy}"
+        with pytest.raises(Unavailable, match=re.escape(sentence)):
+            cudnn_headers.find_cudnn({}, torch, nvcc)
+        headers(*folders[: i + 1])
+        assert missing.is_dir()
+    assert cudnn_headers.find_cudnn({}, torch, nvcc) == folders
+
+
+@pytest.mark.usefixtures("no_system_headers")
+def test_headers_of_cudnn_may_be_named(tmp_path: Path) -> None:
+    torch = find_torch({"DATAGRAD_TORCH": str(fake_torch(tmp_path, "2.14.1"))})
+    folders = [tmp_path / "frontend", tmp_path / "cudnn/include", tmp_path / "toolkit/include"]
+    headers(*folders)
+    environ = {"CUDNN_FRONTEND_PATH": str(folders[0]), "CUDNN_PATH": str(tmp_path / "cudnn")}
+    nvcc = toolchain.Nvcc(str(tmp_path / "toolkit/bin/nvcc"), (13, 0))
+    assert cudnn_headers.find_cudnn(environ, torch, nvcc) == folders
+
+
 def test_instruction_sets_are_those_of_the_machine() -> None:
     assert plan.cpu_isas("aarch64") == ["default"]
     if plan.LINUX:
@@ -150,7 +189,7 @@ def build_in_place(directory: Path, **environ: str) -> subprocess.CompletedProce
     (directory / "datagrad_ext").mkdir()
     (directory / "datagrad_ext/__init__.py").touch()
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    cleared = dict.fromkeys(("DATAGRAD_REQUIRE_NATIVE", "DATAGRAD_CUDA"), "")
+    cleared = dict.fromkeys(("DATAGRAD_REQUIRE_NATIVE", "DATAGRAD_CUDA", "DATAGRAD_CUDNN"), "")
     environ = {**os.environ, **cleared, "CXX": "/nonexistent", **environ}
     return subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True)
 
@@ -162,7 +201,7 @@ def test_without_a_compiler_the_package_is_pure_and_the_reason_recorded(tmp_path
     assert record["not_built"] == {"native": "the C++ compiler CXX=/nonexistent was not found"}
 
 
-@pytest.mark.parametrize("variable", ["DATAGRAD_REQUIRE_NATIVE", "DATAGRAD_CUDA"])
+@pytest.mark.parametrize("variable", ["DATAGRAD_REQUIRE_NATIVE", "DATAGRAD_CUDA", "DATAGRAD_CUDNN"])
 def test_a_demand_turns_the_fallback_into_an_error(tmp_path: Path, variable: str) -> None:
     done = build_in_place(tmp_path, **{variable: "1"})
     assert done.returncode != 0

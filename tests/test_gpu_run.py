@@ -20,6 +20,7 @@ def test_the_dry_run_lists_everything_and_finds_nothing_wrong(capsys: pytest.Cap
     assert "setup.py --quiet build_ext --inplace" in said
     assert "--tool racecheck --error-exitcode 1" in said
     assert "DATAGRAD_REQUIRE_CUDA=1" in said
+    assert re.search(r"fused convolutions: .*cudnn_frontend\.h \(or in CUDNN_FRONTEND_PATH\)", said)
     for path in gpu.op_tests():
         assert re.search(rf"under compute-sanitizer: .*{re.escape(path)} [1-9]", said), path
     names = [case.name for case in cases.cases_of("cuda")] + [row.name for row in series.find("cuda", None)]

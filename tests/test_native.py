@@ -25,6 +25,7 @@ from build_support.plan import STABLE_ABI
 from build_support.toolchain import find_nvcc
 from datagrad_ext import _native
 from datagrad_ext.cli import info
+from datagrad_ext.ops import is_native
 
 PACKAGE = Path(_native.__file__).parent
 ROOT = Path(__file__).parent.parent
@@ -65,12 +66,16 @@ CPU_ALONE = (
     "convolution_relu_vjp",
     "convolution_reverse",
 )
+CUDNN = "fused_convolution"  # the ops whose kernels are cuDNN's plans: a library of its own, for CUDA alone
 
 
 @needs_native
 @pytest.mark.parametrize("name", [op.name for op in datagrad_ext.backends().ops])
 def test_every_op_has_its_kernels(name: str) -> None:
     (op,) = [op for op in datagrad_ext.backends().ops if op.name == name]
+    if name.startswith(CUDNN):
+        assert op.native == (("CUDA",) if "cuDNN" in _native._compiled.loaded else ())
+        return
     assert ("CPU" in op.native) == (name not in CUDA_ALONE)
     cuda = datagrad_ext.backends().devices[1]
     if cuda.library or (os.environ.get("DATAGRAD_CUDA") == "1" and torch.version.cuda):
@@ -124,6 +129,24 @@ def test_cublaslt_is_declared_as_in_its_header(tmp_path: Path) -> None:
     source = ROOT / "tests" / "cublas_lt_header.cpp"
     command = [nvcc.path, "-std=c++17", "-c", *STABLE_ABI, *includes, source, "-o", tmp_path / "header.o"]
     subprocess.run(command, check=True)
+
+
+@needs_native
+@pytest.mark.skipif(os.environ.get("DATAGRAD_CUDNN") != "1", reason="fused convolutions are not demanded")
+def test_the_fused_convolutions_were_built_and_load() -> None:
+    """Where they are demanded (DATAGRAD_CUDNN=1) and torch has CUDA; no GPU is needed."""
+    assert datagrad_ext.backends().build["cudnn"]
+    if torch.version.cuda:
+        assert _native._compiled.loaded["cuDNN"] == "libdatagrad_cudnn.so", _native._compiled.not_loaded
+        names = [op.name for op in datagrad_ext.backends().ops if op.name.startswith(CUDNN)]
+        assert len(names) == 5
+        assert all(is_native(name, "cuda") for name in names)
+
+
+@needs_native
+def test_a_build_without_fused_convolutions_says_why() -> None:
+    build = datagrad_ext.backends().build
+    assert build["cudnn"] != ("cudnn" in build["not_built"])
 
 
 def test_every_family_of_ops_is_reported() -> None:

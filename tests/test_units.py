@@ -25,11 +25,11 @@ from training_code import data_gradient, loss_of, penalised, potential, weights
 import datagrad_ext
 from datagrad_ext import CentralDifference, DataGrad, FiniteDifference, Term, fusion, penalties, presets
 from datagrad_ext.fusion.chains import collect_chains
-from datagrad_ext.fusion.convolutions import rectify_convolutions
+from datagrad_ext.fusion.rectified_convolutions import rectify_convolutions
 from datagrad_ext.layers import Layer
 from datagrad_ext.layers.convolution import Convolution
 from datagrad_ext.layers.linear import Linear
-from datagrad_ext.ops import chain, convolution, penalty_step
+from datagrad_ext.ops import chain, convolution, fused_convolution, penalty_step
 
 N = 4
 aten = torch.ops.aten
@@ -48,6 +48,9 @@ REFERENCES = {
         (convolution, "convolution_relu_vjp"),
         (convolution, "convolution_relu_jvp"),
         (convolution, "convolution_relu_reverse"),
+        (fused_convolution, "fused_convolution_forward"),
+        (fused_convolution, "fused_convolution_vjp"),
+        (fused_convolution, "fused_convolution_jvp"),
         (penalty_step, "chain_penalty_step"),
     )
 }

@@ -6,9 +6,10 @@ from ..program import Program
 from ..single import Single
 from .biases import move_biases
 from .chains import collect_chains
-from .convolutions import rectify_convolutions
+from .convolution_chains import collect_convolutions
 from .folding import fold_norms
 from .layout import run_in_channels_last
+from .rectified_convolutions import rectify_convolutions
 from .rectifiers import take_in_rectifiers
 from .wide_chains import widen_chains
 
@@ -17,6 +18,7 @@ PASSES = (
     fold_norms,
     take_in_rectifiers,
     run_in_channels_last,
+    collect_convolutions,
     rectify_convolutions,
     collect_chains,
 )
@@ -32,6 +34,7 @@ def fuse(program: Program) -> Program:
 __all__ = [
     "PASSES",
     "collect_chains",
+    "collect_convolutions",
     "fold_norms",
     "fuse",
     "move_biases",

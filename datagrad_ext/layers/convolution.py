@@ -136,6 +136,13 @@ class Convolution(Layer):
         x = self._enter(inputs[0], pad)
         return self._leave(torch.convolution(x, *_with_bias(params), *numbers), inputs[0].dim())
 
+    def plain_numbers(self, x: Tensor, weight: Tensor) -> tuple | None:
+        """The numbers that aten::convolution takes if they say all: a batch of images, not transposed, even padding."""
+        if self.dims != 2 or self.transposed or x.dim() != 4:
+            return None
+        numbers, pad = self._geometry(weight)
+        return numbers if pad is None else None
+
     def _backward(
         self, saved: Any, weight: Tensor, g: Any, x: Tensor, want_x: bool, want_w: bool, pairs: Pairs = ()
     ) -> Tensors:

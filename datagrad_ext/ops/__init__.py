@@ -1,6 +1,16 @@
 """Kernel families: importing this package declares every op of the namespace `datagrad`."""
 
-from . import activation, chain, convolution, cross_entropy, normalisation, penalty, penalty_step, product
+from . import (
+    activation,
+    chain,
+    convolution,
+    cross_entropy,
+    fused_convolution,
+    normalisation,
+    penalty,
+    penalty_step,
+    product,
+)
 from ._library import is_native, op_names
 
 __all__ = [
@@ -8,6 +18,7 @@ __all__ = [
     "chain",
     "convolution",
     "cross_entropy",
+    "fused_convolution",
     "is_native",
     "normalisation",
     "op_names",
