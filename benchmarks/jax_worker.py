@@ -176,6 +176,16 @@ def batch_norm(parameters: list[Array], x: Array, weight: int, bias: int, epsilo
     return (unit * scale + shift).astype(x.dtype)
 
 
+def running_norm(
+    parameters: list[Array], x: Array, weight: int, bias: int, mean: list[float], variance: list[float], epsilon: float
+) -> Array:
+    import jax
+    from jax import numpy as jnp
+
+    unit = (x - jnp.asarray(mean, x.dtype)) * jax.lax.rsqrt(jnp.asarray(variance, x.dtype) + epsilon)
+    return unit * parameters[weight] + parameters[bias]
+
+
 def leaky_relu(parameters: list[Array], x: Array, slope: float) -> Array:
     from jax import numpy as jnp
 
@@ -214,6 +224,7 @@ LAYERS = {
         linear,
         convolution,
         batch_norm,
+        running_norm,
         leaky_relu,
         softplus,
         max_pool,

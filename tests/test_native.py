@@ -48,8 +48,9 @@ def report(directory: Path, **environ: str) -> str:
     return done.stdout
 
 
-# Called on the CPU alone: small products of convolutions, and a step in one op, for which a GPU has other means.
-CPU_ALONE = ("chain_penalty_step", "convolution_forward", "convolution_reverse")
+# Called on the CPU alone: small products of convolutions, and a step in one op, for which a GPU has other means, and
+# folding, which is a few calls of PyTorch there.
+CPU_ALONE = ("chain_penalty_step", "convolution_forward", "convolution_reverse", "fold_norm", "unfold_norm")
 
 
 @needs_native

@@ -50,6 +50,7 @@ CHAINS = {
     "curved above": ("linear relu+b:0.0 linear+b tanh", [6, 20, 9]),
     "two curves in a row": ("linear+b silu gelu linear sigmoid+b relu:0.0", [4, 15, 11]),
     "wide": ("linear relu+b:0.0 linear tanh+b linear+b", [130, 150, 140, 10]),
+    "wider": ("linear relu+b:0.0 linear+b", [600, 300, 3]),
     "wide at the head": ("linear+b relu:0.0 linear+b", [20, 30, 200]),
     **{name: (f"linear {name}+b{CONSTANTS.get(name, '')} linear+b", [5, 18, 4]) for name in FUNCTIONS},
 }
@@ -256,17 +257,18 @@ def test_kernels_are_native(name: str, device: str) -> None:
     assert_native(name, device)
 
 
-def test_results_do_not_depend_on_threads() -> None:
+@pytest.mark.parametrize("name", ["curved below", "wider"])
+def test_results_do_not_depend_on_threads(name: str) -> None:
     threads, results = torch.get_num_threads(), []
-    e = example("curved below", 700).map(lambda t: t.float())
+    e = example(name, 700).map(lambda t: t.float())
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             results.append(sweeps("op", e))
     finally:
         torch.set_num_threads(threads)
-    for name, value in results[0].items():
-        assert all(torch.equal(value, other[name]) for other in results[1:]), name  # type: ignore[arg-type]
+    for key, value in results[0].items():
+        assert all(torch.equal(value, other[key]) for other in results[1:]), key  # type: ignore[arg-type]
 
 
 def test_two_threads_at_once() -> None:
