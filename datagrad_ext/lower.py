@@ -88,6 +88,11 @@ class Lowered:
     entries: list[Entry] | None = None
 
     @cached_property
+    def is_one_value(self) -> bool:
+        """Whether the forward's result is one tensor that depends on an input."""
+        return isinstance(self.structure, Value) and len(self.program.outputs) == 1 and not self.program.constant_outputs
+
+    @cached_property
     def _tables(self) -> list[tuple[dict[str, Any], str]] | None:
         """The fetches if every slot is a parameter as it is."""
         return None if any(map(callable, self.fetches)) else self.fetches  # type: ignore[return-value]

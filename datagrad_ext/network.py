@@ -105,9 +105,7 @@ class Network:
         if refusal([x]) is not None:
             return None
         found = self.find(module, forward, adopt, _Call.of((x,), {}))
-        if isinstance(found, Untraceable) or not isinstance(found.structure, Value):
-            return None
-        return None if len(found.program.outputs) != 1 or found.program.constant_outputs else found
+        return found if isinstance(found, Lowered) and found.is_one_value else None
 
     def find(self, module: nn.Module, forward: Forward, adopt: Forward, call: _Call) -> Lowered | Untraceable:
         """The trace for this call: the one that holds, or a new one."""

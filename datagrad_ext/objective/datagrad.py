@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import native
 from .estimators import Estimator, Exact
 from .losses import Loss, check_loss
+from .native import Native
 from .passes import Passes
 from .problem import Active, Problem, Source
 from .result import Result, evaluated
 from .term import Term
+
+
+@dataclass(frozen=True)
+class _Now:
+    """The objective at the weights of one step."""
+
+    given: tuple[Any, ...]
+    weights: list[float]
+    main: Source | None
+    active: list[Active]
+    native: Native
 
 
 class DataGrad:
@@ -52,6 +63,7 @@ class DataGrad:
         self.terms = (terms,) if isinstance(terms, Term) else tuple(terms)
         self.estimator = Exact() if estimator is None else estimator
         self.step = 0
+        self._latest: _Now | None = None
         if loss is not None:
             check_loss(loss, "DataGrad: loss")
         for term in self.terms:
@@ -78,18 +90,30 @@ class DataGrad:
         return result
 
     def _evaluate(self, model: Any, x: Any, target: Any) -> Result:
-        weights = [term.weight_at(self.step) for term in self.terms]
-        active = [self._active(term, weight) for term, weight in zip(self.terms, weights, strict=True) if weight]
-        main: Source | None = None if self.loss is None else (self.loss, None)
-        result = None
-        if type(self.estimator) is Exact:
-            result = native.evaluate(model, x, target, main, self.loss_weight, active)
+        now = self._now()
+        result = now.native.evaluate(model, x, target) if type(self.estimator) is Exact else None
         if result is None:
-            result = self._ordinary(model, x, target, main, active)
-        if len(active) == len(self.terms):
+            result = self._ordinary(model, x, target, now.main, now.active)
+        if len(now.active) == len(self.terms):
             return result
         found = iter(result.terms)
-        return replace(result, terms=tuple(next(found) if weight else None for weight in weights))
+        return replace(result, terms=tuple(next(found) if weight else None for weight in now.weights))
+
+    def _now(self) -> _Now:
+        """The objective at this step: as it was at the last call, unless a schedule or the user changed it."""
+        weights = [term.weight_at(self.step) for term in self.terms]
+        given = (self.loss, self.loss_weight, self.terms)
+        if self._latest is None or self._latest.weights != weights or self._latest.given != given:
+            self._latest = self._made(given, weights)
+        return self._latest
+
+    def _made(self, given: tuple[Any, ...], weights: list[float]) -> _Now:
+        main: Source | None = None if self.loss is None else (self.loss, None)
+        active = [self._active(term, weight) for term, weight in zip(self.terms, weights, strict=True) if weight]
+        return _Now(given, weights, main, active, Native(main, self.loss_weight, active))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_latest": None}
 
     def _ordinary(self, model: Any, x: Any, target: Any, main: Source | None, active: list[Active]) -> Result:
         """The objective in ordinary autograd code."""

@@ -8,7 +8,8 @@ x and the parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,15 +22,27 @@ from ..ops.chain import NARROW, parse
 from ..program import Step as ProgramStep
 from ..single import Single
 from .result import without_graph
-from .step import Step, differentiable
+from .step import Found, Step, differentiable
 
 _op = torch.ops.datagrad.chain_penalty_step.default
 _DTYPES = (torch.float32, torch.float64)
 
 
-def chain_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Chain | None:
-    """The chain that the program is, if the op covers it and pays at this batch."""
-    program = step.program
+@dataclass(slots=True)
+class FusedStep:
+    """A step that the op covers, and what the op is told of it."""
+
+    step: Step
+    warned: set[str]
+    told: tuple[Any, ...]
+    """The arguments between the target and the flags."""
+    reads_target: bool
+    has_main: bool
+
+
+def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> FusedStep | None:
+    """The step as one op, if its program is a chain that the op covers and it pays at this kind of batch."""
+    program, heads = step.program, step.heads
     if type(program) is not Single or step.outside or not program.rows:  # the first run is described
         return None
     (only,) = program.steps
@@ -37,97 +50,92 @@ def chain_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Ch
     chain = only.layer
     if type(chain) is not Chain or x.dim() != 2 or x.dtype not in _DTYPES or x.device.type != "cpu" or not _is_there():
         return None
-    widths = [params[i].shape[0] for i in _weights(chain.links)]
+    widths = [params[link.weight].shape[0] for link in parse(chain.links) if link.weight is not None]
     samples, inputs = x.shape
     if max(inputs, *widths) > NARROW:
         return None
-    shape, main = (samples, widths[-1]), step.main_head
-    if not step.head.fits(shape, x, target, samples):
+    used = [heads.loss] if heads.main is None else [heads.loss, heads.main]
+    if not all(head.fits((samples, widths[-1]), x, target, samples) for head in used):
         return None
-    return chain if main is None or main is step.head or main.fits(shape, x, target, samples) else None
+    name, constants = ("", ()) if heads.main is None else (heads.main.name, heads.main.constants)
+    told = (
+        chain.links,
+        heads.loss.name,
+        heads.loss.constants,
+        name,
+        constants,
+        step.main_weight,
+        " ".join([seed.word for seed in heads.seeds]),
+        [seed.constant for seed in heads.seeds],
+        [active.weight for active in step.terms],
+    )
+    return FusedStep(step, step.warned, told, any(head.reads_target for head in used), heads.main is not None)
 
 
-def total(step: Step, chain: Chain, x: Tensor, params: Sequence[Tensor], target: Any) -> Tensor:
-    """The total of the step; where no backward can follow, nothing is computed for one."""
+def total(fused: FusedStep, x: Tensor, params: Sequence[Tensor], target: Any) -> tuple[Tensor, Found]:
+    """The total of the step, and what else it finds; where no backward can follow, nothing is computed for one."""
+    figures = Found()
     if without_graph():
-        return _run(step, chain, x, params, target, [False] * len(params), False)[0]
-    wanted = [p.requires_grad for p in params]
-    found: Tensor = Fused.apply((step, chain, target, wanted), x, *params)
-    return found
+        return _run(fused, x, params, target, [False] * len(params), False, figures)[0], figures
+    return Fused.apply((fused, target, figures), x, *params), figures
 
 
 class Fused(Node):
-    """apply((step, chain, target, which parameters have a gradient), x, *params) -> total."""
+    """apply((fused step, target, found), x, *params) -> total; `found` takes what else a forward finds."""
 
     @staticmethod
-    def forward(ctx: Any, batch: tuple[Step, Chain, Any, list[bool]], x: Tensor, *params: Tensor) -> Tensor:
-        step, chain, target, wanted = batch
-        total, *bars = _run(step, chain, x, params, target, wanted, x.requires_grad)
-        ctx.step, ctx.wanted = step, (x.requires_grad, *wanted)
+    def forward(ctx: Any, batch: tuple[FusedStep, Any, Found], x: Tensor, *params: Tensor) -> Tensor:
+        fused, target, figures = batch
+        _, want_x, *wanted = ctx.needs_input_grad
+        total, *bars = _run(fused, x, params, target, wanted, want_x, figures)
+        ctx.fused = fused
         ctx.target, kept = (None, (target,)) if isinstance(target, Tensor) else (target, ())
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *params, step.J, *kept, *bars)
+        ctx.save_for_backward(x, *params, figures.J, *kept, *bars)
         return total
 
     @staticmethod
     def backward(ctx: Any, c: Tensor | None) -> tuple[Tensor | None, ...]:
-        step, wanted, tensors = ctx.step, ctx.wanted, ctx.saved_tensors
-        n = len(wanted)
+        wanted, tensors = ctx.needs_input_grad, ctx.saved_tensors
+        n, found = len(wanted) - 1, sum(wanted)
         if c is None:
             return (None,) * (1 + n)
-        if needs_reference(step, (c,), torch.is_grad_enabled()):
-            target = ctx.target if len(tensors) == n + 1 + sum(wanted) else tensors[n + 1]
-            return (None, *differentiable(step, (c,), target, [()], tensors[0], tensors[1:n]))
+        if needs_reference(ctx.fused, (c,), torch.is_grad_enabled()):
+            target = ctx.target if len(tensors) == n + 1 + found else tensors[n + 1]
+            return (None, *differentiable(ctx.fused.step, (c,), target, [()], tensors[0], tensors[1:n]))
         release(ctx)
-        bars: Any = tensors[len(tensors) - sum(wanted) :]
+        bars: Any = tensors[len(tensors) - found :]
         scale = c.item()
         if scale != 1:
             bars = torch._foreach_mul(bars, scale)
-        if len(bars) == n:
+        if found == n:
             return (None, *bars)
         rest = iter(bars)
-        return (None, *[next(rest) if want else None for want in wanted])
+        return tuple([next(rest) if want else None for want in wanted])
 
 
 def _run(
-    step: Step, chain: Chain, x: Tensor, params: Sequence[Tensor], target: Any, wanted: list[bool], want_x: bool
+    fused: FusedStep,
+    x: Tensor,
+    params: Sequence[Tensor],
+    target: Any,
+    wanted: Sequence[bool],
+    want_x: bool,
+    figures: Found,
 ) -> list[Tensor]:
-    """The op: the total and the gradients; what else it returns goes into the step."""
-    head, main, seeds = step.head, step.main_head, step.seeds
-    read = target if head.reads_target or (main is not None and main.reads_target) else None
-    name, constants = ("", ()) if main is None else (main.name, main.constants)
+    """The op: the total and the gradients; what else it returns goes into `figures`."""
     try:
-        found: list[Tensor] = _op(
-            x,
-            params,
-            read,
-            chain.links,
-            head.name,
-            head.constants,
-            name,
-            constants,
-            step.main_weight,
-            " ".join([seed.word for seed in seeds]),
-            [seed.constant for seed in seeds],
-            [active.weight for active in step.terms],
-            wanted,
-            want_x,
-        )
+        found: list[Tensor] = _op(x, params, target if fused.reads_target else None, *fused.told, wanted, want_x)
     except RuntimeError as error:
         if "out of bounds" not in str(error):
             raise
         raise IndexError(str(error)) from None  # a class index: what the loss itself raises
-    first = 1 if main is None else 2
-    last = first + len(seeds)
-    step.mean = found[1] if first == 2 else None
-    step.values, step.J = found[first:last], found[last]
+    first = 1 + fused.has_main
+    last = len(found) - sum(wanted) - want_x - 1
+    if fused.has_main:
+        figures.mean = found[1]
+    figures.values, figures.J = found[first:last], found[last]
     return [found[0], *found[last + 1 :]]
-
-
-@lru_cache
-def _weights(links: str) -> tuple[int, ...]:
-    """Which parameters are weights."""
-    return tuple([link.weight for link in parse(links) if link.weight is not None])
 
 
 @cache

@@ -8,6 +8,7 @@ it: `fused` (a narrow chain: the whole step is one op) and `sweeps` (every progr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,72 +16,110 @@ from torch import Tensor
 
 from ..accelerate import traced
 from ..autograd import UnsupportedOutput
+from ..lower import Lowered
+from ..network import Network
 from ..ops.heads import Head
+from ..ops.seeds import Seed
 from . import fused, sweeps
 from .heads import head_of
 from .losses import one_mean
 from .problem import Active, Source, times
 from .result import Result, TermResult
 from .seeds import seed_of
-from .step import Step
+from .step import Found, Heads, Step
+
+Made = fused.FusedStep | Step
 
 
-def evaluate(
-    model: Any, x: Any, target: Any, main: Source | None, main_weight: float, terms: list[Active]
-) -> Result | None:
-    """The objective at one batch, None where the native path does not cover it."""
-    if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
-        return None
-    head = _shared_head(terms, target)
-    if head is None or (main is not None and main[1] is not None):
-        return None
-    seeds = [seed for active in terms if (seed := seed_of(active.term.penalty)) is not None]
-    if len(seeds) < len(terms):
-        return None
-    found = traced(model, x)
-    if found is None:
-        return None
-    network, lowered = found
-    params = lowered.parameters(lowered.slots())
-    if not (x.requires_grad or True in [p.requires_grad for p in params]):
-        x = x.detach().requires_grad_()
-    main_head = head if main == terms[0].source else None if main is None else _head(main, target)
-    step = Step(lowered.program, network.warned, head, seeds, main, main_head, main_weight, terms)
-    chain = fused.chain_of(step, x, params, target)
-    if chain is not None:
-        return _result(step, fused.total(step, chain, x, params, target), step.mean)
-    try:
-        total = sweeps.Sweeps.apply((step, target), x, *params)
-    except UnsupportedOutput:  # the call of the model notes it
-        return None
-    if not step.outside:
-        return _result(step, total, step.mean)
-    total, y = total
-    assert main is not None
-    mean = one_mean(main[0], y, target, len(x))
-    return _result(step, times(main_weight, mean) + total, mean.detach())
+class Native:
+    """The native path of one objective at fixed weights.
 
+    What it makes of a batch holds for the next one of its kind, on the same trace of the network, and costs more to
+    find than a small network to run: the latest is kept. Losses that are no plain functions may change, as modules do:
+    then nothing is.
+    """
 
-def _result(step: Step, total: Tensor, mean: Tensor | None) -> Result:
-    results = [
-        TermResult(active.weight, value, step.J) for active, value in zip(step.terms, step.values, strict=True)
-    ]
-    found = Result(total, mean, tuple(results))
-    step.forget()
-    return found
+    def __init__(self, main: Source | None, main_weight: float, terms: Sequence[Active]) -> None:
+        self._main, self._main_weight, self._terms = main, main_weight, terms
+        losses = [source[0] for source in (main, *[active.source for active in terms]) if source is not None]
+        self._keeps = not {type(loss) for loss in losses} - {FunctionType}
+        self._latest: tuple[Any, Heads | None, Lowered | None, Made | None] = (None, None, None, None)
 
-
-def _shared_head(terms: Sequence[Active], target: Any) -> Head | None:
-    """The head of the one loss of all terms, if there is one loss, at the model's output and input."""
-    if not terms:
-        return None
-    source = terms[0].source
-    if source[1] is not None:
-        return None
-    for active in terms:
-        if active.source != source or active.key != 0 or active.term.with_target:
+    def evaluate(self, model: Any, x: Any, target: Any) -> Result | None:
+        """The objective at one batch, None where the native path does not cover it."""
+        if not isinstance(x, Tensor) or x.dim() == 0 or len(x) == 0:
             return None
-    return _head(source, target)
+        kind = _kind(x), _kind(target) if isinstance(target, Tensor) else None
+        known, heads, lowered, made = self._latest
+        if kind != known or not self._keeps:
+            heads, lowered = self._heads(target), None
+            self._latest = (kind, heads, None, None)
+        if heads is None:
+            return None
+        found = traced(model, x)
+        if found is None:
+            return None
+        params = found[1].parameters(found[1].slots())
+        if found[1] is not lowered or made is None:
+            made = self._made(found, heads, x, params, target)
+            if found[1].program.rows:  # the first run is described
+                self._latest = (kind, heads, found[1], made)
+        if not (x.requires_grad or True in [p.requires_grad for p in params]):
+            x = x.detach().requires_grad_()
+        if type(made) is Step:
+            return self._by_sweeps(made, x, params, target)
+        total, figures = fused.total(made, x, params, target)  # type: ignore[arg-type]
+        return self._result(total, figures)
+
+    def _heads(self, target: Any) -> Heads | None:
+        """The losses and penalties, if there is one loss of all terms, at the model's output and input, and all are
+        in the tables."""
+        terms, main = self._terms, self._main
+        if not terms or (main is not None and main[1] is not None):
+            return None
+        source = terms[0].source
+        if source[1] is not None:
+            return None
+        seeds: list[Seed] = []
+        for active in terms:
+            seed = seed_of(active.term.penalty)
+            if seed is None or active.source != source or active.key != 0 or active.term.with_target:
+                return None
+            seeds.append(seed)
+        loss = _head(source, target)
+        if loss is None:
+            return None
+        return Heads(loss, seeds, loss if main == source else None if main is None else _head(main, target))
+
+    def _made(
+        self, found: tuple[Network, Lowered], heads: Heads, x: Tensor, params: Sequence[Tensor], target: Any
+    ) -> Made:
+        network, lowered = found
+        step = Step(lowered.program, network.warned, heads, self._main, self._main_weight, self._terms)
+        return fused.step_of(step, x, params, target) or step
+
+    def _by_sweeps(self, step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Result | None:
+        figures = Found()
+        try:
+            total = sweeps.Sweeps.apply((step, target, figures), x, *params)
+        except UnsupportedOutput:  # the call of the model notes it
+            return None
+        if step.outside:
+            total, y = total
+            assert step.main is not None
+            mean = one_mean(step.main[0], y, target, len(x))
+            total, figures.mean = times(step.main_weight, mean) + total, mean.detach()
+        return self._result(total, figures)
+
+    def _result(self, total: Tensor, found: Found) -> Result:
+        J = found.J
+        terms = [TermResult(each.weight, value, J) for each, value in zip(self._terms, found.values, strict=True)]
+        return Result(total, found.mean, tuple(terms))
+
+
+def _kind(t: Tensor) -> tuple[Any, ...]:
+    """What a head and a step look at."""
+    return type(t), t.shape, t.dtype, t.device, t.requires_grad
 
 
 def _head(source: Source, target: Any) -> Head | None:

@@ -1,9 +1,9 @@
-"""One evaluation of an objective on the native path, and its gradients as ordinary differentiable code."""
+"""What the native path makes of an objective at one kind of batch, and its gradients as differentiable code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,32 +20,40 @@ from .problem import Active, Problem, Source
 
 
 @dataclass(slots=True)
+class Heads:
+    """The losses as heads and the penalties as seeds; good for every network and batch of this kind."""
+
+    loss: Head
+    """The loss of the terms."""
+    seeds: list[Seed]
+    main: Head | None
+    """The loss of the objective itself; `loss` if it is the terms' loss, None if there is none or it is not known."""
+
+
+@dataclass(slots=True)
 class Step:
-    """The network, the losses as heads, the penalties as seeds, and what the forward found."""
+    """A network, the objective, and its heads: what the sweeps of a batch run on."""
 
     program: Program
     warned: set[str]
-    head: Head
-    """The loss of the terms."""
-    seeds: list[Seed]
+    heads: Heads
     main: Source | None
-    main_head: Head | None
-    """The loss of the objective itself; `head` if it is the terms' loss, None if there is none or it is not known."""
     main_weight: float
-    terms: list[Active]
-    mean: Tensor | None = None
-    J: Tensor | None = None
-    values: Sequence[Tensor] = field(default_factory=list)
+    terms: Sequence[Active]
 
     @property
     def outside(self) -> bool:
         """Whether the objective's own loss is left to ordinary code, which needs the network's output."""
-        return self.main is not None and self.main_head is None
+        return self.main is not None and self.heads.main is None
 
-    def forget(self) -> None:
-        """Let go of what the forward found: the caller has it."""
-        self.mean = self.J = None
-        self.values = ()
+
+@dataclass(slots=True)
+class Found:
+    """What a forward found besides the total: the mean of the objective's own loss, each mean_n R, and J."""
+
+    mean: Tensor | None = None
+    values: Sequence[Tensor] = ()
+    J: Tensor | None = None
 
 
 def differentiable(

@@ -24,37 +24,41 @@ from ..ops.seeds import constant, mean_of
 from ..program import Left
 from .heads import Differentiated
 from .problem import Source, added, found_gradient, times
-from .step import Step, differentiable
+from .step import Found, Step, differentiable
 
 
 class Sweeps(Node):
-    """apply((step, target), x, *params) -> total, or (total of the penalties, y) where L0 is outside."""
+    """apply((step, target, found), x, *params) -> total, or (total of the penalties, y) where L0 is outside.
+
+    `found` takes what else a forward finds.
+    """
 
     @staticmethod
-    def forward(ctx: Any, batch: tuple[Step, Any], x: Tensor, *params: Tensor) -> Any:
-        step, target = batch
-        program, samples = step.program, x.shape[0]
+    def forward(ctx: Any, batch: tuple[Step, Any, Found], x: Tensor, *params: Tensor) -> Any:
+        step, target, found = batch
+        program, heads, samples = step.program, step.heads, x.shape[0]
         thetas = program.thetas(params)
         (y,), saved = program.forward((x,), thetas)
         if type(y) is tuple:
             raise UnsupportedOutput("its result is a layer's tuple")
-        same = step.main_head is step.head
-        step.head = _fitting(step.head, step.terms[0].source, y, target, samples)
-        mean, delta, kept = step.head.forward(y, target, samples)
+        same = heads.main is heads.loss
+        head = _fitting(heads.loss, step.terms[0].source, y, target, samples)
+        mean, delta, kept = head.forward(y, target, samples)
         main_delta = delta if same else None
-        if not same and step.main is not None and step.main_head is not None:
-            main_head = _fitting(step.main_head, step.main, y, target, samples)
+        if not same and step.main is not None and heads.main is not None:
+            main_head = _fitting(heads.main, step.main, y, target, samples)
             mean, main_delta, _ = main_head.forward(y, target, samples)
         (J,), records = program.data_gradient(saved, thetas, (delta,), (True,))
         J = found_gradient(J, 0)
-        norms = [seed.norms(J) for seed in step.seeds]
-        step.values = [mean_of(seed.values(each)) for seed, each in zip(step.seeds, norms, strict=True)]
-        step.mean, step.J = None if step.main is None else mean, J
+        norms = [seed.norms(J) for seed in heads.seeds]
+        found.values = [mean_of(seed.values(each)) for seed, each in zip(heads.seeds, norms, strict=True)]
+        found.mean, found.J = None if step.main is None else mean, J
         tensors: list[Any] = [x, *params]
-        ctx.step, ctx.layout = step, packed([(target, y, main_delta, J), kept, norms, records, *saved], tensors)
+        ctx.step, ctx.head = step, head
+        ctx.layout = packed([(target, y, main_delta, J), kept, norms, records, *saved], tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        total = _total(step)
+        total = _total(step, found)
         return (total, y) if step.outside else total
 
     @staticmethod
@@ -62,20 +66,20 @@ class Sweeps(Node):
         step, tensors = ctx.step, ctx.saved_tensors
         program = step.program
         x, params = tensors[0], tensors[1 : 1 + program.n_params]
-        head, kept, norms, records, *saved = [unpack(layout, tensors) for layout in ctx.layout]
+        fixed, kept, norms, records, *saved = [unpack(layout, tensors) for layout in ctx.layout]
         del tensors
         if c is None and y_bar is None:
             return (None,) * (2 + len(params))
         wanted = asked_for([node for node, _ in ctx.next_functions], 1)
         cotangents = (c, y_bar) if step.outside else (c,)
         if needs_reference(step, cotangents, torch.is_grad_enabled()):
-            found = differentiable(step, cotangents, head[0], saved, x, params)
+            found = differentiable(step, cotangents, fixed[0], saved, x, params)
         else:
             release(ctx)
             left, thetas = Left(1, wanted), program.thetas(params)
             passing = list(records)
             del records  # sweep 3 empties the list: nothing else may hold what was in it
-            zeta = None if c is None else _tangent(step, c, head, kept, norms, passing, saved, thetas, left)
+            zeta = None if c is None else _tangent(step, ctx.head, c, fixed, kept, norms, passing, saved, thetas, left)
             if y_bar is not None:
                 zeta = y_bar if zeta is None else add(zeta, y_bar)
             found = program.reverse(saved, thetas, (zeta,), left)
@@ -87,18 +91,19 @@ def _fitting(head: Head, source: Source, y: Tensor, target: Any, samples: int) -
     return head if head.fits(y.shape, y, target, samples) else Differentiated(source[0])
 
 
-def _total(step: Step) -> Tensor:
+def _total(step: Step, found: Found) -> Tensor:
     """λ0 mean + Σ λ_i mean R_i, without the mean where it is left to others."""
-    total = None if step.main_head is None or step.mean is None else times(step.main_weight, step.mean)
-    for active, value in zip(step.terms, step.values, strict=True):
+    total = None if step.heads.main is None or found.mean is None else times(step.main_weight, found.mean)
+    for active, value in zip(step.terms, found.values, strict=True):
         total = active.weight * value if total is None else torch.add(total, value, alpha=active.weight)
     return total  # type: ignore[return-value]  # there is a term
 
 
 def _tangent(
     step: Step,
+    head: Head,
     c: Tensor,
-    head: tuple[Any, ...],
+    fixed: tuple[Any, ...],
     kept: tuple[Any, ...],
     norms: Sequence[Tensor],
     records: list[Any],
@@ -107,18 +112,18 @@ def _tangent(
     left: Left,
 ) -> Tensor | None:
     """Sweep 3, and the cotangent of y that sweep 4 of c · total begins with."""
-    target, y, main_delta, J = head
+    target, y, main_delta, J = fixed
     samples = J.shape[0]
     # The usual c is 1; where the host can look without waiting, it is a number.
     scale: Any = c.item() if c.device.type == "cpu" else c
     v = added(
         [
             seed.seed(J, each, times(scale, constant(active.weight / samples, each)))
-            for active, seed, each in zip(step.terms, step.seeds, norms, strict=True)
+            for active, seed, each in zip(step.terms, step.heads.seeds, norms, strict=True)
         ]
     )
-    (t,) = step.program.tangent(saved, thetas, records, (v,), (step.head.curved,), left)
-    zeta = None if t is None else step.head.hvp(y, target, kept, t)
+    (t,) = step.program.tangent(saved, thetas, records, (v,), (head.curved,), left)
+    zeta = None if t is None else head.hvp(y, target, kept, t)
     if main_delta is None:
         return zeta
     share = step.main_weight / samples
