@@ -25,7 +25,6 @@ WEIGHTS = {
     "long rows": (33, 70),
     "many": (130, 600),
     "convolution": (6, 4, 3, 2),
-    "no output": (0, 4),
     "no input": (3, 0),
 }
 

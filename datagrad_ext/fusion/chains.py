@@ -30,16 +30,18 @@ def _run_from(i: int | None, steps: list[Step | HostStep | None], readers: dict[
     run: list[int] = []
     while i is not None:
         step = steps[i]
-        link = _link(step) if isinstance(step, Step) else None
-        if link is None or not (run or link.startswith("linear")):
+        link = _link(step)
+        if not isinstance(step, Step) or link is None or not (run or link.startswith("linear")):
             break
         run.append(i)
         i = only_reader(readers, step.output)
     return run
 
 
-def _link(step: Step) -> str | None:
+def _link(step: Step | HostStep | None) -> str | None:
     """How a chain spells the step, None if it can be no link of one."""
+    if not isinstance(step, Step):
+        return None
     takes_host = not step.host or isinstance(step.layer, FoldedNorm)
     return step.layer.link(len(step.params)) if takes_host and len(step.inputs) == 1 else None
 

@@ -74,7 +74,7 @@ class Fold:
         weight, groups, rows = params[0], self.linear.output_groups, kept[0]
         whole = [_cast(_outputs_first(t, groups), rows.dtype) for t in (weight_bar, weight)]
         found, scale_bar, *own_bias = _unfold(whole[0], _cast(bias_bar, rows.dtype), whole[1], rows)
-        own = [_outputs_back(_cast(found, weight.dtype), weight, groups)]
+        own: list[Any] = [_outputs_back(_cast(found, weight.dtype), weight, groups)]
         own += [_cast(own_bias[0], c.dtype) if own_bias else None for c in params[1 : self._n_own]]
         for p, bar in zip(self._norm.split(params[self._n_own :]), (scale_bar, bias_bar), strict=True):
             own += [] if p is None else [_cast(bar, p.dtype)]
