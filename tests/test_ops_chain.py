@@ -50,7 +50,6 @@ CHAINS = {
     "curved above": ("linear relu+b:0.0 linear+b tanh", [6, 20, 9]),
     "two curves in a row": ("linear+b silu gelu linear sigmoid+b relu:0.0", [4, 15, 11]),
     "wide": ("linear relu+b:0.0 linear tanh+b linear+b", [130, 150, 140, 10]),
-    "wider": ("linear relu+b:0.0 linear+b", [600, 300, 3]),
     "wide at the head": ("linear+b relu:0.0 linear+b", [20, 30, 200]),
     **{name: (f"linear {name}+b{CONSTANTS.get(name, '')} linear+b", [5, 18, 4]) for name in FUNCTIONS},
 }
@@ -196,6 +195,21 @@ def test_large_matrices(name: str, rows: int, implementation: str, device: str) 
 
 
 @implementations
+@dtypes
+@pytest.mark.parametrize("layout", ["dense", "transposed"])
+def test_wider_than_what_stays_in_the_cache(
+    layout: str, dtype: torch.dtype, implementation: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums in several pieces, several groups of panels."""
+    monkeypatch.setitem(CHAINS, "wider", ("linear relu+b:0.0 linear+b", [600, 300, 3]))
+    for rows in (17, 300):
+        e = example("wider", rows).map(lambda t: t.to(device, dtype))
+        params = e.params if layout == "dense" else [LAYOUTS[layout](p) for p in e.params]
+        e = Example(e.links, params, e.x, e.zeta, e.g, e.v)
+        agree(sweeps(implementation, e), oracle(e, True), dtype)
+
+
+@implementations
 @pytest.mark.parametrize("pairs", [0, 2, 3])
 @chains
 def test_several_data_gradients(name: str, pairs: int, implementation: str, device: str) -> None:
@@ -257,7 +271,7 @@ def test_kernels_are_native(name: str, device: str) -> None:
     assert_native(name, device)
 
 
-@pytest.mark.parametrize("name", ["curved below", "wider"])
+@pytest.mark.parametrize("name", ["curved below", "wide"])
 def test_results_do_not_depend_on_threads(name: str) -> None:
     threads, results = torch.get_num_threads(), []
     e = example(name, 700).map(lambda t: t.float())
