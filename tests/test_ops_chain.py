@@ -273,6 +273,9 @@ def test_kernels_are_native(name: str, device: str) -> None:
 
 @pytest.mark.parametrize("name", ["curved below", "wide"])
 def test_results_do_not_depend_on_threads(name: str) -> None:
+    library = datagrad_ext.backends().devices[0].library or ""
+    if name == "wide" and "avx" not in library:
+        pytest.skip("without AVX2 the products of wide chains are a vendor's")
     threads, results = torch.get_num_threads(), []
     e = example(name, 700).map(lambda t: t.float())
     try:
