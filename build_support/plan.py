@@ -2,7 +2,7 @@
 
     libdatagrad_cpu_<isa>   csrc/cpu/*.cpp, the same sources once per instruction set
     libdatagrad_cuda        csrc/cuda/*.cu
-    _C                      csrc/module.cpp with the record of the build
+    _C                      csrc/*.cpp with the record of the build
 
 Commands run in the project's root and name sources relative to it: no path of the machine gets into a file.
 """
@@ -121,7 +121,7 @@ class Plan:
         self._rule("module", [*self.cxx.command, *flags, *DEPENDENCIES], "C++ $in")
         symbols = ["-ldl"] if LINUX else ["-undefined", "dynamic_lookup"]
         self._rule("link_module", [*self.cxx.command, "-shared", "$in", "-o", "$out", *symbols])
-        return self._build(MODULE, "link_module", self._objects("module", [Path("csrc/module.cpp")]))
+        return self._build(MODULE, "link_module", self._objects("module", sorted(Path("csrc").glob("*.cpp"))))
 
     def _host(self) -> list[str]:
         """Flags of the host compiler; where this machine keeps torch's headers stays out of the libraries."""

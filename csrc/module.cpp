@@ -5,6 +5,9 @@
 //   isa            str or None: instruction set of the loaded CPU library
 //   loaded         dict, device ('CPU', 'CUDA') -> file name of the loaded library
 //   not_loaded     dict, device -> sentence that says why there is none
+//   find_torch, direct     functions, where the CPU library is loaded: csrc/direct.h
+
+#include <direct.h>
 
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
@@ -40,15 +43,17 @@ std::string choose_isa(const py::object& torch, const py::object& built) {
   return isa == descending.end() ? "" : *isa;
 }
 
-// Loads one library and records the outcome under `device`. The handle stays open for the life of the process: torch keeps its functions.
-bool load(const std::string& device, const std::string& name, py::dict& loaded, py::dict& not_loaded) {
+// Loads one library and records the outcome under `device`; null if it did not load. The handle stays open for the life of the
+// process: torch keeps its functions.
+void* load(const std::string& device, const std::string& name, py::dict& loaded, py::dict& not_loaded) {
   const std::string file = name + LIBRARY_SUFFIX;
-  if (dlopen((library_directory() + file).c_str(), RTLD_NOW | RTLD_LOCAL)) {
+  void* library = dlopen((library_directory() + file).c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library != nullptr) {
     loaded[py::str(device)] = file;
-    return true;
+  } else {
+    not_loaded[py::str(device)] = std::string("the library did not load: ") + dlerror();
   }
-  not_loaded[py::str(device)] = std::string("the library did not load: ") + dlerror();
-  return false;
+  return library;
 }
 
 py::object reason_not_built(const py::object& info, const char* part) {
@@ -69,8 +74,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("isa") = py::none();
   if (isa.empty()) {
     not_loaded["CPU"] = reason_not_built(info, "cpu_default");
-  } else if (load("CPU", "libdatagrad_cpu_" + isa, loaded, not_loaded)) {
+  } else if (void* library = load("CPU", "libdatagrad_cpu_" + isa, loaded, not_loaded)) {
     m.attr("isa") = isa;
+    datagrad::define_direct(m, library);
   }
 
   if (py::len(info["cuda_architectures"]) == 0) {

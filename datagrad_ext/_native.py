@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +50,29 @@ def _why_pure() -> str:
 
 
 _compiled, _reason = _load()
+
+
+def direct(name: str) -> Callable[..., Any]:
+    """The op, called past torch's dispatcher where the CPU library and this torch can and nobody could tell.
+
+    The arguments are those of `torch.ops.datagrad.<name>.default`, by position.
+    """
+    op = getattr(torch.ops.datagrad, name).default
+    return op if _why_dispatched else _compiled.direct(name, op)  # type: ignore[union-attr]
+
+
+def _find_direct() -> str:
+    """Why no op can be called directly, or nothing."""
+    if not _compiled or "CPU" not in _compiled.loaded:
+        return "there are no kernels for the CPU"
+    try:
+        _compiled.find_torch()
+    except AttributeError as error:
+        return str(error)
+    return ""
+
+
+_why_dispatched = _find_direct()
 
 
 @dataclass(frozen=True)
@@ -149,7 +173,10 @@ def _library(device: str) -> tuple[str | None, str]:
 
 def _cpu() -> Device:
     library, reason = _library("CPU")
-    return Device("CPU", library, f"{library}, {torch.get_num_threads()} threads" if library else reason)
+    if not library:
+        return Device("CPU", None, reason)
+    calls = f"; all calls go through torch's dispatcher: {_why_dispatched}" if _why_dispatched else ""
+    return Device("CPU", library, f"{library}, {torch.get_num_threads()} threads{calls}")
 
 
 def _cuda() -> Device:

@@ -28,7 +28,10 @@ from .layers import Tensors, add_each, gradients
 from .program import Flags, Left, Program
 
 _task = torch._C._current_graph_task_id  # the number of the running backward
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph  # whether it retains the graph
+_executes = torch._C._will_engine_execute_node  # whether it runs a node; raises for a leaf that it captures
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # whether autograd.grad(is_grads_batched=True) made it
+_transforms_active = torch._C._are_functorch_transforms_active
 _any_autocast = torch._C._is_any_autocast_enabled
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -85,7 +88,7 @@ class Run:
         task = _task()
         visit = self.tape.get(task)
         if visit is None:
-            if not _executes(node):
+            if not _reaches(node):
                 return Visit(node)
             visit = self.tape[task] = self.begin(node)
             visit.anchor = None  # it would keep the Forward alive if this backward fails
@@ -140,17 +143,14 @@ def _own_dtypes(sweeps: Callable[..., Any]) -> Callable[..., Any]:
 class Node(Function):
     """A Function over sweeps: autocast is off in it, and torch.compile stays out of its backward.
 
-    It goes without torch's look for wrappers that an ended torch.func transform left: `network.refusal` looks.
+    `apply` goes without torch's look for wrappers that an ended torch.func transform left: `network.refusal` looks.
     """
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.forward, cls.backward = (staticmethod(_own_dtypes(f)) for f in (cls.forward, cls.backward))  # type: ignore[method-assign]
+        cls.apply = super(Function, cls).apply  # type: ignore[method-assign,misc]
         _keep_out_of_compiled_code(cls.backward)
-
-    @classmethod
-    def apply(cls, *arguments: Any) -> Any:
-        return super(Function, cls).apply(*arguments)  # type: ignore[misc]
 
 
 class Forward(Node):
@@ -226,7 +226,7 @@ def needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -
             "create_graph=True in a backward that reaches parameters or a data gradient "
             "(gradients of parameter gradients, third order)"
         )
-    elif torch._C._are_functorch_transforms_active() or True in [g is not None and _is_batched(g) for g in cotangents]:
+    elif _transforms_active() or True in [g is not None and _is_batched(g) for g in cotangents]:
         reason = "batched cotangents (is_grads_batched, or a torch.func transform over the backward)"
     else:
         return False
@@ -267,7 +267,7 @@ def aliases(values: Sequence[Any]) -> list[Any]:
 def filled(bars: Sequence[Any], like: Sequence[Any], wanted: Flags) -> list[Any]:
     """The gradients; a wanted one that nothing flows to is zero, not undefined: its argument is part of the graph."""
     return [
-        torch.zeros_like(t) if want and bar is None else bar for bar, t, want in zip(bars, like, wanted, strict=True)
+        torch.zeros_like(t) if bar is None and want else bar for bar, t, want in zip(bars, like, wanted, strict=True)
     ]
 
 
@@ -278,32 +278,33 @@ def asked_for(nodes: Sequence[Any], n_inputs: int) -> Flags:
     costs more than a small operation. So after one such parameter the rest count as wanted too (more work than
     asked for, in that rare case), and the only input of a backward that asks for no parameter is not asked about.
     """
-    asked = [node for node in nodes[n_inputs:] if node is not None]
+    params = nodes[n_inputs:]
     flags: list[bool] = []
     try:
-        flags.extend(map(torch._C._will_engine_execute_node, asked))
+        flags.extend(map(_executes, params) if None not in params else map(_is_executed, params))
     except RuntimeError:  # the answers before the exception are in the list
-        flags += [True] * (len(asked) - len(flags))
-    if len(asked) < len(nodes) - n_inputs:
-        answers = iter(flags)
-        flags = [node is not None and next(answers) for node in nodes[n_inputs:]]
+        flags += [node is not None for node in params[len(flags) :]]
     inputs = [node is not None for node in nodes[:n_inputs]]
     if True in flags or sum(inputs) > 1:
-        inputs = [node is not None and _executes(node) for node in nodes[:n_inputs]]
+        inputs = [node is not None and _reaches(node) for node in nodes[:n_inputs]]
     return (*inputs, *flags)
 
 
-def _executes(node: Any) -> bool:
+def _is_executed(node: Any) -> bool:
+    return node is not None and _executes(node)
+
+
+def _reaches(node: Any) -> bool:
     """Whether the running backward will execute the node, or capture the gradient that goes to it."""
     try:
-        return torch._C._will_engine_execute_node(node)
+        return _executes(node)
     except RuntimeError:  # a leaf that autograd.grad captures
         return True
 
 
 def release(ctx: Any) -> None:
     """Let go of what the node keeps, unless the graph is retained, so that memory goes as the sweep passes."""
-    if not torch._C._autograd._get_current_graph_task_keep_graph():
+    if not _keeps_graph():
         ctx.maybe_clear_saved_tensors()
         ctx.layout = None
 
@@ -313,7 +314,7 @@ def packed(items: Sequence[Sequence[Any]], tensors: list[Any]) -> list[list[Any]
 
     A tensor becomes its place, a tuple a list, anything else a tuple of one.
     """
-    places = dict(zip(map(id, tensors), range(len(tensors)), strict=True))
+    places = {id(tensor): place for place, tensor in enumerate(tensors)}
     return [_pack(item, tensors, places) for item in items]
 
 

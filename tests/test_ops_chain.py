@@ -19,12 +19,23 @@ from oracle import difference
 from torch import Tensor
 
 import datagrad_ext  # noqa: F401  (loads the kernels)
+from datagrad_ext._native import direct
 from datagrad_ext.ops import chain
 from datagrad_ext.ops.activation import ACTIVATIONS
 
 NAMES = ("chain_forward", "chain_data_vjp", "chain_data_jvp", "chain_reverse")
+
+
+def directly(name: str) -> Callable[..., list[Tensor]]:
+    """The op called past torch's dispatcher (`test_direct.py`), which takes arguments by position alone."""
+    names = [argument.name for argument in getattr(torch.ops.datagrad, name).default._schema.arguments]
+    call = torch.no_grad()(direct(name))
+    return lambda *values, **named: call(*values, *[named[each] for each in names[len(values) :]])
+
+
 IMPLEMENTATIONS: dict[str, dict[str, Callable[..., list[Tensor]]]] = {
     "op": {name: getattr(torch.ops.datagrad, name).default for name in NAMES},
+    "direct": {name: directly(name) for name in NAMES},
     "reference": {name: getattr(chain, name) for name in NAMES},
 }
 # The largest error of a result, by norm. In 16 bits all that flows between links is rounded: a relu may change side.

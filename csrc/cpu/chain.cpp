@@ -1,6 +1,7 @@
 // The chain family on the CPU.
 #include <common/chain.h>
 #include <common/chain_products.h>
+#include <cpu/direct.h>
 #include <cpu/narrow_chain.h>
 #include <cpu/panel_products.h>
 
@@ -68,7 +69,16 @@ struct CpuBackend : CpuProducts {
   }
 };
 
+constexpr DirectOp kDirect[] = {
+    {"chain_forward", run_directly<&chain_forward<CpuBackend>>},
+    {"chain_data_vjp", run_directly<&chain_data_vjp<CpuBackend>>},
+    {"chain_data_jvp", run_directly<&chain_data_jvp<CpuBackend>>},
+    {"chain_reverse", run_directly<&chain_reverse<CpuBackend>>},
+};
+
 }  // namespace
 }  // namespace datagrad
+
+datagrad::DirectOps datagrad_direct_ops() { return {datagrad::kDirect, std::size(datagrad::kDirect)}; }
 
 STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) { datagrad::register_chain<datagrad::CpuBackend>(m); }

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._native import direct
 from ..ops.chain import parse, word
 from .base import Layer, Pairs, Tensors, reader
 
-_ops = torch.ops.datagrad
-_forward, _data_vjp = _ops.chain_forward.default, _ops.chain_data_vjp.default
-_data_jvp, _reverse = _ops.chain_data_jvp.default, _ops.chain_reverse.default
+_forward, _data_vjp = direct("chain_forward"), direct("chain_data_vjp")
+_data_jvp, _reverse = direct("chain_data_jvp"), direct("chain_reverse")
 
 
 class Chain(Layer):

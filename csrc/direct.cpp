@@ -1,0 +1,166 @@
+// A direct call hands tensors over as AOTInductor's generated code does. It is made where nobody looks at the calls of ops (modes,
+// transforms, tracing, the profiler, autograd) and every tensor is a plain one; else torch's op is called with the same arguments.
+#include <direct.h>
+
+#include <common/direct.h>
+
+#include <dlfcn.h>
+
+#include <string>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace datagrad {
+namespace {
+
+py::object checked(PyObject* result) {
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+// What of torch a call needs.
+struct Torch {
+  py::object tensor, parameter, to_handles, from_handles;
+  std::vector<py::object> watchers;  // functions of nothing: whether somebody looks, or how many
+  std::vector<py::object> oddities;  // functions of a tensor: whether it is more than its memory
+
+  Torch() {
+    const py::module_ torch = py::module_::import("torch"), C = py::module_::import("torch._C");
+    tensor = torch.attr("Tensor");
+    parameter = torch.attr("nn").attr("Parameter");
+    to_handles = C.attr("_aoti").attr("unsafe_alloc_void_ptrs_from_tensors");
+    from_handles = C.attr("_aoti").attr("alloc_tensors_by_stealing_from_void_ptrs");
+    watchers = {torch.attr("is_grad_enabled"),
+                C.attr("_len_torch_dispatch_stack"),
+                C.attr("_len_torch_function_stack"),
+                C.attr("_get_tracing_state"),
+                C.attr("_are_functorch_transforms_active"),
+                C.attr("_autograd").attr("_profiler_enabled")};
+    oddities = {tensor.attr("is_neg"), C.attr("_functorch").attr("is_functorch_wrapped_tensor")};
+  }
+
+  // Outlives the interpreter.
+  static const Torch& get() {
+    static const Torch* torch = new Torch();
+    return *torch;
+  }
+
+  bool is_watched() const {
+    for (const py::object& watcher : watchers) {
+      if (PyObject_IsTrue(checked(PyObject_CallNoArgs(watcher.ptr())).ptr())) return true;
+    }
+    return false;
+  }
+
+  bool is_plain(PyObject* value) const {
+    auto* type = reinterpret_cast<PyObject*>(Py_TYPE(value));
+    if (type != tensor.ptr() && type != parameter.ptr()) return false;
+    for (const py::object& oddity : oddities) {
+      if (PyObject_IsTrue(checked(PyObject_CallOneArg(oddity.ptr(), value)).ptr())) return false;
+    }
+    return true;
+  }
+};
+
+// The arguments of a call as they are taken from Python: first everything, then the tensors at once.
+class Reader {
+ public:
+  Reader(const Torch& torch, std::vector<Argument>& arguments) : torch_(torch), arguments_(arguments) {}
+
+  // Whether a direct call can have this argument.
+  bool read(size_t place, PyObject* value) {
+    if (value == Py_None) return true;
+    if (PyUnicode_Check(value)) {
+      arguments_[place].text = PyUnicode_AsUTF8(value);
+      return true;
+    }
+    if (!PyList_CheckExact(value) && !PyTuple_CheckExact(value)) return read_one(place, value);
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(value); ++i) {
+      if (!read_one(place, PySequence_Fast_GET_ITEM(value, i))) return false;
+    }
+    return true;
+  }
+
+  void hand_over_tensors() {
+    const py::list handles = checked(PyObject_CallOneArg(torch_.to_handles.ptr(), tensors_.ptr()));
+    for (size_t i = 0; i < places_.size(); ++i) {
+      PyObject* handle = PyList_GET_ITEM(handles.ptr(), i);
+      arguments_[places_[i]].tensors.push_back(PyCapsule_GetPointer(handle, PyCapsule_GetName(handle)));
+    }
+  }
+
+ private:
+  bool read_one(size_t place, PyObject* value) {
+    if (PyBool_Check(value)) {
+      arguments_[place].flags.push_back(value == Py_True);
+      return true;
+    }
+    if (!torch_.is_plain(value)) return false;
+    tensors_.append(py::handle(value));
+    places_.push_back(place);
+    return true;
+  }
+
+  const Torch& torch_;
+  std::vector<Argument>& arguments_;
+  py::list tensors_;
+  std::vector<size_t> places_;  // of the tensors' arguments
+};
+
+struct Op {
+  const DirectOp* direct;
+  py::object dispatched;
+};
+
+// The results, or none where torch's op must be called.
+py::object call_directly(const Op& op, PyObject* const* values, Py_ssize_t count) {
+  const Torch& torch = Torch::get();
+  if (torch.is_watched()) return {};
+  DirectCall call{std::vector<Argument>(count), {}, [] { return static_cast<void*>(PyEval_SaveThread()); },
+                  [](void* state) { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); }};
+  Reader reader(torch, call.arguments);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!reader.read(i, values[i])) return {};
+  }
+  reader.hand_over_tensors();
+  if (!op.direct->run(call)) return {};
+  py::list handles;
+  for (void* result : call.results) handles.append(py::capsule(result));
+  return checked(PyObject_CallOneArg(torch.from_handles.ptr(), handles.ptr()));
+}
+
+PyObject* call(PyObject* self, PyObject* const* values, Py_ssize_t count) {
+  const Op& op = *static_cast<const Op*>(PyCapsule_GetPointer(self, nullptr));
+  try {
+    const py::object found = call_directly(op, values, count);
+    return found ? found.inc_ref().ptr() : PyObject_Vectorcall(op.dispatched.ptr(), values, count, nullptr);
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+PyMethodDef kCall = {"direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call)), METH_FASTCALL, nullptr};
+
+const DirectOp& find(const DirectOps& ops, const std::string& name) {
+  for (size_t i = 0; i < ops.count; ++i) {
+    if (name == ops.begin[i].name) return ops.begin[i];
+  }
+  throw py::key_error(name);
+}
+
+}  // namespace
+
+void define_direct(py::module_& m, void* library) {
+  const DirectOps ops = reinterpret_cast<decltype(&datagrad_direct_ops)>(dlsym(library, "datagrad_direct_ops"))();
+  m.def("find_torch", [] { Torch::get(); });
+  m.def("direct", [ops](const std::string& name, py::object op) {
+    const py::capsule self(new Op{&find(ops, name), std::move(op)}, [](void* op) { delete static_cast<Op*>(op); });
+    return checked(PyCFunction_New(&kCall, self.ptr()));
+  });
+}
+
+}  // namespace datagrad
