@@ -18,7 +18,7 @@ from kernels import assert_native, chain_parameters
 from oracle import difference
 from torch import Tensor
 
-import datagrad_ext  # noqa: F401  (loads the kernels)
+import datagrad_ext
 from datagrad_ext._native import direct
 from datagrad_ext.ops import chain
 from datagrad_ext.ops.activation import ACTIVATIONS
