@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -209,7 +210,7 @@ def test_a_call_keeps_no_tensor(which: str) -> None:
     with torch.no_grad():
         x, theta = TENSORS[which](rows()), params()
         alive = [weakref.ref(t) for t in (x, *theta)]
-        result = outcome(lambda: direct(x, theta, LINKS))
+        result = outcome(partial(direct, x, theta, LINKS))
         alive += [weakref.ref(result)] if isinstance(result, Tensor) else []
         del x, theta, result
     assert [ref() for ref in alive] == [None] * len(alive)
