@@ -90,7 +90,8 @@ class Lowered:
     @cached_property
     def is_one_value(self) -> bool:
         """Whether the forward's result is one tensor that depends on an input."""
-        return isinstance(self.structure, Value) and len(self.program.outputs) == 1 and not self.program.constant_outputs
+        one = isinstance(self.structure, Value) and len(self.program.outputs) == 1
+        return one and not self.program.constant_outputs
 
     @cached_property
     def _tables(self) -> list[tuple[dict[str, Any], str]] | None:
