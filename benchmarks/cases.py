@@ -86,6 +86,7 @@ def settings_of(precision: str) -> Iterator[None]:
 
 _paper = partial(networks.mlp, 784, 784, 784, CLASSES)
 _narrow = partial(networks.mlp, 64, 64, 64, 64, 64, CLASSES)
+_narrow_normalised = partial(networks.normalised_mlp, 64, 64, 64, CLASSES)
 _critic = partial(networks.critic, (32, 64, 128), 32)
 _vgg = partial(networks.vgg, ((16, 16), (32, 32)), 32, CLASSES)
 _normalised = partial(networks.normalised, (32, 64, 128), 32, CLASSES)
@@ -98,6 +99,7 @@ NARROW = Subject("MLP 64-64-64-64-64-10, 4096 rows", _narrow, (4096, 64))
 MIDDLE = Subject("MLP 64-64-64-64-64-10, 256 rows", _narrow, (256, 64))
 SMALL = Subject("MLP 64-64-64-64-64-10, 32 rows", _narrow, (32, 64))
 ONE = Subject("MLP 64-64-64-64-64-10, 1 row", _narrow, (1, 64))
+EVALUATED = Subject("MLP 64-64-64-10 with BN in evaluation, 32 rows", _narrow_normalised, (32, 64))
 CRITIC = Subject("critic, 3 conv, 32×3×32×32", partial(_critic, CLASSES), (32, 3, 32, 32))
 CRITIC_LINEAR = Subject("critic, 3 conv, 32×3×32×32", partial(_critic, 1), (32, 3, 32, 32))
 VGG = Subject("vgg, 4 conv, 32×3×32×32", _vgg, (32, 3, 32, 32))
@@ -113,6 +115,7 @@ CPU_CASES = (
     Case("mlp_middle", MIDDLE, CROSS_ENTROPY_L2, 50.0),
     Case("mlp_small", SMALL, CROSS_ENTROPY_L2, 50.0),
     Case("mlp_one", ONE, CROSS_ENTROPY_L2, 50.0),
+    Case("mlp_bn_evaluated", EVALUATED, CROSS_ENTROPY_L2, 50.0),
     Case("critic", CRITIC, CROSS_ENTROPY_L2, 100.0),
     Case("critic_one", CRITIC_ONE, CROSS_ENTROPY_L2, 100.0),
     Case("critic_r1", CRITIC_LINEAR, R1, 5.0),

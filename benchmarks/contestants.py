@@ -58,7 +58,8 @@ def _compiled(case: Case) -> Prepared:
     torch._dynamo.reset()
     model, x, t = case.build()
     # torch.func refuses to update running statistics; without them the step costs a little less.
-    torch.func.replace_all_batch_norm_modules_(model)
+    if model.training:
+        torch.func.replace_all_batch_norm_modules_(model)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
     def step(parameters: dict[str, Tensor], x: Tensor, t: Tensor) -> dict[str, Tensor]:

@@ -48,6 +48,8 @@ def describe(module: nn.Module, numbers: dict[Tensor, int]) -> list[Any]:
             return [["convolution", number(module.weight), number(module.bias), module.stride, module.padding]]
         case nn.BatchNorm2d():
             return [["batch_norm", number(module.weight), number(module.bias), module.eps]]
+        case nn.BatchNorm1d(training=False):
+            return [["running_norm", number(module.weight), number(module.bias), module.eps]]
         case nn.ReLU():
             return [["leaky_relu", 0.0]]
         case nn.LeakyReLU():

@@ -176,6 +176,11 @@ def batch_norm(parameters: list[Array], x: Array, weight: int, bias: int, epsilo
     return (unit * scale + shift).astype(x.dtype)
 
 
+def running_norm(parameters: list[Array], x: Array, weight: int, bias: int, epsilon: float) -> Array:
+    """By the statistics of a network that has not been trained: mean 0, variance 1."""
+    return x * (1 + epsilon) ** -0.5 * parameters[weight] + parameters[bias]
+
+
 def leaky_relu(parameters: list[Array], x: Array, slope: float) -> Array:
     from jax import numpy as jnp
 
@@ -214,6 +219,7 @@ LAYERS = {
         linear,
         convolution,
         batch_norm,
+        running_norm,
         leaky_relu,
         softplus,
         max_pool,

@@ -13,6 +13,14 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 
+def normalised_mlp(*widths: int) -> nn.Sequential:
+    """The same with batch norm before each ReLU, in evaluation mode, as where a trained network is attacked."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths[:-1]):
+        layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1])).eval()
+
+
 def critic(channels: tuple[int, ...], size: int, outputs: int) -> nn.Sequential:
     """DCGAN critic without normalisation: strided 4x4 convolutions, LeakyReLU(0.2), linear head."""
     layers: list[nn.Module] = []

@@ -557,6 +557,29 @@ MLPS: list[Case] = [
         lambda: random_numbers(nn.Sequential(_l(), nn.BatchNorm1d(6), nn.Softplus(), _l(6, 5))),
         train=False,
     ),
+    Case(
+        "mlp_batch_norms_eval",
+        lambda: random_numbers(
+            nn.Sequential(
+                *[nn.Linear(6, 7, bias=False), nn.BatchNorm1d(7), nn.LeakyReLU(0.1), _l(7, 6), nn.Tanh()],
+                *[_l(), nn.BatchNorm1d(6, affine=False, eps=0.1), nn.ReLU(), _l(6, 5), nn.BatchNorm1d(5)],
+            )
+        ),
+        train=False,
+    ),
+    Case(
+        "mlp_frozen_norms_eval",
+        lambda: frozen(
+            random_numbers(
+                nn.Sequential(_l(), nn.BatchNorm1d(6), nn.ReLU(), _l(), nn.BatchNorm1d(6), nn.Softplus(), _l(6, 5))
+            ),
+            "0",
+            "1",
+            "4.weight",
+            "6",
+        ),
+        train=False,
+    ),
     Case("mlp_group_norm", lambda: nn.Sequential(_l(), nn.GroupNorm(2, 6), nn.SiLU(), _l(6, 5))),
     Case(
         "mlp_norm_first", lambda: nn.Sequential(nn.BatchNorm1d(6), _l(), nn.Tanh(), nn.LayerNorm(6), _l(6, 5))

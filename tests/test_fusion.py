@@ -24,12 +24,16 @@ def _norm_net(norm: Callable[[int], nn.Module]) -> Callable[[], nn.Module]:
 
 
 def linear_eval() -> nn.Module:
-    return random_numbers(nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5)))
+    return random_numbers(nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Softmax(1), nn.Linear(8, 5)))
 
 
 def sequence_eval() -> nn.Module:
     """The norm's channels are what the linear layer leaves alone."""
-    return random_numbers(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(8, 5)))
+    return random_numbers(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(3), nn.Softmax(2), nn.Linear(8, 5)))
+
+
+def folded_links(norm: nn.Module) -> nn.Module:
+    return random_numbers(nn.Sequential(nn.Linear(6, 8), norm, nn.Tanh(), nn.Softmax(-1)))
 
 
 def conv_1d() -> nn.Module:
@@ -123,6 +127,16 @@ ROWS: list[tuple[Case, Callable, list[str]]] = [
         Case("sequence_eval", sequence_eval, ((2, 3, 6),), train=False),
         fusion.fold_norms,
         ["Linear + BatchNorm (running)"],
+    ),
+    (
+        Case("folded_links", lambda: folded_links(nn.BatchNorm1d(8)), train=False),
+        fusion.collect_chains,
+        ["Linear + BatchNorm (running) → tanh"],
+    ),
+    (
+        Case("folded_links_of_a_sequence", lambda: folded_links(nn.BatchNorm1d(3)), ((2, 3, 6),), train=False),
+        fusion.collect_chains,
+        ["Linear + BatchNorm (running) → tanh"],
     ),
     (
         Case("conv_1d_eval", conv_1d, ((3, 2, 5),), train=False),

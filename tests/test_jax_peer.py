@@ -106,7 +106,7 @@ def test_a_module_without_a_description_is_named() -> None:
 
 
 @needs_jax
-@pytest.mark.parametrize("name", ["critic_r1", "vgg", "convbn", "resnet", "sdf", "mlp_paper"])
+@pytest.mark.parametrize("name", ["critic_r1", "vgg", "convbn", "resnet", "sdf", "mlp_paper", "mlp_bn_evaluated"])
 def test_gradients_of_jax_are_right(name: str) -> None:
     (case,) = cases.find("cpu", [name])
     few = case.on_few(2 if case.has_convolutions else 32)

@@ -56,7 +56,8 @@ def report(directory: Path, **environ: str) -> str:
 
 # Called on CUDA alone: what its library does together with a product.
 CUDA_ALONE = ("product_gate", "product_relu", "product_turned")
-# Called on the CPU alone: small products of convolutions, and a step in one op, for which a GPU has other means.
+# Called on the CPU alone: small products of convolutions, and a step in one op, for which a GPU has other means, and
+# folding, which is a few calls of PyTorch there.
 CPU_ALONE = (
     "chain_penalty_step",
     "convolution_forward",
@@ -65,6 +66,8 @@ CPU_ALONE = (
     "convolution_relu_reverse",
     "convolution_relu_vjp",
     "convolution_reverse",
+    "fold_norm",
+    "unfold_norm",
 )
 CUDNN = "fused_convolution"  # the ops whose kernels are cuDNN's plans: a library of its own, for CUDA alone
 

@@ -18,7 +18,7 @@ from kernels import assert_native, chain_parameters, directly
 from oracle import difference
 from torch import Tensor
 
-import datagrad_ext  # noqa: F401  (loads the kernels)
+import datagrad_ext
 from datagrad_ext.ops import chain
 from datagrad_ext.ops.activation import ACTIVATIONS
 
@@ -196,6 +196,21 @@ def test_large_matrices(name: str, rows: int, implementation: str, device: str) 
 
 
 @implementations
+@dtypes
+@pytest.mark.parametrize("layout", ["dense", "transposed"])
+def test_wider_than_what_stays_in_the_cache(
+    layout: str, dtype: torch.dtype, implementation: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums in several pieces, several groups of panels."""
+    monkeypatch.setitem(CHAINS, "wider", ("linear relu+b:0.0 linear+b", [600, 300, 3]))
+    for rows in (17, 300):
+        e = example("wider", rows).map(lambda t: t.to(device, dtype))
+        params = e.params if layout == "dense" else [LAYOUTS[layout](p) for p in e.params]
+        e = Example(e.links, params, e.x, e.zeta, e.g, e.v)
+        agree(sweeps(implementation, e), oracle(e, True), dtype)
+
+
+@implementations
 @pytest.mark.parametrize("pairs", [0, 2, 3])
 @chains
 def test_several_data_gradients(name: str, pairs: int, implementation: str, device: str) -> None:
@@ -257,17 +272,21 @@ def test_kernels_are_native(name: str, device: str) -> None:
     assert_native(name, device)
 
 
-def test_results_do_not_depend_on_threads() -> None:
+@pytest.mark.parametrize("name", ["curved below", "wide"])
+def test_results_do_not_depend_on_threads(name: str) -> None:
+    library = datagrad_ext.backends().devices[0].library or ""
+    if name == "wide" and "avx" not in library:
+        pytest.skip("without AVX2 the products of wide chains are a vendor's")
     threads, results = torch.get_num_threads(), []
-    e = example("curved below", 700).map(lambda t: t.float())
+    e = example(name, 700).map(lambda t: t.float())
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             results.append(sweeps("op", e))
     finally:
         torch.set_num_threads(threads)
-    for name, value in results[0].items():
-        assert all(torch.equal(value, other[name]) for other in results[1:]), name  # type: ignore[arg-type]
+    for key, value in results[0].items():
+        assert all(torch.equal(value, other[key]) for other in results[1:]), key  # type: ignore[arg-type]
 
 
 def test_two_threads_at_once() -> None:

@@ -83,8 +83,12 @@ class Chain {
 
   // `found`: J, and the buffers of the record.
   void data_vjp(Tensor g, const Tensors& found) const {
+    // Where the record leaves it out it is memory of this sweep.
     const auto input_cotangent = [&](int64_t i) {
-      return i == 0 ? found[0] : part_of(found, 1, p_.cotangents.of[i - 1], p_.rows, p_.width[i]);
+      if (i == 0) return found[0];
+      const Place place = p_.cotangents.of[i - 1];
+      if (place) return part_of(found, 1, place, p_.rows, p_.width[i]);
+      return p_.links[i].kind == Kind::linear ? empty_matrix(g, p_.rows, p_.width[i]) : g;
     };
     for (int64_t i = p_.last(); i >= 0; --i) {
       const Link& link = p_.links[i];
@@ -187,7 +191,11 @@ class Chain {
   // The cotangent of the output of link i in sweep 2; `first`: where its record begins.
   Tensor delta(const Tensors& records, int64_t i, size_t first) const {
     if (i == p_.last()) return records[first];
-    return part_of(records, first + 1, p_.cotangents.of[i], p_.rows, p_.width[i + 1]);
+    if (p_.cotangents.of[i]) return part_of(records, first + 1, p_.cotangents.of[i], p_.rows, p_.width[i + 1]);
+    const Tensor out = empty_matrix(records[first], p_.rows, p_.width[p_.last()]);
+    Backend::nn(out, records[first], p_.weight(p_.links[p_.last()]));
+    gate(p_.last() - 1, out, out);
+    return out;
   }
 
   Tensor delta(const Pairs& pairs, int64_t i, size_t pair) const {

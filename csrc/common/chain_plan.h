@@ -106,6 +106,15 @@ class ChainPlan {
     check_shape(op, name, flow, IntHeaderOnlyArrayRef(shape, 2));
   }
 
+  // Whether sweep 2 leaves out the cotangent in front of the last linear link and its rectifier: where y is much narrower, sweep 3
+  // computes it again for less than a matrix in memory costs. On the CPU, and not in 16 bits.
+  bool slim_head() const {
+    const ScalarType dtype = params[0].scalar_type();
+    if (!params[0].is_cpu() || (dtype != ScalarType::Float && dtype != ScalarType::Double) || size() < 3) return false;
+    return links[last()].kind == Kind::linear && links[last() - 1].kind == Kind::relu &&
+           links[last() - 2].kind == Kind::linear && kSlim * width.back() <= width[last()];
+  }
+
   // The tangents that sweep 3 keeps: those of the inputs of smooth links.
   Places tangents() const {
     Places places(size());
@@ -187,9 +196,11 @@ class ChainPlan {
   const Tensors& params;
   std::vector<int64_t> width;  // of the input of each link, and of y
   int64_t rows = 0;
-  Places values, bits, cotangents;  // cotangents: of the output of each link but the last
+  Places values, bits, cotangents;  // cotangents: of the output of each link but the last, and those a slim head leaves out
 
  private:
+  static constexpr int64_t kSlim = 4;
+
   const Links& counts_;
 
   void lay_out(int64_t n) {
@@ -202,7 +213,7 @@ class ChainPlan {
     for (int64_t i = 0; i < size(); ++i) {
       if (links[i].kind == Kind::relu) bits.add(i, bit_bytes(i));
     }
-    for (int64_t i = last() - 1; i >= 0; --i) share_or_add(cotangents, i, i + 1, links[i + 1], width[i + 1]);
+    for (int64_t i = last() - (slim_head() ? 3 : 1); i >= 0; --i) share_or_add(cotangents, i, i + 1, links[i + 1], width[i + 1]);
   }
 
   // A place for link i: that of its neighbour if a rectifier lies between the two.

@@ -126,7 +126,8 @@ class NarrowTile {
   void data_vjp(const Rows& rows, const Cotangents<T>& delta, T* J, Scratch<T>& scratch) const {
     const T* g = delta.at(p_.last(), rows);
     for (int64_t i = p_.last(); i >= 0; --i) {
-      T* out = at(i == 0 ? J : in(delta.buffers, p_.cotangents.of[i - 1]), rows, i);
+      const Place place = i == 0 ? Place() : p_.cotangents.of[i - 1];
+      T* out = i == 0 ? at(J, rows, 0) : place ? at(in(delta.buffers, place), rows, i) : scratch.same(g);
       if (p_.links[i].kind == Kind::linear) {
         times(i, g, out, rows);
       } else {
@@ -141,7 +142,7 @@ class NarrowTile {
                 Part<T>& part, Scratch<T>& scratch) const {
     const T* t = kept.at(0, rows);
     for (int64_t i = 0; i < end; ++i) {
-      part.add_outer(p_, i, delta.at(i, rows), t, rows);
+      if (part.weight[i] != nullptr) part.add_outer(p_, i, cotangent(i, delta, rows, scratch), t, rows);
       const bool last = i + 1 == end;
       if (last && y_tangent == nullptr) break;
       const Place place = last ? Place() : kept.places.of[i + 1];
@@ -190,6 +191,15 @@ class NarrowTile {
   template <class P>
   P* at(P* matrix, const Rows& rows, int64_t i) const {
     return matrix + rows.first * p_.width[i];
+  }
+
+  // That of link i's output; behind a slim head it is computed again.
+  const T* cotangent(int64_t i, const Cotangents<T>& delta, const Rows& rows, Scratch<T>& scratch) const {
+    if (i == p_.last() || p_.cotangents.of[i]) return delta.at(i, rows);
+    T* out = scratch.operand(0);
+    times(p_.last(), delta.at(p_.last(), rows), out, rows);
+    gate(p_.last() - 1, out, out, rows, scratch);
+    return out;
   }
 
   // out = g W, and out = h Wᵀ

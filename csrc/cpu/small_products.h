@@ -106,8 +106,9 @@ struct Columns {
 template <int R, int V, class T>
 void tile(const Strided<T>& a, const Columns<T>& columns, int64_t first) {
   Tile<R, V, T> t;
-  t.multiply(a.from_row(first), columns.b, columns.b_row, columns.depth);
   T* out = columns.out + first * columns.out_row;
+  for (int r = 0; r < R * V; ++r) __builtin_prefetch(out + r / V * columns.out_row + r % V * kLanes<T>, 1);
+  t.multiply(a.from_row(first), columns.b, columns.b_row, columns.depth);
   const Plus<T> plus = columns.plus;
   const T* row = plus.data == nullptr ? nullptr : plus.data + first * plus.row;
   if (columns.width == V * kLanes<T>) {

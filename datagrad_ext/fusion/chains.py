@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..layers.chain import Chain
-from ..layers.linear import Linear
+from ..layers.folded import FoldedNorm
+from ..layers.folded_chain import FoldedChain
 from ..program import HostStep, Program, Step
 from .readers import only_reader, readers_of
 
@@ -29,19 +30,25 @@ def _run_from(i: int | None, steps: list[Step | HostStep | None], readers: dict[
     run: list[int] = []
     while i is not None:
         step = steps[i]
-        if not isinstance(step, Step) or not _is_link(step) or not (run or isinstance(step.layer, Linear)):
+        link = _link(step)
+        if not isinstance(step, Step) or link is None or not (run or link.startswith("linear")):
             break
         run.append(i)
         i = only_reader(readers, step.output)
     return run
 
 
-def _is_link(step: Step) -> bool:
-    return len(step.inputs) == 1 and not step.host and step.layer.link(len(step.params)) is not None
+def _link(step: Step | HostStep | None) -> str | None:
+    """How a chain spells the step, None if it can be no link of one."""
+    if not isinstance(step, Step):
+        return None
+    takes_host = not step.host or isinstance(step.layer, FoldedNorm)
+    return step.layer.link(len(step.params)) if takes_host and len(step.inputs) == 1 else None
 
 
 def _chain(run: list[Step]) -> Step:
-    layer = Chain([step.layer for step in run], [len(step.params) for step in run])
+    layers, n_params = [step.layer for step in run], [len(step.params) for step in run]
     params = tuple([place for step in run for place in step.params])
-    name = f"{run[0].name}…{run[-1].name}"
-    return Step(layer, run[0].inputs, run[-1].output, params, name=name)
+    host = tuple([argument for step in run for argument in step.host])
+    chain = FoldedChain(layers, n_params, [len(step.host) for step in run]) if host else Chain(layers, n_params)
+    return Step(chain, run[0].inputs, run[-1].output, params, host, name=f"{run[0].name}…{run[-1].name}")

@@ -10,7 +10,7 @@ weight's size. No sweep has a pass for the norm.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,40 +23,83 @@ from .linear import Linear
 from .opaque import Opaque
 from .running_statistics import RunningNorm
 
+_fold, _unfold = torch.ops.datagrad.fold_norm.default, torch.ops.datagrad.unfold_norm.default
 
-class _Parts(Layer):
-    """The two layers; params are those of the linear one, the first `n_own`, and of the norm, whose the host is."""
 
-    paired = True
+class Fold:
+    """Two layers as one; params are those of the linear one, the first `n_own`, and of the norm, whose the host is."""
 
     def __init__(self, linear: Linear | Convolution, n_own: int, norm: RunningNorm) -> None:
-        self._linear, self._n_own, self._norm = linear, n_own, norm
+        self.linear, self._n_own, self._norm = linear, n_own, norm
 
     @property
     def name(self) -> str:
-        return f"{self._linear.name} + {self._norm.name}"
+        return f"{self.linear.name} + {self._norm.name}"
 
     def value(self, inputs: Tensors, params: Tensors, mean: Tensor, var: Tensor) -> Tensor:
         """One layer after the other, as differentiable PyTorch."""
-        y = self._linear.reference((), inputs, params[: self._n_own])
+        y = self.linear.reference((), inputs, params[: self._n_own])
         return F.batch_norm(y, mean, var, *self._norm.split(params[self._n_own :]), False, 0.0, self._norm.eps)
 
+    def value_now(self, inputs: Tensors, params: Tensors, host: tuple) -> Tensor:
+        """The same by the statistics of this call."""
+        return self.value(inputs, params, *self._norm.statistics(inputs[0], host))
 
-class FoldedNorm(_Parts):
+    def value_then(self, inputs: Tensors, params: Tensors, kept: Tensors) -> Tensor:
+        """The same by the statistics of the forward that kept them."""
+        rows, dtype = kept
+        return self.value(inputs, params, *rows[3:].to(dtype))
+
+    def folded(self, x: Tensor, params: Tensors, host: tuple) -> tuple[Tensors, Tensors]:
+        """(W′, b′), and what the sweeps keep: vectors as in `ops/folding.py`, and the statistics' dtype."""
+        mean, var = self._norm.statistics(x, host)
+        weight, *bias = params[: self._n_own]
+        first = _outputs_first(weight, self.linear.output_groups)
+        if mean.shape != first.shape[:1]:
+            raise RuntimeError(
+                f"{self.name}: running_mean should contain {len(first)} elements, one for each output channel of "
+                f"the layer before, not {mean.numel()}"
+            )
+        vectors = (bias[0] if bias else None, mean, var, *self._norm.split(params[self._n_own :]))
+        dtype = torch.promote_types(torch.promote_types(weight.dtype, var.dtype), torch.float32)
+        found, moved, kept = _fold(_cast(first, dtype), *[_cast(v, dtype) for v in vectors], self._norm.eps)
+        inner = _outputs_back(_cast(found, weight.dtype), weight, self.linear.output_groups)
+        return (inner, _cast(moved, weight.dtype)), (kept, var.dtype)
+
+    def unfolded(self, kept: Tensors, params: Tensors, bars: Tensors) -> Tensors:
+        """The gradients of the parameters, from those of W′ and b′ (None: zero)."""
+        weight_bar, bias_bar = bars
+        if weight_bar is None:
+            return (None,) * len(params)
+        weight, groups, rows = params[0], self.linear.output_groups, kept[0]
+        whole = [_cast(_outputs_first(t, groups), rows.dtype) for t in (weight_bar, weight)]
+        found, scale_bar, *own_bias = _unfold(whole[0], _cast(bias_bar, rows.dtype), whole[1], rows)
+        own: list[Any] = [_outputs_back(_cast(found, weight.dtype), weight, groups)]
+        own += [_cast(own_bias[0], c.dtype) if own_bias else None for c in params[1 : self._n_own]]
+        for p, bar in zip(self._norm.split(params[self._n_own :]), (scale_bar, bias_bar), strict=True):
+            own += [] if p is None else [_cast(bar, p.dtype)]
+        return tuple(own)
+
+
+class Folded(Layer):
     """Folded where the outputs are the channels that the norm normalises, dimension 1.
 
     Of another number of dimensions (a linear layer of a sequence, an unbatched image) the norm takes another dimension
-    for its channels: such a call is left to autograd.
+    for its channels: such a call is left to autograd, which runs `in_turn`.
     """
 
-    def __init__(self, linear: Linear | Convolution, n_own: int, norm: RunningNorm) -> None:
-        super().__init__(linear, n_own, norm)
-        self.follows_layout, self.wants_channels_last = linear.follows_layout, linear.wants_channels_last
-        self._together = _Together(linear, n_own, norm)
-        self._apart = Opaque(self._in_turn, self.name, "not folded for this number of dimensions")
+    paired = True
+
+    def __init__(self, together: Layer, rank: int, in_turn: Callable[[Tensors, Tensors, tuple], Tensor]) -> None:
+        self._together, self._rank = together, rank
+        self._apart = Opaque(in_turn, self.name, "not folded for this number of dimensions")
+
+    @property
+    def name(self) -> str:
+        return self._together.name
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        layer: Layer = self._together if inputs[0].dim() == self._linear.batch_rank else self._apart
+        layer: Layer = self._together if inputs[0].dim() == self._rank else self._apart
         y, kept = layer.forward(inputs, params, *host)
         return y, (layer, *kept)
 
@@ -78,18 +121,35 @@ class FoldedNorm(_Parts):
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
         return saved[0].reference(saved[1:], inputs, params, *host)
 
-    def _in_turn(self, inputs: Tensors, params: Tensors, host: tuple) -> Tensor:
-        return self.value(inputs, params, *self._norm.statistics(inputs[0], host))
+
+class FoldedNorm(Folded):
+    """A linear layer or convolution and the norm behind it."""
+
+    def __init__(self, linear: Linear | Convolution, n_own: int, norm: RunningNorm) -> None:
+        self.fold = Fold(linear, n_own, norm)
+        self.follows_layout, self.wants_channels_last = linear.follows_layout, linear.wants_channels_last
+        super().__init__(_Together(self.fold), linear.batch_rank, self.fold.value_now)
+
+    def link(self, n_params: int) -> str | None:
+        return self.fold.linear.link(2)  # W′ and b′
 
 
-class _Together(_Parts):
+class _Together(Layer):
     """The one layer by W′ and b′. Sweep 3 leaves its part of W̄′ with the layer's pair: sweep 4 unfolds the sum once."""
 
+    paired = True
+
+    def __init__(self, fold: Fold) -> None:
+        self._fold, self._linear = fold, fold.linear
+
+    @property
+    def name(self) -> str:
+        return self._fold.name
+
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        mean, var = (t.clone() for t in self._norm.statistics(inputs[0], host))
-        folded, factors = self._fold(params, mean, var)
+        folded, factors = self._fold.folded(inputs[0], params, host)
         y, kept = self._linear.forward(inputs, folded)
-        return y, (kept, folded, factors, mean, var)
+        return y, (kept, folded, factors)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         return self._linear.vjp(saved[0], saved[1], g, wanted)
@@ -124,59 +184,35 @@ class _Together(_Parts):
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
         want, x_bars = True in wanted_params, (None,)
-        bars = functools.reduce(add_each, [part for _, part in pairs], (None, None))
-        own = [pair for pair, _ in pairs if pair is not None]
+        own, bars = split_pairs(pairs, (None, None))
         if zeta is not None or own:
             x_bars, bars = self._linear.reverse(saved[0], saved[1], zeta, own, wanted_inputs, (want, want), bars)
-        return x_bars, self._unfold(saved, params, bars, sums) if want else sums
+        return x_bars, add_each(sums, self._fold.unfolded(saved[2], params, bars)) if want else sums
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
-        return self.value(inputs, params, *saved[3:])
-
-    def _fold(self, params: Tensors, mean: Tensor, var: Tensor) -> tuple[Tensors, Tensors]:
-        """(W′, b′), and r, s and c − μ."""
-        weight, *bias = params[: self._n_own]
-        norm_weight, norm_bias = self._norm.split(params[self._n_own :])
-        groups = self._linear.output_groups
-        outputs = weight.shape[0] if groups is None else weight.shape[1] * groups
-        if mean.shape != (outputs,):
-            raise RuntimeError(
-                f"{self.name}: running_mean should contain {outputs} elements, one for each output channel of "
-                f"the layer before, not {mean.numel()}"
-            )
-        r = (var.to(torch.promote_types(var.dtype, torch.float32)) + self._norm.eps).rsqrt()
-        s = r if norm_weight is None else r * norm_weight
-        shift = bias[0] - mean if bias else -mean
-        moved = shift * s if norm_bias is None else shift * s + norm_bias
-        return ((weight * _along(s, weight, groups)).to(weight.dtype), moved.to(weight.dtype)), (r, s, shift)
-
-    def _unfold(self, saved: Any, params: Tensors, bars: Tensors, sums: Tensors) -> Tensors:
-        """`sums` plus the gradients of the parameters, from those of W′ and b′ (None: zero)."""
-        weight_bar, bias_bar = bars
-        r, s, shift = saved[2]
-        weight, own, groups = params[0], params[: self._n_own], self._linear.output_groups
-        s_bar = _sums_of_outputs(weight_bar.to(r.dtype) * weight, groups)
-        found = [(weight_bar * _along(s, weight, groups)).to(weight.dtype)]
-        if bias_bar is not None:
-            s_bar = s_bar + bias_bar * shift
-        found += [None if bias_bar is None else (bias_bar * s).to(c.dtype) for c in own[1:]]
-        of_norm = params[self._n_own :]
-        found += self._norm.collect(of_norm, (None,) * len(of_norm), r * s_bar, bias_bar)
-        return add_each(sums, tuple(found))
+        return self._fold.value_then(inputs, params, saved[2])
 
 
-def _along(s: Tensor, weight: Tensor, groups: int | None) -> Tensor:
-    """One number an output, shaped for products with a weight whose outputs lie as `output_groups` says."""
+def split_pairs(pairs: Any, none: Tensors) -> tuple[list[Any], Tensors]:
+    """The pairs of the layer inside, and the sum of what sweep 3 left of its parameters' gradients with them."""
+    bars = functools.reduce(add_each, [part for _, part in pairs], none)
+    return [pair for pair, _ in pairs if pair is not None], bars
+
+
+def _outputs_first(weight: Tensor, groups: int | None) -> Tensor:
+    """A weight with its outputs in front; `groups` as a layer's `output_groups`."""
     if groups is None:
-        return s.view(-1, *[1] * (weight.dim() - 1))
-    inputs, outputs = weight.shape[:2]
-    rows = s.view(groups, 1, outputs).expand(groups, inputs // groups, outputs).reshape(inputs, outputs)
-    return rows.view(inputs, outputs, *[1] * (weight.dim() - 2))
+        return weight
+    inputs, outputs, *kernel = weight.shape
+    return weight.reshape(groups, inputs // groups, outputs, *kernel).transpose(1, 2).flatten(0, 1)
 
 
-def _sums_of_outputs(products: Tensor, groups: int | None) -> Tensor:
-    """For each output the sum of a tensor like the weight."""
+def _outputs_back(found: Tensor, weight: Tensor, groups: int | None) -> Tensor:
+    """The inverse, in the shape of `weight`."""
     if groups is None:
-        return products.sum(list(range(1, products.dim())))
-    rows = products.sum(list(range(2, products.dim())))
-    return rows.view(groups, -1, rows.shape[1]).sum(1).view(-1)
+        return found
+    return found.unflatten(0, (groups, -1)).transpose(1, 2).reshape(weight.shape)
+
+
+def _cast(t: Any, dtype: torch.dtype) -> Any:
+    return t if t is None or t.dtype == dtype else t.to(dtype)

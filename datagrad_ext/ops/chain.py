@@ -11,7 +11,8 @@ matrices, (N, width of the link).
 
 `params`   the weight (out, in) and the bias (out,) of each link, in order.
 `saved`    [bits, *buffers]: the bits of all relu, and the inputs of all links but the first.
-`record`   [g, *buffers]: the cotangent sweep 2 began with, and the cotangents of the outputs of all links but the last.
+`record`   [g, *buffers]: the cotangent sweep 2 began with, and the cotangents of the outputs of all links but the last,
+           and but those that a slim head leaves out.
 `tangents` [v, *buffers]: the tangent sweep 3 began with, and the tangents of the inputs of smooth links.
 `wanted`   a flag for each parameter. `sums`: the gradients of the wanted weights so far, added to in place, or empty.
 
@@ -35,6 +36,7 @@ from . import activation
 from ._library import op, require, require_alike, require_floating, require_shape
 
 _ALIGN, _LARGEST = 64, 2**20
+_SLIM = 4
 NARROW = 128
 """Up to this width the CPU walks through a sweep tile by tile (float32, float64); wider, a vendor's products win."""
 
@@ -241,10 +243,19 @@ class _Chain:
                 places.add(i, (rows * self.widths[i] + 7) // 8)
         return places
 
+    @property
+    def slim_head(self) -> bool:
+        """Whether sweep 2 leaves out the cotangent in front of the last linear link and its rectifier: where y is much
+        narrower, sweep 3 computes it again for less than a matrix in memory costs. On the CPU, and not in 16 bits.
+        """
+        ends, weight = [link.name for link in self.links[-3:]], self.params[0]
+        covered = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+        return covered and ends == ["linear", "relu", "linear"] and _SLIM * self.widths[-1] <= self.widths[-2]
+
     def cotangent_places(self, rows: int) -> _Places:
-        """The cotangent of the output of each link but the last."""
+        """The cotangent of the output of each link but the last, and but those that a slim head leaves out."""
         places = _Places()
-        for i in range(len(self.links) - 2, -1, -1):
+        for i in range(len(self.links) - (4 if self.slim_head else 2), -1, -1):
             places.add(i, rows * self.widths[i + 1], i + 1 if self.links[i + 1].name == "relu" else None)
         return places
 
@@ -274,7 +285,10 @@ class _Chain:
         """The cotangent of the output of link i in sweep 2."""
         if i == len(self.links) - 1:
             return record[0]
-        return self.cotangent_places(self.rows).part(record[1:], i).view(self.rows, self.widths[i + 1])
+        places = self.cotangent_places(self.rows)
+        if i not in places.of:
+            return self.gate(len(self.links) - 2, torch.mm(record[0], self.weight(self.links[-1])))
+        return places.part(record[1:], i).view(self.rows, self.widths[i + 1])
 
     def tangent(self, tangents: Sequence[Tensor], i: int) -> Tensor:
         """The tangent of the input of link i in sweep 3."""
