@@ -56,13 +56,13 @@ class Stage:
     environ: dict[str, str] = field(default_factory=dict)
 
 
-CPU_ALONE = "tests/test_ops_convolution.py"  # a family without kernels for CUDA
+CPU_ALONE = {"tests/test_ops_convolution.py", "tests/test_ops_folding.py"}  # families without kernels for CUDA
 VENDORS = "tests/test_ops_fused_convolution.py"  # its kernels are cuDNN's: only where they read and write matters
 
 
 def op_tests() -> list[str]:
     """The test files of the kernel families that CUDA has."""
-    return sorted({str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_ops_*.py")} - {CPU_ALONE})
+    return sorted({str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_ops_*.py")} - CPU_ALONE)
 
 
 def sanitized_rows(*paths: str) -> tuple[str, ...]:

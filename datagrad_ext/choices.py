@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 LIMIT = 1024
 
 
@@ -68,3 +70,20 @@ _TABLES: list[Choices] = []
 def listing() -> list[str]:
     """A line for each choice made so far, by family."""
     return [f"chosen for {table.family}: {choice}" for table in _TABLES for choice in table]
+
+
+def seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a call on the device, in the fastest of three series; the launches queue up behind a pause."""
+    calls, found = 8, []
+    run()
+    with torch.cuda.device(device):
+        for _ in range(3):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(2_000_000)
+            start.record()
+            for _ in range(calls):
+                run()
+            stop.record()
+            stop.synchronize()
+            found.append(start.elapsed_time(stop) / 1000 / calls)
+    return min(found)

@@ -28,7 +28,7 @@ from datagrad_ext.ops.chain import parse, with_marks
 ROOT = Path(__file__).parent.parent
 MARKED = {
     "rectifiers": ("linear relu+b:0.0@fbt linear relu+b:0.0@fbt linear+b", [40, 384, 128, 10]),
-    "all marks": ("linear@w relu+b:0.0@fbt linear@w relu+b:0.0@fbt linear+b@w", [40, 384, 128, 10]),
+    "all marks": ("linear@w relu+b:0.0@fbt linear@w relu+b:0.0@fbt linear+b@w", [40, 384, 128, 96]),
     "at the end": ("linear@w relu+b:0.0@fbt", [24, 384]),
 }
 CALLS = [(1, 1, True), (33, 0, True), (64, 1, False), (65, 2, True)]  # rows, data gradients, with ζ

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..choices import Choice, Choices
+from ..choices import Choice, Choices, seconds
 from ..ops import fused_convolution as ops
 from ..ops import is_native
 from .plan_check import Expected
@@ -118,21 +118,7 @@ class Cudnn:
         """Free a plan."""
         _datagrad.fused_convolution_close.default(call.operands[0], plan)
 
-    def seconds(self, run: Callable[[], Any], device: torch.device) -> float:
-        """Seconds of a call on the device, in the fastest of three series; the launches queue up behind a pause."""
-        calls, found = 8, []
-        run()
-        with torch.cuda.device(device):
-            for _ in range(3):
-                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                torch.cuda._sleep(2_000_000)
-                start.record()
-                for _ in range(calls):
-                    run()
-                stop.record()
-                stop.synchronize()
-                found.append(start.elapsed_time(stop) / 1000 / calls)
-        return min(found)
+    seconds = staticmethod(seconds)
 
 
 planner = Cudnn()

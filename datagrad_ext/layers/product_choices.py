@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..choices import Choice, Choices
+from ..choices import Choice, Choices, seconds
 from ..ops import is_native, product
 from ..ops.chain import Link
 
@@ -93,21 +93,7 @@ class Gpu:
         """Whether kernels can be timed now."""
         return not torch.cuda.is_current_stream_capturing()
 
-    def seconds(self, run: Callable[[], Any], device: torch.device) -> float:
-        """Seconds of a call on the device, in the fastest of three series; the launches queue up behind a pause."""
-        calls, found = 8, []
-        run()
-        with torch.cuda.device(device):
-            for _ in range(3):
-                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                torch.cuda._sleep(2_000_000)
-                start.record()
-                for _ in range(calls):
-                    run()
-                stop.record()
-                stop.synchronize()
-                found.append(start.elapsed_time(stop) / 1000 / calls)
-        return min(found)
+    seconds = staticmethod(seconds)
 
 
 gpu = Gpu()
