@@ -21,14 +21,14 @@ py::object checked(PyObject* result) {
 
 // What of torch a call needs.
 struct Torch {
-  py::object tensor, parameter, to_handles, from_handles;
+  py::object tensor, parameter, is_negated, to_handles, from_handles;
   std::vector<py::object> watchers;  // functions of nothing: whether somebody looks, or how many
-  std::vector<py::object> oddities;  // functions of a tensor: whether it is more than its memory
 
   Torch() {
     const py::module_ torch = py::module_::import("torch"), C = py::module_::import("torch._C");
     tensor = torch.attr("Tensor");
     parameter = torch.attr("nn").attr("Parameter");
+    is_negated = tensor.attr("is_neg");
     to_handles = C.attr("_aoti").attr("unsafe_alloc_void_ptrs_from_tensors");
     from_handles = C.attr("_aoti").attr("alloc_tensors_by_stealing_from_void_ptrs");
     watchers = {torch.attr("is_grad_enabled"),
@@ -37,7 +37,6 @@ struct Torch {
                 C.attr("_get_tracing_state"),
                 C.attr("_are_functorch_transforms_active"),
                 C.attr("_autograd").attr("_profiler_enabled")};
-    oddities = {tensor.attr("is_neg"), C.attr("_functorch").attr("is_functorch_wrapped_tensor")};
   }
 
   // Outlives the interpreter.
@@ -53,13 +52,11 @@ struct Torch {
     return false;
   }
 
+  // Whether value is a tensor of no other class whose elements are what its memory says.
   bool is_plain(PyObject* value) const {
     auto* type = reinterpret_cast<PyObject*>(Py_TYPE(value));
     if (type != tensor.ptr() && type != parameter.ptr()) return false;
-    for (const py::object& oddity : oddities) {
-      if (PyObject_IsTrue(checked(PyObject_CallOneArg(oddity.ptr(), value)).ptr())) return false;
-    }
-    return true;
+    return checked(PyObject_CallOneArg(is_negated.ptr(), value)).ptr() == Py_False;
   }
 };
 

@@ -10,12 +10,13 @@
 namespace datagrad {
 namespace {
 
-// Whether t is dense and on the CPU, with memory of its own: no wrapper, no lazy zero.
+// Whether t is dense and on the CPU, with memory of its own: no wrapper (which has none to show), no lazy zero.
 inline bool is_plain(const Tensor& t) {
   int32_t layout = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(t.get(), &layout));
   if (!t.is_cpu() || layout != aoti_torch_layout_strided()) return false;
-  return t.numel() == 0 || t.const_data_ptr() != nullptr;
+  const void* memory = nullptr;
+  return torch_get_const_data_ptr(t.get(), &memory) == AOTI_TORCH_SUCCESS && (memory != nullptr || t.numel() == 0);
 }
 
 template <class T>
