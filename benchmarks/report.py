@@ -45,7 +45,7 @@ def short(results: Results, folder: str) -> str:
 
 def full(results: Results) -> str:
     """docs/performance.md's part for one device: summary, every case, every series, every operation."""
-    parts = [f"## {results.environment['device']}", short(results, "")]
+    parts = [f"## {tables.device(results.environment)}", short(results, "")]
     parts += [f"Kernels:\n\n```text\n{results.environment['datagrad_ext']['backends']}\n```"]
     parts += [tables.ceilings_line(results.ceilings)] if results.ceilings else []
     parts += [f"Left out for want of time: {', '.join(results.left_out)}."] if results.left_out else []

@@ -38,12 +38,18 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [justified[0], rule, *justified[1:]])
 
 
+def device(environment: dict[str, Any]) -> str:
+    """The device, and of a CPU how many threads."""
+    if environment["device_type"] != "cpu":
+        return str(environment["device"])
+    threads = environment["threads"]
+    return f"{environment['device']}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def environment_line(environment: dict[str, Any]) -> str:
     """One line: device, threads, versions, date, revision."""
-    parts = [str(environment["device"])]
-    if environment["device_type"] == "cpu":
-        parts.append(f"{environment['threads']} threads")
-    else:
+    parts = [device(environment)]
+    if environment["device_type"] != "cpu":
         parts.append(f"CUDA {environment['cuda']}, cuDNN {environment['cudnn']}")
     parts += [f"PyTorch {environment['torch']}", f"Python {environment['python']}", environment["system"]]
     return ", ".join([*parts, str(environment["date"]), f"revision {environment['revision']}"])
@@ -178,8 +184,9 @@ def _quotient(over: float | None, under: float | None) -> float | None:
     return over / under if over is not None and under else None
 
 
-def _summary(case: CaseResult, families: Sequence[str], with_limit: bool) -> list[str]:
+def _summary(case: CaseResult, families: Sequence[str], with_objective: bool, with_limit: bool) -> list[str]:
     plain, eager, ours = (fastest_form(case, name) for name in ("plain", "eager", "ours"))
+    objective = fastest_form(case, "objective")
     peer = case.fastest("peer") or eager
     ratios = [number(fastest_form(case, name).ratio_to_plain) for name in families]
     return [
@@ -189,6 +196,7 @@ def _summary(case: CaseResult, families: Sequence[str], with_limit: bool) -> lis
         *ratios[:-1],
         ratios[-1] if ratios[-1] == NOTHING else f"**{ratios[-1]}**",
         number(_quotient(eager.ratio_to_plain, ours.ratio_to_plain)),
+        *([number(_quotient(eager.ratio_to_plain, objective.ratio_to_plain))] if with_objective else []),
         number(_quotient(peer.ratio_to_plain, ours.ratio_to_plain)),
         *([number(ours.ratio_to_limit)] if with_limit else []),
         number(_quotient(ours.peak_bytes, eager.peak_bytes)),
@@ -196,11 +204,14 @@ def _summary(case: CaseResult, families: Sequence[str], with_limit: bool) -> lis
 
 
 def summary_table(results: Results) -> str:
-    """One line a case: times the plain step for each family that entered, speed-up and memory against eager."""
+    """One line a case: times the plain step for each family that entered, speed-up and memory against eager.
+
+    `objective` is the same step as one call of a `DataGrad` objective.
+    """
     entered = {family_of(row) for case in results.cases for row in case.rows if row.status != "absent"}
     families = [name for name in FAMILIES if name in entered or name == "ours"]
-    with_limit = any(case.limit_ms for case in results.cases)
+    with_objective, with_limit = "objective" in entered, any(case.limit_ms for case in results.cases)
     titles = ["case", "objective", "plain, ms", *(f"{FAMILIES[name]} / plain" for name in families)]
-    titles += ["eager / ours", "fastest peer / ours", *(["ours / limit"] if with_limit else [])]
-    titles += ["peak memory, ours / eager"]
-    return table(titles, [_summary(case, families, with_limit) for case in results.cases])
+    titles += ["eager / ours", *(["eager / objective"] if with_objective else []), "fastest peer / ours"]
+    titles += [*(["ours / limit"] if with_limit else []), "peak memory, ours / eager"]
+    return table(titles, [_summary(case, families, with_objective, with_limit) for case in results.cases])
