@@ -212,6 +212,6 @@ def summary_table(results: Results) -> str:
     families = [name for name in FAMILIES if name in entered or name == "ours"]
     with_objective, with_limit = "objective" in entered, any(case.limit_ms for case in results.cases)
     titles = ["case", "objective", "plain, ms", *(f"{FAMILIES[name]} / plain" for name in families)]
-    titles += ["eager / ours", *(["eager / objective"] if with_objective else []), "fastest peer / ours"]
+    titles += ["eager / ours", *(["eager / DataGrad"] if with_objective else []), "fastest peer / ours"]
     titles += [*(["ours / limit"] if with_limit else []), "peak memory, ours / eager"]
     return table(titles, [_summary(case, families, with_objective, with_limit) for case in results.cases])
