@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import data
-from kernels import assert_native, same_layout
+from kernels import assert_native, directly, same_layout
 from oracle import difference
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from datagrad_ext.ops import folding
 NAMES = ("fold_norm", "unfold_norm")
 IMPLEMENTATIONS = {
     "op": tuple(getattr(torch.ops.datagrad, name).default for name in NAMES),
+    "direct": tuple(directly(name) for name in NAMES),
     "reference": tuple(getattr(folding, name) for name in NAMES),
 }
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 2e-6}

@@ -2,9 +2,9 @@
 #include <common/chain.h>
 #include <common/chain_products.h>
 #include <cpu/direct.h>
+#include <cpu/direct_ops.h>
 #include <cpu/narrow_chain.h>
 #include <cpu/panel_products.h>
-#include <cpu/penalty_step.h>
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
@@ -76,6 +76,8 @@ constexpr DirectOp kDirect[] = {
     {"chain_data_jvp", run_directly<&chain_data_jvp<CpuBackend>>},
     {"chain_reverse", run_directly<&chain_reverse<CpuBackend>>},
     {"chain_penalty_step", run_directly<&chain_penalty_step>},
+    {"fold_norm", run_directly<&fold_norm>},
+    {"unfold_norm", run_directly<&unfold_norm>},
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <common/dtype.h>
 #include <common/layout.h>
 #include <common/parallel.h>
+#include <cpu/direct_ops.h>
 #include <cpu/lanes.h>
 
 #include <torch/csrc/stable/library.h>
@@ -70,7 +71,9 @@ T dot(const T* a, const T* b, int64_t n) {
   return sum;
 }
 
-std::vector<Tensor> fold_norm(const Tensor& weight, std::optional<Tensor> bias, const Tensor& mean, const Tensor& var,
+}  // namespace
+
+Tensors fold_norm(const Tensor& weight, std::optional<Tensor> bias, const Tensor& mean, const Tensor& var,
                               std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps) {
   const char* op = "fold_norm";
   check_weight(op, weight);
@@ -99,7 +102,7 @@ std::vector<Tensor> fold_norm(const Tensor& weight, std::optional<Tensor> bias, 
   return {folded, moved, kept};
 }
 
-std::vector<Tensor> unfold_norm(const Tensor& weight_bar, std::optional<Tensor> bias_bar, const Tensor& weight,
+Tensors unfold_norm(const Tensor& weight_bar, std::optional<Tensor> bias_bar, const Tensor& weight,
                                 const Tensor& kept) {
   const char* op = "unfold_norm";
   check_weight(op, weight);
@@ -134,7 +137,6 @@ std::vector<Tensor> unfold_norm(const Tensor& weight_bar, std::optional<Tensor> 
   return found;
 }
 
-}  // namespace
 }  // namespace datagrad
 
 STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) {

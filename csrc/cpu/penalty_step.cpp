@@ -1,7 +1,7 @@
 // The penalty step of a narrow chain on the CPU.
 #include <common/chain.h>
+#include <cpu/direct_ops.h>
 #include <cpu/narrow_step.h>
-#include <cpu/penalty_step.h>
 
 #include <torch/csrc/stable/library.h>
 

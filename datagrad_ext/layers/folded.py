@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._native import direct
 from .base import Layer, Tensors, add_each
 from .convolution import Convolution
 from .linear import Linear
 from .opaque import Opaque
 from .running_statistics import RunningNorm
 
-_fold, _unfold = torch.ops.datagrad.fold_norm.default, torch.ops.datagrad.unfold_norm.default
+_fold, _unfold = direct("fold_norm"), direct("unfold_norm")
 
 
 class Fold:

@@ -1,9 +1,11 @@
-// The op chain_penalty_step (datagrad_ext/ops/penalty_step.py) on the CPU, for the table of direct calls.
+// The functions of ops on the CPU that the table of direct calls (cpu/chain.cpp) takes from other files.
 #pragma once
 
 #include <common/chain_plan.h>
 
+#include <optional>
 #include <string>
+#include <vector>
 
 namespace datagrad {
 
@@ -11,5 +13,10 @@ Tensors chain_penalty_step(const Tensor& x, Tensors params, std::optional<Tensor
                            std::string loss, std::vector<double> loss_constants, std::string main,
                            std::vector<double> main_constants, double main_weight, std::string penalties,
                            std::vector<double> constants, std::vector<double> weights, Flags wanted, bool want_x);
+
+Tensors fold_norm(const Tensor& weight, std::optional<Tensor> bias, const Tensor& mean, const Tensor& var,
+                  std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps);
+
+Tensors unfold_norm(const Tensor& weight_bar, std::optional<Tensor> bias_bar, const Tensor& weight, const Tensor& kept);
 
 }  // namespace datagrad
