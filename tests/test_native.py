@@ -21,8 +21,6 @@ import torch
 from fatbin import architectures
 
 import datagrad_ext
-from build_support.plan import STABLE_ABI
-from build_support.toolchain import find_nvcc
 from datagrad_ext import _native
 from datagrad_ext.cli import info
 from datagrad_ext.ops import is_native
@@ -123,14 +121,15 @@ def _loaded(name: str) -> ctypes.CDLL | None:
 
 def test_cublaslt_is_declared_as_in_its_header(tmp_path: Path) -> None:
     """Wherever a package has brought the header: values of names, and sizes of what is passed by pointer."""
+    plan, toolchain = (pytest.importorskip(f"build_support.{name}") for name in ("plan", "toolchain"))  # not installed
     headers = [Path(p) / "nvidia" for p in sys.path if (Path(p) / "nvidia").is_dir()]
     found = next((h for root in headers for h in sorted(root.glob("*/include/cublasLt.h"))), None)
-    nvcc = find_nvcc(os.environ)
+    nvcc = toolchain.find_nvcc(os.environ)
     if found is None or nvcc is None:
         pytest.skip("no cublasLt.h, or no nvcc, whose headers it includes")
     includes = [f"-I{ROOT / 'csrc'}", f"-I{Path(torch.__file__).parent / 'include'}", f"-I{found.parent}"]
     source = ROOT / "tests" / "cublas_lt_header.cpp"
-    command = [nvcc.path, "-std=c++17", "-c", *STABLE_ABI, *includes, source, "-o", tmp_path / "header.o"]
+    command = [nvcc.path, "-std=c++17", "-c", *plan.STABLE_ABI, *includes, source, "-o", tmp_path / "header.o"]
     subprocess.run(command, check=True)
 
 
