@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..layers.chain import Chain
 from ..layers.folded import FoldedNorm
 from ..layers.folded_chain import FoldedChain
-from ..program import HostStep, Program, Step
-from .readers import only_reader, readers_of
+from ..program import Program, Step
+from .joining import join_runs
 
 
 def collect_chains(program: Program) -> Program:
@@ -14,34 +14,16 @@ def collect_chains(program: Program) -> Program:
 
     A run follows values that one step reads and nothing else does.
     """
-    readers = readers_of(program)
-    steps: list[Step | HostStep | None] = list(program.steps)
-    for i in range(len(steps)):
-        run = _run_from(i, steps, readers)
-        if len(run) > 1:
-            for place in run:
-                steps[place] = None
-            steps[run[-1]] = _chain([program.steps[place] for place in run])  # type: ignore[misc]
-    return program.with_steps([step for step in steps if step is not None])
+    return join_runs(program, _fits, _chain)
 
 
-def _run_from(i: int | None, steps: list[Step | HostStep | None], readers: dict[int, list[int]]) -> list[int]:
-    """Places of the steps of the longest run that begins at step i."""
-    run: list[int] = []
-    while i is not None:
-        step = steps[i]
-        link = _link(step)
-        if not isinstance(step, Step) or link is None or not (run or link.startswith("linear")):
-            break
-        run.append(i)
-        i = only_reader(readers, step.output)
-    return run
+def _fits(n: int, step: Step) -> bool:
+    link = _link(step)
+    return link is not None and (n > 0 or link.startswith("linear"))
 
 
-def _link(step: Step | HostStep | None) -> str | None:
+def _link(step: Step) -> str | None:
     """How a chain spells the step, None if it can be no link of one."""
-    if not isinstance(step, Step):
-        return None
     takes_host = not step.host or isinstance(step.layer, FoldedNorm)
     return step.layer.link(len(step.params)) if takes_host and len(step.inputs) == 1 else None
 

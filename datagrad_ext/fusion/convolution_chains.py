@@ -10,8 +10,8 @@ from ..layers.activation import Rectifier
 from ..layers.convolution import Convolution
 from ..layers.convolution_chain import ConvolutionChain
 from ..ops import is_native
-from ..program import HostStep, Program, Step
-from .readers import only_reader, readers_of
+from ..program import Program, Step
+from .joining import join_runs
 
 
 @functools.cache
@@ -25,29 +25,11 @@ def collect_convolutions(program: Program) -> Program:
 
     A run begins with a convolution and holds a rectifier; the last convolution may be without one.
     """
-    if not _has_plans():
-        return program
-    readers = readers_of(program)
-    steps: list[Step | HostStep | None] = list(program.steps)
-    for i in range(len(steps)):
-        run = _run_from(i, steps, readers)
-        if len(run) > 1:
-            for place in run:
-                steps[place] = None
-            steps[run[-1]] = _chain([program.steps[place] for place in run])  # type: ignore[misc]
-    return program.with_steps([step for step in steps if step is not None])
+    return join_runs(program, _fits, _chain) if _has_plans() else program
 
 
-def _run_from(i: int | None, steps: list[Step | HostStep | None], readers: dict[int, list[int]]) -> list[int]:
-    """Places of the steps of the longest run that begins at step i: convolution, rectifier, convolution, …"""
-    run: list[int] = []
-    while i is not None:
-        step = steps[i]
-        if not isinstance(step, Step) or not (_is_rectifier(step) if len(run) % 2 else _is_convolution(step)):
-            break
-        run.append(i)
-        i = only_reader(readers, step.output)
-    return run
+def _fits(n: int, step: Step) -> bool:
+    return _is_rectifier(step) if n % 2 else _is_convolution(step)
 
 
 def _is_convolution(step: Step) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from ..layers.activation import Rectifier
 from ..layers.convolution import Convolution
 from ..layers.rectified_convolution import RectifiedConvolution
-from ..program import HostStep, Program, Step
-from .readers import only_reader, readers_of
+from ..program import Program, Step
+from .joining import join_pairs
 
 
 def rectify_convolutions(program: Program) -> Program:
@@ -16,22 +16,15 @@ def rectify_convolutions(program: Program) -> Program:
 
     The bias is the rectifier's by then (`move_biases`).
     """
-    steps: list[Step | HostStep | None] = list(program.steps)
-    readers = readers_of(program)
-    for i, step in enumerate(program.steps):
-        after = only_reader(readers, step.output)
-        following = None if after is None else steps[after]
-        if after is None or not isinstance(step, Step) or not isinstance(following, Step):
-            continue
-        if not isinstance(following.layer, Rectifier) or not _may_be_small(step):
-            continue
-        layer = RectifiedConvolution(step.layer, following.layer)  # type: ignore[arg-type]
-        params, name = (*step.params, *following.params), f"{step.name} {following.name}"
-        steps[i] = replace(step, layer=layer, output=following.output, params=params, name=name)
-        steps[after] = None
-    return program.with_steps([step for step in steps if step is not None])
+    return join_pairs(program, _join)
 
 
-def _may_be_small(step: Step) -> bool:
-    layer = step.layer
-    return isinstance(layer, Convolution) and layer.dims == 2 and not layer.transposed and len(step.params) == 1
+def _join(step: Step, following: Step) -> Step | None:
+    convolution, rectifier = step.layer, following.layer
+    if not isinstance(convolution, Convolution) or not isinstance(rectifier, Rectifier):
+        return None
+    if convolution.dims != 2 or convolution.transposed or len(step.params) != 1:
+        return None
+    layer = RectifiedConvolution(convolution, rectifier)
+    params, name = (*step.params, *following.params), f"{step.name} {following.name}"
+    return replace(step, layer=layer, output=following.output, params=params, name=name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..layers.activation import Rectifier
-from ..program import HostStep, Program, Step
-from .readers import only_reader, readers_of
+from ..program import Program, Step
+from .joining import join_pairs
 
 
 def take_in_rectifiers(program: Program) -> Program:
@@ -14,16 +14,13 @@ def take_in_rectifiers(program: Program) -> Program:
 
     A normalisation gates what its own passes read and write. A sum, the end of a residual block, is one pass with it.
     """
-    steps: list[Step | HostStep | None] = list(program.steps)
-    readers = readers_of(program)
-    for i, step in enumerate(program.steps):
-        after = only_reader(readers, step.output)
-        following = None if after is None else steps[after]
-        if after is None or not isinstance(step, Step) or not isinstance(following, Step) or following.params:
-            continue
-        if isinstance(following.layer, Rectifier) and hasattr(step.layer, "with_rectifier"):
-            layer = step.layer.with_rectifier(following.layer)
-            if layer is not None:
-                steps[i] = replace(step, layer=layer, output=following.output, name=f"{step.name} {following.name}")
-                steps[after] = None
-    return program.with_steps([step for step in steps if step is not None])
+    return join_pairs(program, _join)
+
+
+def _join(step: Step, following: Step) -> Step | None:
+    if following.params or not isinstance(following.layer, Rectifier) or not hasattr(step.layer, "with_rectifier"):
+        return None
+    layer = step.layer.with_rectifier(following.layer)
+    if layer is None:
+        return None
+    return replace(step, layer=layer, output=following.output, name=f"{step.name} {following.name}")

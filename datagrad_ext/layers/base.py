@@ -145,6 +145,39 @@ class Layer:
         return x_bars, sums
 
 
+class PerCall(Layer):
+    """A layer that each forward chooses another layer for, which runs the sweeps of that call. Saves it first."""
+
+    paired = True
+
+    def chosen(self, inputs: Tensors, params: Tensors) -> Layer:
+        """The layer that runs a call."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Any, tuple]:
+        layer = self.chosen(inputs, params)
+        y, kept = layer.forward(inputs, params, *host)
+        return y, (layer, *kept)
+
+    def vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> Tensors:
+        return saved[0].vjp(saved[1:], params, g, wanted)
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Any:
+        return saved[0].jvp(saved[1:], params, tangents, record)
+
+    def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
+        return saved[0].data_vjp(saved[1:], params, g, wanted)
+
+    def data_jvp(self, saved: Any, *arguments: Any) -> tuple[Any, Any, Tensors]:
+        return saved[0].data_jvp(saved[1:], *arguments)
+
+    def reverse(self, saved: Any, *arguments: Any) -> tuple[Tensors, Tensors]:
+        return saved[0].reverse(saved[1:], *arguments)
+
+    def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
+        return saved[0].reference(saved[1:], inputs, params, *host)
+
+
 class Parameterless(Layer):
     """Base class of layers without parameters whose reference is `apply(x, *host)`."""
 

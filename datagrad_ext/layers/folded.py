@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._native import direct
-from .base import Layer, Tensors, add_each
+from .base import Layer, PerCall, Tensors, add_each
 from .convolution import Convolution
 from .linear import Linear
 from .opaque import Opaque
@@ -82,14 +82,12 @@ class Fold:
         return tuple(own)
 
 
-class Folded(Layer):
+class Folded(PerCall):
     """Folded where the outputs are the channels that the norm normalises, dimension 1.
 
     Of another number of dimensions (a linear layer of a sequence, an unbatched image) the norm takes another dimension
     for its channels: such a call is left to autograd, which runs `in_turn`.
     """
-
-    paired = True
 
     def __init__(self, together: Layer, rank: int, in_turn: Callable[[Tensors, Tensors, tuple], Tensor]) -> None:
         self._together, self._rank = together, rank
@@ -99,28 +97,8 @@ class Folded(Layer):
     def name(self) -> str:
         return self._together.name
 
-    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        layer: Layer = self._together if inputs[0].dim() == self._rank else self._apart
-        y, kept = layer.forward(inputs, params, *host)
-        return y, (layer, *kept)
-
-    def vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> Tensors:
-        return saved[0].vjp(saved[1:], params, g, wanted)
-
-    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Any:
-        return saved[0].jvp(saved[1:], params, tangents, record)
-
-    def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
-        return saved[0].data_vjp(saved[1:], params, g, wanted)
-
-    def data_jvp(self, saved: Any, *arguments: Any) -> tuple[Any, Any, Tensors]:
-        return saved[0].data_jvp(saved[1:], *arguments)
-
-    def reverse(self, saved: Any, *arguments: Any) -> tuple[Tensors, Tensors]:
-        return saved[0].reverse(saved[1:], *arguments)
-
-    def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
-        return saved[0].reference(saved[1:], inputs, params, *host)
+    def chosen(self, inputs: Tensors, params: Tensors) -> Layer:
+        return self._together if inputs[0].dim() == self._rank else self._apart
 
 
 class FoldedNorm(Folded):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .activation import Rectifier
-from .base import Layer, Pairs, Tensors
+from .base import Layer, Pairs, PerCall, Tensors
 from .convolution import Convolution, added, leaves_pair
 from .few import Few
 
@@ -42,36 +42,23 @@ class _Parts(Layer):
         return self._rectifier.reference((), (z,), params[1:])
 
 
-class RectifiedConvolution(_Parts):
+class RectifiedConvolution(PerCall):
     """In one op a sweep, or in turn: as the shapes of the call say."""
 
     ops = Rectifier.ops  # those of the layers in turn: small ones run together only where the kernels are
 
     def __init__(self, convolution: Convolution, rectifier: Rectifier) -> None:
-        super().__init__(convolution, rectifier)
+        self._convolution = convolution
         self.follows_layout, self.wants_channels_last = convolution.follows_layout, convolution.wants_channels_last
         self._together, self._in_turn = _Together(convolution, rectifier), _InTurn(convolution, rectifier)
 
-    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+    @property
+    def name(self) -> str:
+        return self._together.name
+
+    def chosen(self, inputs: Tensors, params: Tensors) -> Layer:
         is_small = self._convolution.few(inputs[0], params[0], rectified=True) is Few.PIXELS
-        layer = self._together if is_small else self._in_turn
-        y, kept = layer.forward(inputs, params)
-        return y, (layer, *kept)
-
-    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        return saved[0].data_vjp(saved[1:], params, g, wanted)[0]
-
-    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
-        return saved[0].jvp(saved[1:], params, tangents, record)
-
-    def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
-        return saved[0].data_vjp(saved[1:], params, g, wanted)
-
-    def data_jvp(self, saved: Any, *arguments: Any) -> tuple[Any, Any, Tensors]:
-        return saved[0].data_jvp(saved[1:], *arguments)
-
-    def reverse(self, saved: Any, *arguments: Any) -> tuple[Tensors, Tensors]:
-        return saved[0].reverse(saved[1:], *arguments)
+        return self._together if is_small else self._in_turn
 
 
 class _Together(_Parts):
@@ -83,9 +70,9 @@ class _Together(_Parts):
         y, bits = _forward(x, weight, bias[0] if bias else None, slope, *geometry)
         return y, (bits, slope, x, geometry)
 
-    def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         *gate, geometry = saved
-        return (_vjp(g, *gate, params[0], *geometry),), g
+        return (_vjp(g, *gate, params[0], *geometry),)
 
     def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
         *gate, geometry = saved
@@ -139,6 +126,9 @@ class _InTurn(_Parts):
         z, first = self._convolution.forward(inputs, params[:1])
         y, second = self._rectifier.forward((z,), params[1:])
         return y, (first, second)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        return self.data_vjp(saved, params, g, wanted)[0]
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         (delta,) = self._rectifier.vjp(saved[1], params[1:], g, (True,))

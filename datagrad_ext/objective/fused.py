@@ -34,7 +34,6 @@ class FusedStep:
     """A step that the op covers, and what the op is told of it."""
 
     step: Step
-    warned: set[str]
     told: tuple[Any, ...]
     """The arguments between the target and the flags."""
     reads_target: bool
@@ -70,7 +69,7 @@ def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Fus
         _floats(seed.constant for seed in heads.seeds),
         _floats(active.weight for active in step.terms),
     )
-    return FusedStep(step, step.warned, told, any(head.reads_target for head in used), heads.main is not None)
+    return FusedStep(step, told, any(head.reads_target for head in used), heads.main is not None)
 
 
 def total(fused: FusedStep, x: Tensor, params: Sequence[Tensor], target: Any) -> tuple[Tensor, Found]:
@@ -101,7 +100,7 @@ class Fused(Node):
         n, found = len(wanted) - 1, sum(wanted)
         if c is None:
             return (None,) * (1 + n)
-        if needs_reference(ctx.fused, (c,), torch.is_grad_enabled()):
+        if needs_reference(ctx.fused.step, (c,), torch.is_grad_enabled()):
             target = ctx.target if len(tensors) == n + 1 + found else tensors[n + 1]
             return (None, *differentiable(ctx.fused.step, (c,), target, [()], tensors[0], tensors[1:n]))
         release(ctx)
