@@ -64,6 +64,21 @@ def direct(name: str) -> Callable[..., Any]:
     return op if _why_dispatched else _compiled.direct(name, op)  # type: ignore[union-attr]
 
 
+def _unchanged(tables: list[dict], known: list[tuple]) -> bool:
+    """Whether the values of each table are, in order, those in its tuple; there `...` stands for anything but None."""
+    return all(
+        len(table) == len(values) and all(map(_is_as_known, table.values(), values))
+        for table, values in zip(tables, known, strict=True)
+    )
+
+
+def _is_as_known(value: Any, known: Any) -> bool:
+    return value is not None if known is ... else value is known
+
+
+unchanged: Callable[[list[dict], list[tuple]], bool] = _compiled.unchanged if _compiled else _unchanged
+
+
 def _find_direct() -> str:
     """Why no op can be called directly, or nothing."""
     if not _compiled or "CPU" not in _compiled.loaded:

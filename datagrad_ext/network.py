@@ -8,11 +8,9 @@ differentiation, tensor subclasses.
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -26,11 +24,11 @@ from .autograd import UnsupportedOutput, apply, warn_once
 from .layers import expanded, rule_of_module
 from .lower import Lowered, Parameter, Value, lower
 from .precision import Precision
-from .trace import Untraceable, attributes, hooked, same, trace
+from .trace import Untraceable, trace
+from .watch import Watch, is_library
 
 Forward = Callable[..., Any]
 _TENSOR = object()
-_training = itemgetter("training")
 _STATIC_GRAPH = (
     "DistributedDataParallel(static_graph=True) counts the first backward, which is the data gradient, as the step's, "
     "and leaves gradients unsynchronised. Construct it without static_graph."
@@ -57,7 +55,7 @@ class Network:
         self.latest: Lowered | Untraceable | None = None
         self._latest_key: Any = None
         self.warned: set[str] = set()
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
 
     def __deepcopy__(self, memo: Any) -> Network:
         return Network()
@@ -122,7 +120,7 @@ class Network:
             found = self.traces[frozen] = _build(module, forward, call)
             if type(found) is Untraceable:
                 _adopt_children(module, adopt)
-                self._watch = _Watch(module)
+                self._watch = Watch(module)
         self._remember(found, key)
         return found
 
@@ -132,14 +130,13 @@ class Network:
         if state is None:
             self.traces.clear()
             self._latest_key = None
-            self._watch = _Watch(module)
+            self._watch = Watch(module)
             state = self._watch.look(module)
             assert state is not None
         return state
 
     def _remember(self, found: Lowered | Untraceable, key: tuple[Any, Any]) -> None:
-        """The latest trace; the state in its key is copied, because hyper-parameters may be lists."""
-        self.latest, self._latest_key = found, (key[0], copy.deepcopy(key[1]))
+        self.latest, self._latest_key = found, key
 
     def _give_up(self, module: nn.Module, call: _Call, adopt: Forward, reason: str) -> None:
         """From now on this call goes to the module's own forward, with the parts below it accelerated."""
@@ -197,40 +194,6 @@ class _State:
         for buffer, old in self._buffers:
             buffer.data.copy_(old)
         torch.set_rng_state(self._random)
-
-
-class _Watch:
-    """What a trace has built in, and whether it is still so. Holds no reference to the outermost module."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self._type = type(root)
-        self._inner = [m for m in root.modules() if m is not root]
-        self._tables = [m.__dict__ for m in self._inner]
-        modules = [root, *self._inner]
-        self._children = [(i, tuple(m._modules.values())) for i, m in enumerate(modules) if m._modules]
-        self._attributes = [(i, attributes(m)) for i, m in enumerate(modules) if not _is_library(m)]
-        self._parameters = [(m._parameters, name) for m in modules for name in m._parameters]
-        rules = [(i, rule_of_module(m)) for i, m in enumerate(modules)]
-        self._configs = [(i, rule.config) for i, rule in rules if rule is not None and rule.config is not None]
-
-    def look(self, root: nn.Module) -> tuple[Any, ...] | None:
-        """Flags, hooks, missing parameters and hyper-parameters, which select between traces.
-
-        None if modules are not where they were, or their attributes are not what they were.
-        """
-        if type(root) is not self._type:
-            return None
-        modules = [root, *self._inner]
-        for i, children in self._children:
-            if tuple(modules[i]._modules.values()) != children:
-                return None
-        for i, state in self._attributes:
-            if not same(attributes(modules[i]), state):
-                return None
-        training = list(map(_training, self._tables))
-        missing = [table.get(name) is None for table, name in self._parameters]
-        configs = [config(modules[i]) for i, config in self._configs]
-        return root.training, training, hooked(self._tables), missing, configs
 
 
 def _positional(tensors: Any) -> tuple[Any, Any]:
@@ -305,14 +268,9 @@ def _adopt_children(module: nn.Module, adopt: Forward) -> None:
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             _adopt_children(child, adopt)
         elif not getattr(child, "inplace", False) and (
-            rule_of_module(child) is not None or isinstance(child, nn.Sequential) or not _is_library(child)
+            rule_of_module(child) is not None or isinstance(child, nn.Sequential) or not is_library(child)
         ):
             adopt(child)
-
-
-def _is_library(module: nn.Module) -> bool:
-    """Whether the module's code is torch's own, so that its rule or autograd reads its attributes when it runs."""
-    return type(module).forward.__module__.startswith("torch.nn.")
 
 
 def _rebuilt(structure: Any, results: dict) -> Any:

@@ -30,7 +30,8 @@ class Untraceable(Exception):
     path = ""
 
 
-_hooks = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_hooks = operator.itemgetter(*HOOKS)
 
 
 def hooked(tables: Sequence[dict[str, Any]]) -> list[bool]:
@@ -41,9 +42,14 @@ def hooked(tables: Sequence[dict[str, Any]]) -> list[bool]:
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
-    """The plain Python attributes that a forward may read: a trace has their values built in."""
+    """A snapshot of the plain Python attributes that a forward may read: a trace has their values built in."""
+    return {name: snapshot(value) for name, value in live_attributes(module).items()}
+
+
+def live_attributes(module: nn.Module) -> dict[str, Any]:
+    """The same as they are, containers too."""
     state = module.__dict__
-    return {name: _copy(state[name]) for name in state.keys() - _INTERNAL if not name.startswith("_datagrad")}
+    return {name: state[name] for name in state.keys() - _INTERNAL if not name.startswith("_datagrad")}
 
 
 def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: dict[nn.Module, str]) -> fx.Graph:
@@ -183,12 +189,12 @@ def same(a: Any, b: Any) -> bool:
     return a == b or (a != a and b != b) if isinstance(a, _PLAIN) else a is b
 
 
-def _copy(value: Any) -> Any:
-    """A snapshot: containers are copied, everything in them is kept as it is."""
+def snapshot(value: Any) -> Any:
+    """A copy to compare with: containers are copied, everything in them is kept as it is."""
     if type(value) is dict:
-        return {key: _copy(part) for key, part in value.items()}
+        return {key: snapshot(part) for key, part in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(_copy, value))
+        return type(value)(map(snapshot, value))
     return value
 
 

@@ -20,7 +20,7 @@ FLOORS = (
     {"program", "trace"},
     {"autograd", "precision", "single"},
     {"fusion"},
-    {"lower"},
+    {"lower", "watch"},
     {"network"},
     {"accelerate", "functional"},
     {"table", "objective"},
