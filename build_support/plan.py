@@ -23,7 +23,7 @@ LINUX = sys.platform == "linux"
 LIBRARY_SUFFIX = ".so" if LINUX else ".dylib"
 MODULE = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
 
-COMMON = ["-O3", "-std=c++17", "-Icsrc"]
+COMMON = ["-O3", "-DNDEBUG", "-std=c++17", "-Icsrc"]
 # Kernels neither read errno nor trap; both promises let the compiler vectorise. IEEE semantics stay.
 HOST = ["-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 # Every declaration newer than torch 2.10 is hidden, whichever torch the headers are of.

@@ -63,50 +63,61 @@ struct Torch {
 // The arguments of a call as they are taken from Python: first everything, then the tensors at once.
 class Reader {
  public:
-  Reader(const Torch& torch, std::vector<Argument>& arguments) : torch_(torch), arguments_(arguments) {}
+  Reader(const Torch& torch, DirectCall& call) : torch_(torch), call_(call) {
+    call_.flags.reserve(64);
+    call_.numbers.reserve(8);
+  }
 
   // Whether a direct call can have this argument.
-  bool read(size_t place, PyObject* value) {
+  bool read(Argument& argument, PyObject* value) {
     if (value == Py_None) return true;
     if (PyUnicode_Check(value)) {
-      arguments_[place].text = PyUnicode_AsUTF8(value);
-      return true;
+      argument.kind = Argument::text;
+      argument.count = 1;
+      argument.characters = PyUnicode_AsUTF8(value);
+      return argument.characters != nullptr;
     }
-    if (!PyList_CheckExact(value) && !PyTuple_CheckExact(value)) return read_one(place, value);
+    if (!PyList_CheckExact(value) && !PyTuple_CheckExact(value)) return read_one(argument, value);
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(value); ++i) {
-      if (!read_one(place, PySequence_Fast_GET_ITEM(value, i))) return false;
+      if (!read_one(argument, PySequence_Fast_GET_ITEM(value, i))) return false;
     }
     return true;
   }
 
   void hand_over_tensors() {
-    const py::list handles = checked(PyObject_CallOneArg(torch_.to_handles.ptr(), tensors_.ptr()));
-    for (size_t i = 0; i < places_.size(); ++i) {
+    const py::object handles = checked(PyObject_CallOneArg(torch_.to_handles.ptr(), tensors_.ptr()));
+    const Py_ssize_t count = PyList_GET_SIZE(handles.ptr());
+    call_.tensors.reserve(count);
+    for (Py_ssize_t i = 0; i < count; ++i) {
       PyObject* handle = PyList_GET_ITEM(handles.ptr(), i);
-      arguments_[places_[i]].tensors.push_back(PyCapsule_GetPointer(handle, PyCapsule_GetName(handle)));
+      call_.tensors.push_back(PyCapsule_GetPointer(handle, PyCapsule_GetName(handle)));
     }
   }
 
  private:
-  bool read_one(size_t place, PyObject* value) {
+  bool read_one(Argument& argument, PyObject* value) {
     if (PyBool_Check(value)) {
-      arguments_[place].flags.push_back(value == Py_True);
-      return true;
+      return count(argument, Argument::flag, call_.flags.size()) && (call_.flags.push_back(value == Py_True), true);
     }
     if (PyFloat_CheckExact(value)) {
-      arguments_[place].numbers.push_back(PyFloat_AS_DOUBLE(value));
-      return true;
+      return count(argument, Argument::number, call_.numbers.size()) &&
+             (call_.numbers.push_back(PyFloat_AS_DOUBLE(value)), true);
     }
-    if (!torch_.is_plain(value)) return false;
-    tensors_.append(py::handle(value));
-    places_.push_back(place);
+    if (!torch_.is_plain(value) || !count(argument, Argument::tensor, PyList_GET_SIZE(tensors_.ptr()))) return false;
+    if (PyList_Append(tensors_.ptr(), value) != 0) throw py::error_already_set();
     return true;
   }
 
+  // One element more, of the same kind as the others.
+  static bool count(Argument& argument, Argument::Kind kind, size_t place) {
+    if (argument.count == 0) argument = {kind, place, 0, ""};
+    ++argument.count;
+    return argument.kind == kind;
+  }
+
   const Torch& torch_;
-  std::vector<Argument>& arguments_;
+  DirectCall& call_;
   py::list tensors_;
-  std::vector<size_t> places_;  // of the tensors' arguments
 };
 
 struct Op {
@@ -114,21 +125,27 @@ struct Op {
   py::object dispatched;
 };
 
+py::object tensors_of(const Torch& torch, const std::vector<void*>& results) {
+  const py::object handles = checked(PyList_New(results.size()));
+  for (size_t i = 0; i < results.size(); ++i) {
+    PyList_SET_ITEM(handles.ptr(), i, checked(PyCapsule_New(results[i], nullptr, nullptr)).release().ptr());
+  }
+  return checked(PyObject_CallOneArg(torch.from_handles.ptr(), handles.ptr()));
+}
+
 // The results, or none where torch's op must be called.
 py::object call_directly(const Op& op, PyObject* const* values, Py_ssize_t count) {
   const Torch& torch = Torch::get();
-  if (torch.is_watched()) return {};
-  DirectCall call{std::vector<Argument>(count), {}, [] { return static_cast<void*>(PyEval_SaveThread()); },
-                  [](void* state) { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); }};
-  Reader reader(torch, call.arguments);
+  if (static_cast<size_t>(count) != op.direct->arguments || torch.is_watched()) return {};
+  DirectCall call;
+  call.unlock = [] { return static_cast<void*>(PyEval_SaveThread()); };
+  call.lock = [](void* state) { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); };
+  Reader reader(torch, call);
   for (Py_ssize_t i = 0; i < count; ++i) {
-    if (!reader.read(i, values[i])) return {};
+    if (!reader.read(call.arguments[i], values[i])) return {};
   }
   reader.hand_over_tensors();
-  if (!op.direct->run(call)) return {};
-  py::list handles;
-  for (void* result : call.results) handles.append(py::capsule(result));
-  return checked(PyObject_CallOneArg(torch.from_handles.ptr(), handles.ptr()));
+  return op.direct->run(call) ? tensors_of(torch, call.results) : py::object();
 }
 
 PyObject* call(PyObject* self, PyObject* const* values, Py_ssize_t count) {

@@ -3,30 +3,38 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
+#include <cstdint>
 #include <vector>
 
 namespace datagrad {
 
-// One argument of an op. Tensors are AtenTensorHandles.
+// One argument of an op: elements [first, first + count) of the call's list of that kind, or a text.
 struct Argument {
-  std::vector<void*> tensors;   // a tensor, those of a list, or none
-  std::vector<bool> flags;      // a bool, or those of a list
-  std::vector<double> numbers;  // a float, or those of a list
-  std::string text;
+  enum Kind : uint8_t { nothing, tensor, flag, number, text };
+
+  Kind kind = nothing;
+  size_t first = 0, count = 0;
+  const char* characters = "";
 };
 
+// Lists are shared by all arguments: a call of a small network notices every piece of memory it asks for.
 struct DirectCall {
-  std::vector<Argument> arguments;  // the call owns their tensors
-  std::vector<void*> results;       // handles that _C owns
-  void* (*unlock)();                // lets other threads of Python run, until `lock` is called with what it returned
+  static constexpr size_t kMaxArguments = 16;
+
+  Argument arguments[kMaxArguments];
+  std::vector<void*> tensors;  // AtenTensorHandles that the call owns
+  std::vector<bool> flags;
+  std::vector<double> numbers;
+  std::vector<void*> results;  // handles that _C owns
+  void* (*unlock)();           // lets other threads of Python run, until `lock` is called with what it returned
   void (*lock)(void*);
 };
 
 struct DirectOp {
   const char* name;
-  // Fills `results`; false, and nothing happened, if an argument is no dense CPU tensor with memory of its own. Throws what the
-  // kernel throws. The caller holds Python's lock.
+  size_t arguments;
+  // Fills `results`; false, and nothing happened, if an argument is of another kind or no dense CPU tensor with memory of its own.
+  // Throws what the kernel throws. The caller holds Python's lock.
   bool (*run)(DirectCall&);
 };
 

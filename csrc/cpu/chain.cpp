@@ -71,13 +71,13 @@ struct CpuBackend : CpuProducts {
 };
 
 constexpr DirectOp kDirect[] = {
-    {"chain_forward", run_directly<&chain_forward<CpuBackend>>},
-    {"chain_data_vjp", run_directly<&chain_data_vjp<CpuBackend>>},
-    {"chain_data_jvp", run_directly<&chain_data_jvp<CpuBackend>>},
-    {"chain_reverse", run_directly<&chain_reverse<CpuBackend>>},
-    {"chain_penalty_step", run_directly<&chain_penalty_step>},
-    {"fold_norm", run_directly<&fold_norm>},
-    {"unfold_norm", run_directly<&unfold_norm>},
+    direct_op<&chain_forward<CpuBackend>>("chain_forward"),
+    direct_op<&chain_data_vjp<CpuBackend>>("chain_data_vjp"),
+    direct_op<&chain_data_jvp<CpuBackend>>("chain_data_jvp"),
+    direct_op<&chain_reverse<CpuBackend>>("chain_reverse"),
+    direct_op<&chain_penalty_step>("chain_penalty_step"),
+    direct_op<&fold_norm>("fold_norm"),
+    direct_op<&unfold_norm>("unfold_norm"),
 };
 
 }  // namespace

@@ -19,49 +19,110 @@ inline bool is_plain(const Tensor& t) {
   return torch_get_const_data_ptr(t.get(), &memory) == AOTI_TORCH_SUCCESS && (memory != nullptr || t.numel() == 0);
 }
 
+// A parameter of an op: the kind of argument it takes, and what it is made of.
 template <class T>
-T value_of(const Argument& from, const Tensors& tensors) {
-  if constexpr (std::is_same_v<T, Tensor>) return tensors.at(0);
-  if constexpr (std::is_same_v<T, Tensors>) return tensors;
-  if constexpr (std::is_same_v<T, std::optional<Tensor>>) return tensors.empty() ? std::nullopt : T(tensors[0]);
-  if constexpr (std::is_same_v<T, Flags>) return from.flags;
-  if constexpr (std::is_same_v<T, bool>) return from.flags.at(0);
-  if constexpr (std::is_same_v<T, std::vector<double>>) return from.numbers;
-  if constexpr (std::is_same_v<T, double>) return from.numbers.at(0);
-  if constexpr (std::is_same_v<T, std::string>) return from.text;
+struct Taken;
+
+template <Argument::Kind kind_, bool optional_ = false>
+struct One {
+  static bool fits(const Argument& a) { return a.kind == kind_ ? a.count == 1 : optional_ && a.kind == Argument::nothing; }
+};
+
+// An empty list has no kind.
+template <Argument::Kind kind_>
+struct Many {
+  static bool fits(const Argument& a) { return a.kind == kind_ || a.kind == Argument::nothing; }
+};
+
+template <>
+struct Taken<Tensor> : One<Argument::tensor> {
+  static const Tensor& from(const Argument& a, const DirectCall&, const Tensors& all) { return all[a.first]; }
+};
+
+template <>
+struct Taken<std::optional<Tensor>> : One<Argument::tensor, true> {
+  static std::optional<Tensor> from(const Argument& a, const DirectCall&, const Tensors& all) {
+    return a.count == 0 ? std::nullopt : std::optional<Tensor>(all[a.first]);
+  }
+};
+
+template <>
+struct Taken<Tensors> : Many<Argument::tensor> {
+  static Tensors from(const Argument& a, const DirectCall&, const Tensors& all) {
+    return Tensors(all.begin() + a.first, all.begin() + a.first + a.count);
+  }
+};
+
+template <>
+struct Taken<Flags> : Many<Argument::flag> {
+  static Flags from(const Argument& a, const DirectCall& call, const Tensors&) {
+    return Flags(call.flags.begin() + a.first, call.flags.begin() + a.first + a.count);
+  }
+};
+
+template <>
+struct Taken<bool> : One<Argument::flag> {
+  static bool from(const Argument& a, const DirectCall& call, const Tensors&) { return call.flags[a.first]; }
+};
+
+template <>
+struct Taken<std::vector<double>> : Many<Argument::number> {
+  static std::vector<double> from(const Argument& a, const DirectCall& call, const Tensors&) {
+    return std::vector<double>(call.numbers.begin() + a.first, call.numbers.begin() + a.first + a.count);
+  }
+};
+
+template <>
+struct Taken<double> : One<Argument::number> {
+  static double from(const Argument& a, const DirectCall& call, const Tensors&) { return call.numbers[a.first]; }
+};
+
+template <>
+struct Taken<std::string> : One<Argument::text> {
+  static std::string from(const Argument& a, const DirectCall&, const Tensors&) { return a.characters; }
+};
+
+template <class... Parameters, size_t... place>
+bool fit(Tensors (*)(Parameters...), const DirectCall& call, std::index_sequence<place...>) {
+  return (Taken<std::decay_t<Parameters>>::fits(call.arguments[place]) && ...);
 }
 
 template <class... Parameters, size_t... place>
-Tensors run_unlocked(Tensors (*op)(Parameters...), const DirectCall& call, const std::vector<Tensors>& tensors,
-                     std::index_sequence<place...>) {
+Tensors run_unlocked(Tensors (*op)(Parameters...), const DirectCall& call, const Tensors& all, std::index_sequence<place...>) {
   struct Unlocked {
     const DirectCall& call;
     void* state = call.unlock();
     ~Unlocked() { call.lock(state); }
   } unlocked{call};
-  return op(value_of<std::decay_t<Parameters>>(call.arguments.at(place), tensors[place])...);
+  return op(Taken<std::decay_t<Parameters>>::from(call.arguments[place], call, all)...);
 }
 
 template <class... Parameters>
-Tensors run_unlocked(Tensors (*op)(Parameters...), const DirectCall& call, const std::vector<Tensors>& tensors) {
-  return run_unlocked(op, call, tensors, std::index_sequence_for<Parameters...>());
+constexpr size_t count_of(Tensors (*)(Parameters...)) {
+  static_assert(sizeof...(Parameters) <= DirectCall::kMaxArguments);
+  return sizeof...(Parameters);
 }
 
 template <auto op>
 bool run_directly(DirectCall& call) {
-  std::vector<Tensors> tensors(call.arguments.size());  // let go of under the lock, which a tensor of Python's needs for it
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    for (void* handle : call.arguments[i].tensors) tensors[i].push_back(Tensor(static_cast<AtenTensorHandle>(handle)));
-  }
-  for (const Tensors& list : tensors) {
-    if (!std::all_of(list.begin(), list.end(), is_plain)) return false;
-  }
-  for (const Tensor& t : run_unlocked(op, call, tensors)) {
+  constexpr auto places = std::make_index_sequence<count_of(op)>();
+  Tensors all;  // let go of under the lock, which a tensor of Python's needs for it
+  all.reserve(call.tensors.size());
+  for (void* handle : call.tensors) all.emplace_back(static_cast<AtenTensorHandle>(handle));
+  if (!fit(op, call, places) || !std::all_of(all.begin(), all.end(), is_plain)) return false;
+  const Tensors found = run_unlocked(op, call, all, places);
+  call.results.reserve(found.size());
+  for (const Tensor& t : found) {
     AtenTensorHandle handle = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(t.get(), &handle));
     call.results.push_back(handle);
   }
   return true;
+}
+
+template <auto op>
+constexpr DirectOp direct_op(const char* name) {
+  return {name, count_of(op), &run_directly<op>};
 }
 
 }  // namespace
