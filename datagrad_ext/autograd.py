@@ -302,11 +302,13 @@ def _reaches(node: Any) -> bool:
         return True
 
 
-def release(ctx: Any) -> None:
+def release(ctx: Any) -> bool:
     """Let go of what the node keeps, unless the graph is retained, so that memory goes as the sweep passes."""
-    if not _keeps_graph():
-        ctx.maybe_clear_saved_tensors()
-        ctx.layout = None
+    if _keeps_graph():
+        return False
+    ctx.maybe_clear_saved_tensors()
+    ctx.layout = None
+    return True
 
 
 def packed(items: Sequence[Sequence[Any]], tensors: list[Any]) -> list[list[Any]]:

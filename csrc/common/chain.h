@@ -34,6 +34,13 @@ inline Tensor part_of(const Tensor& buffer, int64_t offset, int64_t size) {
   return Tensor(view);
 }
 
+// One element, as a scalar.
+inline Tensor part_of(const Tensor& buffer, int64_t offset) {
+  AtenTensorHandle view = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(buffer.get(), 0, nullptr, nullptr, offset, &view));
+  return Tensor(view);
+}
+
 // What sweeps 2 and 3 of every data gradient left.
 struct Pairs {
   const Tensors &records, &tangents;

@@ -15,8 +15,8 @@ Tensors contiguous(Tensors tensors) {
   return tensors;
 }
 
-// The results: figures, J, and gradients. Those of the parameters share one piece of memory: a small network notices every
-// piece that malloc looks for.
+// The results: figures, J, and gradients. The figures share one piece of memory, and the gradients of the parameters do: a small
+// network notices every piece that malloc looks for.
 struct StepResults {
   Tensors figures, gradients, weights, biases;
   Tensor J;
@@ -24,9 +24,8 @@ struct StepResults {
 
   StepResults(const ChainPlan& plan, const Tensor& x, size_t n_figures, const Flags& wanted, bool want_x)
       : biases(plan.params.size(), x), J(empty_matrix(x, x.size(0), plan.width[0])), has_x_bar(want_x) {
-    for (size_t k = 0; k < n_figures; ++k) {
-      figures.push_back(empty_dense(x, IntHeaderOnlyArrayRef(), x.scalar_type()));
-    }
+    const Tensor numbers = empty_vector(x, static_cast<int64_t>(n_figures), x.scalar_type());
+    for (size_t k = 0; k < n_figures; ++k) figures.push_back(part_of(numbers, static_cast<int64_t>(k)));
     if (want_x) gradients.push_back(empty_matrix(x, x.size(0), plan.width[0]));
     Places places(static_cast<int64_t>(wanted.size()), std::numeric_limits<int64_t>::max());
     for (size_t k = 0; k < wanted.size(); ++k) {

@@ -90,25 +90,26 @@ class Fused(Node):
         total, *bars = _run(fused, x, params, target, wanted, want_x, figures)
         ctx.fused = fused
         ctx.target, kept = (None, (target,)) if isinstance(target, Tensor) else (target, ())
+        ctx.bars = bars  # nobody else has them
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *params, figures.J, *kept, *bars)
+        ctx.save_for_backward(x, *params, figures.J, *kept)
         return total
 
     @staticmethod
     def backward(ctx: Any, c: Tensor | None) -> tuple[Tensor | None, ...]:
         wanted, tensors = ctx.needs_input_grad, ctx.saved_tensors
-        n, found = len(wanted) - 1, sum(wanted)
+        n, bars = len(wanted) - 1, ctx.bars
         if c is None:
             return (None,) * (1 + n)
         if needs_reference(ctx.fused.step, (c,), torch.is_grad_enabled()):
-            target = ctx.target if len(tensors) == n + 1 + found else tensors[n + 1]
+            target = ctx.target if len(tensors) == n + 1 else tensors[n + 1]
             return (None, *differentiable(ctx.fused.step, (c,), target, [()], tensors[0], tensors[1:n]))
-        release(ctx)
-        bars: Any = tensors[len(tensors) - found :]
-        scale = c.item()
-        if scale != 1:
+        scale, last = c.item(), release(ctx)
+        if last:
+            ctx.bars = None
+        if scale != 1 or not last:  # what is given away may be changed
             bars = torch._foreach_mul(bars, scale)
-        if found == n:
+        if len(bars) == n:
             return (None, *bars)
         rest = iter(bars)
         return tuple([next(rest) if want else None for want in wanted])

@@ -73,7 +73,7 @@ class Native:
             known = fused.step_of(step, x, params, target)
             if known is not None:
                 self._latest = latest._replace(lowered=weakref.ref(lowered), fused=known)
-        if not (x.requires_grad or True in [p.requires_grad for p in params]):
+        if not (x.requires_grad or any(p.requires_grad for p in params)):
             x = x.detach().requires_grad_()
         if known is None:
             return self._by_sweeps(step, x, params, target)
