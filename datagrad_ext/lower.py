@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from .fusion import fuse, widen_chains
 from .layers import (
@@ -40,6 +41,7 @@ _CONSTANT_METHODS = {
     "detach", "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "sign",
     "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "bool", "long", "int", "get_device",
 }  # fmt: skip
+_READING_METHODS = {"item", "tolist"}  # what they return has no gradient, a parameter's elements neither
 _CONSTANT_FUNCTIONS = {
     torch.zeros_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.empty_like, torch.full_like,
     torch.argmax, torch.argmin, torch.isnan, torch.isinf, torch.isfinite, torch.sign,
@@ -71,9 +73,12 @@ class Parameter:
     index: int
 
 
+Kinds = (Value, Host, Parameter)
+
+
 @dataclass
 class Lowered:
-    """A program and how to call it: `fetches` give its parameters, `structure` rebuilds the forward's result.
+    """A program and how to call it: `fetches` give its parameters, `structure` is the forward's result, or its leaves.
 
     A fetch is a table and the parameter's name in it, or a function of the slots before. Under autocast `entries` say
     which slots enter the program, and in which dtype.
@@ -86,6 +91,8 @@ class Lowered:
     used: list[int]
     """The slots that the program's steps read, in order: what its parameters are made of."""
     entries: list[Entry] | None = None
+    spec: pytree.TreeSpec | None = None
+    """What the leaves in `structure` are put into."""
 
     @cached_property
     def is_one_value(self) -> bool:
@@ -137,6 +144,7 @@ class _Lowering:
         self._foreign: set[int] = set(range(len(self._placeholders)))  # values whose memory is not the program's own
         self._changes: dict[int, int] = {}  # result of a change in place -> the value that was changed
         self._sharing: dict[int, set[int]] = {}  # value -> the values that may share its memory
+        self._views: set[int] = set(self._foreign)  # inputs and their views
         self._order = {node: i for i, node in enumerate(graph.nodes)}
 
     def run(self) -> Lowered:
@@ -170,6 +178,8 @@ class _Lowering:
 
         structure = fx.node.map_arg(result, note)
         values = tuple(kind.index for kind in outputs if not isinstance(kind, Parameter))
+        if values and self._views.issuperset(values):
+            raise Untraceable("its result is a view of its input, which may be changed in place")
         used = sorted({slot for step in self._steps if isinstance(step, Step) for slot in step.params})
         places = {slot: place for place, slot in enumerate(used)}
         steps = [_with_params(step, places) for step in self._steps]
@@ -258,6 +268,8 @@ class _Lowering:
         host = tuple(map(self._host_argument, application.host))
         if layer.aliases:
             self._share([self._next, *[kind.index for kind in inputs]])
+            if not layer.opaque and any(kind.index in self._views for kind in inputs):
+                self._views.add(self._next)
         step = Step(
             layer,
             tuple(kind.index for kind in inputs),
@@ -366,6 +378,8 @@ class _Lowering:
         """Whether no gradient flows through the call."""
         if all(isinstance(kind, Host) for kind in kinds) or _reads_shape(node):
             return True
+        if node.op == "call_method" and node.target in _READING_METHODS:
+            return True
         if any(isinstance(kind, Parameter) for kind in kinds):
             return False
         if node.op == "call_method":
@@ -375,10 +389,13 @@ class _Lowering:
     # parameters
 
     def _slot(self, owner: nn.Module, name: str) -> Parameter:
-        key = (id(owner), name)
+        """The slot of a parameter. A parametrised one is computed at every reading, which may change its buffers."""
+        key, fetch = (id(owner), name), _reader(owner, name)
         if key not in self._slots:
-            self._slots[key] = len(self._fetches)
-            self._fetches.append(_reader(owner, name))
+            self._fetches.append(fetch)
+            if callable(fetch):
+                return Parameter(len(self._fetches) - 1)
+            self._slots[key] = len(self._fetches) - 1
         return Parameter(self._slots[key])
 
     def _optional_slot(self, owner: nn.Module, name: str) -> Parameter | None:
