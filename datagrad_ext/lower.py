@@ -144,7 +144,6 @@ class _Lowering:
         self._foreign: set[int] = set(range(len(self._placeholders)))  # values whose memory is not the program's own
         self._changes: dict[int, int] = {}  # result of a change in place -> the value that was changed
         self._sharing: dict[int, set[int]] = {}  # value -> the values that may share its memory
-        self._views: set[int] = set(self._foreign)  # inputs and their views
         self._order = {node: i for i, node in enumerate(graph.nodes)}
 
     def run(self) -> Lowered:
@@ -178,8 +177,6 @@ class _Lowering:
 
         structure = fx.node.map_arg(result, note)
         values = tuple(kind.index for kind in outputs if not isinstance(kind, Parameter))
-        if values and self._views.issuperset(values):
-            raise Untraceable("its result is a view of its input, which may be changed in place")
         used = sorted({slot for step in self._steps if isinstance(step, Step) for slot in step.params})
         places = {slot: place for place, slot in enumerate(used)}
         steps = [_with_params(step, places) for step in self._steps]
@@ -268,8 +265,6 @@ class _Lowering:
         host = tuple(map(self._host_argument, application.host))
         if layer.aliases:
             self._share([self._next, *[kind.index for kind in inputs]])
-            if not layer.opaque and any(kind.index in self._views for kind in inputs):
-                self._views.add(self._next)
         step = Step(
             layer,
             tuple(kind.index for kind in inputs),

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from .advice import advice
 from .autograd import apply, warn_once
-from .layers import UnsupportedOutput, expanded, rule_of_module
+from .layers import Application, Expansion, UnsupportedOutput, expanded, rule_of_module
 from .lower import Kinds, Lowered, Parameter, Value, lower
 from .precision import Precision
 from .snapshot import PLAIN
@@ -355,9 +355,16 @@ def _adopt_children(module: nn.Module, adopt: Forward) -> None:
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             _adopt_children(child, adopt)
         elif not getattr(child, "inplace", False) and (
-            rule_of_module(child) is not None or isinstance(child, nn.Sequential) or not _is_library(child)
+            _is_layer(child) or isinstance(child, nn.Sequential) or not _is_library(child)
         ):
             adopt(child)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether the module by itself is worth a network; not if it returns a view, which plain code may change in place."""
+    rule = rule_of_module(module)
+    found = None if rule is None else rule.build(module)
+    return isinstance(found, Expansion) or (isinstance(found, Application) and not found.layer.aliases)
 
 
 def _is_library(module: nn.Module) -> bool:

@@ -7,13 +7,15 @@ torch.no_grad() or torch.autocast() entered in it). If the outermost forward doe
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import itertools
 import operator
 import random
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,7 +66,7 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
         before = {module: attributes(module) for module in root.modules()}
         drawn = _HostRandom()
         try:
-            with _ONE_AT_A_TIME, _NothingRead():
+            with _ONE_AT_A_TIME, _types_of_values(), _NothingRead():
                 graph = tracer.trace(root)
             drawn.refuse_draws()
             culprit, reason = _changed(before), "its forward changes the module's attributes"
@@ -170,27 +172,35 @@ class _Tracer(fx.Tracer):
         return self._forward, [self.root, *inputs]
 
 
-class _Untyped:
-    """Code that asks for the type of a traced value would go another way than with a tensor: it does not trace."""
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # what isinstance looks at
-        if not sys._getframe(1).f_globals.get("__name__", "").startswith(_OWN_CODE):
-            raise RuntimeError("it asks for the type of a value")
-        return type(self)
-
-
-class _Attribute(_Untyped, fx.proxy.Attribute):
-    """An attribute of a traced value."""
-
-
-class _Traced(_Untyped, fx.Proxy):
+class _Traced(fx.Proxy):
     """A traced value; an input has the attributes of a tensor and no others."""
 
     def __getattr__(self, name: str) -> fx.Proxy:
         if self.node.op == "placeholder" and not hasattr(torch.Tensor, name):
             raise AttributeError(f"'Tensor' object has no attribute '{name}'")
-        return _Attribute(self, name)
+        return super().__getattr__(name)
+
+
+@contextmanager
+def _types_of_values() -> Iterator[None]:
+    """Inside, isinstance takes a traced input for a tensor, in every module, and refuses to tell what another value is.
+
+    Else a forward that asks would go another way than with tensors. fx patches nn.Module in the same manner.
+    """
+    told = builtins.isinstance
+
+    def ask(value: Any, kinds: Any) -> bool:
+        if not issubclass(type(value), fx.Proxy) or sys._getframe(1).f_globals.get("__name__", "").startswith(_OWN_CODE):
+            return told(value, kinds)
+        if value.node.op == "placeholder":
+            return issubclass(torch.Tensor, kinds)
+        raise RuntimeError("it asks for the type of a value")
+
+    builtins.isinstance = ask
+    try:
+        yield
+    finally:
+        builtins.isinstance = told
 
 
 class _NothingRead(TorchDispatchMode):
