@@ -80,7 +80,7 @@ class Network:
         if not active:
             return forward(module, *args, **kwargs)
         if nn.modules.module._has_any_global_hook():
-            warn_once(self.warned, f"{type(module).__name__}: a hook is registered for all modules, which must see each")
+            warn_once(self.warned, f"{type(module).__name__}: a hook for all modules must see each of them")
             return forward(module, *args, **kwargs)
         ddp = DistributedDataParallel._active_ddp_module
         if ddp is not None and ddp.static_graph:
@@ -165,6 +165,7 @@ class Network:
         results = {kind: slots[kind.index] if isinstance(kind, Parameter) else next(rest) for kind in lowered.outputs}
         parts = [lowered.structure] if isinstance(lowered.structure, Kinds) else lowered.structure
         leaves = [results[part] if isinstance(part, Kinds) else part for part in parts]
+        assert lowered.spec is not None
         return pytree.tree_unflatten(leaves, lowered.spec)
 
 
@@ -255,9 +256,9 @@ class _Watch:
                 return None
         training = list(map(_training, self._tables))
         missing = [table.get(name) is None for table, name in self._parameters]
-        missing += [_kind_of_buffer(table.get(name)) for table, name in self._buffers]
+        buffers = [_kind_of_buffer(table.get(name)) for table, name in self._buffers]
         configs = [config(modules[i]) for i, config in self._configs]
-        return root.training, training, hooked(self._tables), missing, configs
+        return root.training, training, hooked(self._tables), missing, buffers, configs
 
     def _forwards(self) -> tuple[list[type], list[bool]]:
         """Whose code the parts run: their classes, and whether a forward was put onto the instance."""
@@ -361,7 +362,7 @@ def _adopt_children(module: nn.Module, adopt: Forward) -> None:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether the module by itself is worth a network; not if it returns a view, which plain code may change in place."""
+    """Whether the module is worth a network of its own; not if it returns a view, which plain code may change."""
     rule = rule_of_module(module)
     found = None if rule is None else rule.build(module)
     return isinstance(found, Expansion) or (isinstance(found, Application) and not found.layer.aliases)

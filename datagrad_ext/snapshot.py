@@ -62,7 +62,7 @@ def restored(kept: Any) -> Any:
 
 
 def _equal(a: _State, b: _State) -> bool:
-    if isinstance(a.parts, dict):
+    if isinstance(a.parts, dict) and isinstance(b.parts, dict):
         return a.parts.keys() == b.parts.keys() and all(same(part, b.parts[key]) for key, part in a.parts.items())
     return len(a.parts) == len(b.parts) and all(map(same, a.parts, b.parts))
 

@@ -175,7 +175,7 @@ class _Tracer(fx.Tracer):
 class _Traced(fx.Proxy):
     """A traced value; an input has the attributes of a tensor and no others."""
 
-    def __getattr__(self, name: str) -> fx.Proxy:
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
         if self.node.op == "placeholder" and not hasattr(torch.Tensor, name):
             raise AttributeError(f"'Tensor' object has no attribute '{name}'")
         return super().__getattr__(name)
@@ -190,7 +190,9 @@ def _types_of_values() -> Iterator[None]:
     told = builtins.isinstance
 
     def ask(value: Any, kinds: Any) -> bool:
-        if not issubclass(type(value), fx.Proxy) or sys._getframe(1).f_globals.get("__name__", "").startswith(_OWN_CODE):
+        if not issubclass(type(value), fx.Proxy):
+            return told(value, kinds)
+        if sys._getframe(1).f_globals.get("__name__", "").startswith(_OWN_CODE):
             return told(value, kinds)
         if value.node.op == "placeholder":
             return issubclass(torch.Tensor, kinds)
@@ -222,7 +224,7 @@ class _HostRandom:
 
     def refuse_draws(self) -> None:
         """A RuntimeError if numbers were drawn since."""
-        if random.getstate() != self._python or not _same_arrays(_numpy_random(), self._numpy):
+        if random.getstate() != self._python or _comparable(_numpy_random()) != _comparable(self._numpy):
             raise RuntimeError("it draws random numbers of Python or numpy")
 
     def restore(self) -> None:
@@ -238,8 +240,8 @@ def _numpy_random() -> Any:
     return None if numpy is None else numpy.random.get_state()
 
 
-def _same_arrays(a: Any, b: Any) -> bool:
-    return a is b or (a is not None and b is not None and all(bool((x == y).all() if hasattr(x, "all") else x == y) for x, y in zip(a, b, strict=True)))
+def _comparable(state: Any) -> Any:
+    return state and (state[1].tobytes(), *state[2:])
 
 
 def _modes() -> tuple[Any, ...]:

@@ -48,6 +48,7 @@ __all__ = [
     "Pairs",
     "ParameterValue",
     "Tensors",
+    "UnsupportedOutput",
     "activation",
     "add",
     "add_each",
