@@ -205,7 +205,7 @@ class _Lowering:
         if all(isinstance(kind, Parameter) for kind in kinds):
             return self._computed_parameter(node, module)
         single = len(node.args) == len(kinds) == 1 and not node.kwargs and not isinstance(kinds[0], Parameter)
-        if isinstance(module, nn.Identity) and single:
+        if isinstance(module, nn.Identity) and module not in self._leaves and single:
             return kinds[0]
         rule = rule_of_module(module)
         if rule is not None and module not in self._leaves and single:

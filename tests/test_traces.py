@@ -359,6 +359,26 @@ def test_a_parametrised_layer_that_is_called_twice(name: str) -> None:
         assert_equal(step(ours, seed), step(plain, seed))
 
 
+HOOKS: dict[str, Callable[[nn.Module], object]] = {
+    "before": lambda part: part.register_forward_pre_hook(lambda m, args: (args[0] * 0.9,)),
+    "after": lambda part: part.register_forward_hook(lambda m, args, y: y * 0.9),
+    "backward": lambda part: part.register_full_backward_hook(lambda m, inner, outer: (inner[0] * 0.9,)),
+    "before backward": lambda part: part.register_full_backward_pre_hook(lambda m, outer: (outer[0] * 0.9,)),
+}
+PARTS = (nn.Identity, nn.Flatten, nn.ReLU, lambda: nn.Dropout(0.0), lambda: nn.Linear(6, 6), lambda: nn.BatchNorm1d(6))
+
+
+@pytest.mark.parametrize("place", range(len(PARTS)))
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_hook_of_any_part_changes_what_flows(kind: str, place: int) -> None:
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(nn.Sequential(nn.Linear(6, 6), PARTS[place](), nn.Tanh(), nn.Linear(6, 3)).double())
+        HOOKS[kind](models[-1][1])
+    assert_equal(step(datagrad_ext.accelerate(models[0]), 0), step(models[1], 0))
+
+
 def test_a_hook_for_all_modules_sees_each() -> None:
     ours, plain = pair(Net.body)
     assert_equal(step(ours, 0), step(plain, 0))
