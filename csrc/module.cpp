@@ -5,14 +5,14 @@
 //   isa            str or None: instruction set of the loaded CPU library
 //   loaded         dict, device ('CPU', 'CUDA', and 'cuDNN' for fused convolutions on CUDA) -> file name of the loaded library
 //   not_loaded     dict, device -> sentence that says why there is none
-//   unchanged      function: csrc/unchanged.h
+//   same_objects, same_gradients     functions: csrc/tables.h
 //   find_torch, direct     functions, where the CPU library is loaded: csrc/direct.h
 
 #include <direct.h>
 
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
-#include <unchanged.h>
+#include <tables.h>
 
 #include <algorithm>
 #include <string>
@@ -67,7 +67,7 @@ py::object reason_not_built(const py::object& info, const char* part) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Loads datagrad_ext's compiled kernels and tells how they were built.";
   m.def("build_info", &build_info, "The record of the build: versions, instruction sets, architectures, what was not built and why.");
-  datagrad::define_unchanged(m);
+  datagrad::define_tables(m);
   const py::object torch = py::module_::import("torch");  // its libraries must be there before ours
   const py::object info = build_info();
   py::dict loaded;

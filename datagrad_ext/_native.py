@@ -64,19 +64,25 @@ def direct(name: str) -> Callable[..., Any]:
     return op if _why_dispatched else _compiled.direct(name, op)  # type: ignore[union-attr]
 
 
-def _unchanged(tables: list[dict], known: list[tuple]) -> bool:
+def _same_objects(tables: list[dict], known: list[tuple]) -> bool:
     """Whether the values of each table are, in order, those in its tuple; there `...` stands for anything but None."""
+    return _hold(tables, known, lambda value, kept: value is not None if kept is ... else value is kept)
+
+
+def _same_gradients(tables: list[dict], known: list[tuple]) -> bool:
+    """Whether the tensors of each table require gradients as its tuple says; None is none."""
+    return _hold(tables, known, lambda t, kept: (None if t is None else t.requires_grad) is kept)
+
+
+def _hold(tables: list[dict], known: list[tuple], is_same: Callable[[Any, Any], bool]) -> bool:
     return all(
-        len(table) == len(values) and all(map(_is_as_known, table.values(), values))
+        len(table) == len(values) and all(map(is_same, table.values(), values))
         for table, values in zip(tables, known, strict=True)
     )
 
 
-def _is_as_known(value: Any, known: Any) -> bool:
-    return value is not None if known is ... else value is known
-
-
-unchanged: Callable[[list[dict], list[tuple]], bool] = _compiled.unchanged if _compiled else _unchanged
+same_objects: Callable[[list[dict], list[tuple]], bool] = _compiled.same_objects if _compiled else _same_objects
+same_gradients: Callable[[list[dict], list[tuple]], bool] = _compiled.same_gradients if _compiled else _same_gradients
 
 
 def _find_direct() -> str:

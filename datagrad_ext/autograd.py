@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .layers import Tensors, add_each, gradients
+from .layers import Tensors, UnsupportedOutput, add_each, gradients
 from .program import Flags, Left, Program
 
 _task = torch._C._current_graph_task_id  # the number of the running backward
@@ -38,10 +38,6 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 class ReferencePathWarning(UserWarning):
     """The result is right but slow: ordinary autograd computed it. The message names the reason."""
-
-
-class UnsupportedOutput(Exception):
-    """An output of the program is not a tensor: a layer's tuple left the network as it is."""
 
 
 class Visit:

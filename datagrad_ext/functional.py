@@ -168,7 +168,10 @@ def _call(
     if reason is not None or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return function(*arguments, **dict(named))
     fixed = tuple(None if isinstance(a, Tensor) else _frozen(a) for a in arguments)
-    program, inputs, params = _program(function, fixed, tuple(isinstance(a, Tensor) for a in arguments), named)
+    found = _program(function, fixed, tuple(isinstance(a, Tensor) for a in arguments), named)
+    if found is None:
+        return function(*arguments, **dict(named))
+    program, inputs, params = found
     if torch._C._is_any_autocast_enabled():
         tensors = _autocast(program, tensors)
     return apply(program, [tensors[i] for i in inputs], [tensors[i] for i in params], _warned)[0]
@@ -190,11 +193,16 @@ def _refusal(tensors: list[Tensor]) -> str | None:
 @functools.lru_cache(maxsize=256)
 def _program(
     function: Any, fixed: tuple, is_tensor: tuple[bool, ...], named: tuple
-) -> tuple[Program, list[_Slot], list[_Slot]]:
-    """The program of one call, and which of its tensors are inputs (first x, then host values) and parameters."""
+) -> tuple[Program, list[_Slot], list[_Slot]] | None:
+    """The program of one call, and which of its tensors are inputs (first x, then host values) and parameters.
+
+    None for options that PyTorch refuses, in its own words.
+    """
     slots = iter(map(_Slot, range(sum(is_tensor))))
     arguments = [next(slots) if tensor else value for tensor, value in zip(is_tensor, fixed, strict=True)]
-    application: Application = rules_of_function(function)[0](*arguments, **dict(named))
+    application: Application | None = rules_of_function(function)[0](*arguments, **dict(named))
+    if application is None:
+        return None
     params = [slot for slot in application.params if slot is not None]
     inputs = [*application.inputs, *[a for a in application.host if isinstance(a, _Slot)]]
     host = tuple(Ref(inputs.index(a)) if isinstance(a, _Slot) else a for a in application.host)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from .fusion import fuse, widen_chains
 from .layers import (
@@ -40,6 +41,7 @@ _CONSTANT_METHODS = {
     "detach", "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "sign",
     "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "bool", "long", "int", "get_device",
 }  # fmt: skip
+_READING_METHODS = {"item", "tolist"}  # what they return has no gradient, a parameter's elements neither
 _CONSTANT_FUNCTIONS = {
     torch.zeros_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.empty_like, torch.full_like,
     torch.argmax, torch.argmin, torch.isnan, torch.isinf, torch.isfinite, torch.sign,
@@ -71,9 +73,12 @@ class Parameter:
     index: int
 
 
+Kinds = (Value, Host, Parameter)
+
+
 @dataclass
 class Lowered:
-    """A program and how to call it: `fetches` give its parameters, `structure` rebuilds the forward's result.
+    """A program and how to call it: `fetches` give its parameters, `structure` is the forward's result, or its leaves.
 
     A fetch is a table and the parameter's name in it, or a function of the slots before. Under autocast `entries` say
     which slots enter the program, and in which dtype.
@@ -86,6 +91,8 @@ class Lowered:
     used: list[int]
     """The slots that the program's steps read, in order: what its parameters are made of."""
     entries: list[Entry] | None = None
+    spec: pytree.TreeSpec | None = None
+    """What the leaves in `structure` are put into."""
 
     @cached_property
     def is_one_value(self) -> bool:
@@ -198,7 +205,7 @@ class _Lowering:
         if all(isinstance(kind, Parameter) for kind in kinds):
             return self._computed_parameter(node, module)
         single = len(node.args) == len(kinds) == 1 and not node.kwargs and not isinstance(kinds[0], Parameter)
-        if isinstance(module, nn.Identity) and single:
+        if isinstance(module, nn.Identity) and module not in self._leaves and single:
             return kinds[0]
         rule = rule_of_module(module)
         if rule is not None and module not in self._leaves and single:
@@ -366,6 +373,8 @@ class _Lowering:
         """Whether no gradient flows through the call."""
         if all(isinstance(kind, Host) for kind in kinds) or _reads_shape(node):
             return True
+        if node.op == "call_method" and node.target in _READING_METHODS:
+            return True
         if any(isinstance(kind, Parameter) for kind in kinds):
             return False
         if node.op == "call_method":
@@ -375,10 +384,13 @@ class _Lowering:
     # parameters
 
     def _slot(self, owner: nn.Module, name: str) -> Parameter:
-        key = (id(owner), name)
+        """The slot of a parameter. A parametrised one is computed at every reading, which may change its buffers."""
+        key, fetch = (id(owner), name), _reader(owner, name)
         if key not in self._slots:
-            self._slots[key] = len(self._fetches)
-            self._fetches.append(_reader(owner, name))
+            self._fetches.append(fetch)
+            if callable(fetch):
+                return Parameter(len(self._fetches) - 1)
+            self._slots[key] = len(self._fetches) - 1
         return Parameter(self._slots[key])
 
     def _optional_slot(self, owner: nn.Module, name: str) -> Parameter | None:

@@ -14,21 +14,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from .advice import advice
-from .autograd import UnsupportedOutput, apply, warn_once
-from .layers import expanded, rule_of_module
-from .lower import Lowered, Parameter, Value, lower
+from .autograd import apply, warn_once
+from .layers import Application, Expansion, UnsupportedOutput, expanded, rule_of_module
+from .lower import Kinds, Lowered, Parameter, Value, lower
 from .precision import Precision
+from .snapshot import PLAIN
 from .trace import Untraceable, trace
 from .watch import Watch, is_library
 
 Forward = Callable[..., Any]
 _TENSOR = object()
+_MOST_TRACES = 64  # of one module; with more, the oldest goes
 _STATIC_GRAPH = (
     "DistributedDataParallel(static_graph=True) counts the first backward, which is the data gradient, as the step's, "
     "and leaves gradients unsynchronised. Construct it without static_graph."
@@ -75,6 +77,9 @@ class Network:
             return forward(module, *args, **kwargs)
         if not active:
             return forward(module, *args, **kwargs)
+        if nn.modules.module._has_any_global_hook():
+            warn_once(self.warned, f"{type(module).__name__}: a hook for all modules must see each of them")
+            return forward(module, *args, **kwargs)
         ddp = DistributedDataParallel._active_ddp_module
         if ddp is not None and ddp.static_graph:
             raise RuntimeError(_STATIC_GRAPH)
@@ -117,6 +122,8 @@ class Network:
         if found is None:
             if any(map(is_lazy, module.parameters())):
                 return Untraceable("a lazy parameter has no shape yet")
+            if len(self.traces) == _MOST_TRACES:
+                del self.traces[next(iter(self.traces))]
             found = self.traces[frozen] = _build(module, forward, call)
             if type(found) is Untraceable:
                 _adopt_children(module, adopt)
@@ -140,10 +147,11 @@ class Network:
 
     def _give_up(self, module: nn.Module, call: _Call, adopt: Forward, reason: str) -> None:
         """From now on this call goes to the module's own forward, with the parts below it accelerated."""
+        _adopt_children(module, adopt)
+        self._watch = Watch(module)
         key = call.key, self._state(module)
         found = self.traces[_frozen(key)] = Untraceable(reason)
         self._remember(found, key)
-        _adopt_children(module, adopt)
 
     def _run(self, lowered: Lowered, tensors: list[Tensor]) -> Any:
         slots = lowered.slots()
@@ -152,17 +160,21 @@ class Network:
             return values[0]
         rest = iter(values)
         results = {kind: slots[kind.index] if isinstance(kind, Parameter) else next(rest) for kind in lowered.outputs}
-        return _rebuilt(lowered.structure, results)
+        parts = [lowered.structure] if isinstance(lowered.structure, Kinds) else lowered.structure
+        leaves = [results[part] if isinstance(part, Kinds) else part for part in parts]
+        assert lowered.spec is not None
+        return pytree.tree_unflatten(leaves, lowered.spec)
 
 
 class _Call:
     """Arguments of a call: its tensors, a key and a way back for everything else, and the autocast it is under."""
 
-    __slots__ = ("key", "precision", "rebuild", "tensors")
+    __slots__ = ("key", "precision", "rebuild", "strange", "tensors")
 
     def __init__(self, tensors: list[Tensor], key: Any, rebuild: Callable[[Any], tuple[Any, Any]]) -> None:
         self.tensors, self.key, self.rebuild = tensors, key, rebuild
         self.precision: Precision | None = None
+        self.strange = ""  # the type of an argument that is neither a tensor nor a plain value
 
     def enter(self, precision: Precision | None) -> None:
         """Take note of the autocast state: it selects the trace."""
@@ -179,8 +191,16 @@ class _Call:
             rest = iter(tensors)
             return pytree.tree_unflatten([next(rest) if leaf is _TENSOR else leaf for leaf in fixed], spec)
 
-        key = (spec, tuple((type(leaf), leaf) if _hashable(leaf) else (type(leaf), id(leaf)) for leaf in fixed))
-        return cls([leaf for leaf in leaves if isinstance(leaf, Tensor)], key, rebuild)
+        strange = [type(leaf).__name__ for leaf in fixed if leaf is not _TENSOR and not isinstance(leaf, PLAIN)]
+        key = strange[0] if strange else (spec, tuple([(type(leaf), _told_apart(leaf)) for leaf in fixed]))
+        call = cls([leaf for leaf in leaves if isinstance(leaf, Tensor)], key, rebuild)
+        call.strange = strange[0] if strange else ""
+        return call
+
+
+def _told_apart(leaf: Any) -> Any:
+    """A plain value in a key: 0.0 is not -0.0, and nan is nan."""
+    return repr(leaf) if isinstance(leaf, (float, complex)) else leaf
 
 
 class _State:
@@ -205,6 +225,8 @@ def refusal(active: list[Tensor]) -> str | None:
     """Why the two Functions cannot take this call, or None. `active`: the inputs that require a gradient."""
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace records the call"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
     for t in active:
@@ -244,17 +266,29 @@ def _refuse_if_differentiable(cotangent: Tensor) -> None:
 def _build(module: nn.Module, forward: Forward, call: _Call) -> Lowered | Untraceable:
     """Trace and lower; a module inside that stands in the way becomes a leaf."""
 
+    spec = None
+
     def run(root: nn.Module, *inputs: Any) -> Any:
+        nonlocal spec
         args, kwargs = call.rebuild(inputs)
         value = expanded(root, args, kwargs)
-        return forward(root, *args, **kwargs) if value is NotImplemented else value
+        value = forward(root, *args, **kwargs) if value is NotImplemented else value
+        leaves, spec = pytree.tree_flatten(value)
+        strange = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (fx.Proxy, Tensor, *PLAIN))]
+        if strange:
+            raise TypeError(f"its result has a {strange[0]} in it")
+        return value if spec.is_leaf() else leaves
 
     if _is_sharded(module):
         return _Sharded(_SHARDED)
+    if call.strange:
+        return Untraceable(f"an argument is a {call.strange}, which may change without a trace knowing of it")
     leaves: dict[nn.Module, str] = {}
     while True:
         try:
-            return lower(module, trace(module, run, len(call.tensors), leaves), leaves, call.precision)
+            lowered = lower(module, trace(module, run, len(call.tensors), leaves), leaves, call.precision)
+            lowered.spec = spec
+            return lowered
         except Untraceable as error:
             culprit = module.get_submodule(error.path)
             if culprit is module or culprit in leaves:
@@ -268,30 +302,17 @@ def _adopt_children(module: nn.Module, adopt: Forward) -> None:
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             _adopt_children(child, adopt)
         elif not getattr(child, "inplace", False) and (
-            rule_of_module(child) is not None or isinstance(child, nn.Sequential) or not is_library(child)
+            _is_layer(child) or isinstance(child, nn.Sequential) or not is_library(child)
         ):
             adopt(child)
 
 
-def _rebuilt(structure: Any, results: dict) -> Any:
-    """The forward's result with the program's outputs in their places, in plain containers."""
-    if isinstance(structure, dict):
-        return {key: _rebuilt(part, results) for key, part in structure.items()}
-    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return type(structure)(*[_rebuilt(part, results) for part in structure])
-    if isinstance(structure, (list, tuple)):
-        parts = [_rebuilt(part, results) for part in structure]
-        return parts if isinstance(structure, list) else tuple(parts)
-    return results[structure] if _hashable(structure) and structure in results else structure
+def _is_layer(module: nn.Module) -> bool:
+    """Whether the module is worth a network of its own; not if it returns a view, which plain code may change."""
+    rule = rule_of_module(module)
+    found = None if rule is None else rule.build(module)
+    return isinstance(found, Expansion) or (isinstance(found, Application) and not found.layer.aliases)
 
 
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .layers import Layer, Tensors, add, reader
+from .layers import Layer, Tensors, UnsupportedOutput, add, reader
 
 Flags = tuple[bool, ...]
 
@@ -119,8 +119,10 @@ class Program:
                 arguments = tuple([values[i] for i in step.inputs])
                 y, kept = step.layer.forward(arguments, theta, *(step.host and _host(step.host, values)))
                 saved.append(kept)
-                if describe and step.layer.acted(kept):
-                    self.rows.append(_row(step, arguments, y, kept))
+                if describe:
+                    _refuse_complex(step.layer, (*arguments, y))
+                    if step.layer.acted(kept):
+                        self.rows.append(_row(step, arguments, y, kept))
             values[step.output] = y
             for value in dead:
                 values[value] = None
@@ -296,6 +298,12 @@ def _accumulate(total: list[Any], places: Sequence[int], wanted: Sequence[bool],
         if want and part is not None:
             before = total[place]
             total[place] = part if before is None else add(before, part)
+
+
+def _refuse_complex(layer: Layer, values: Tensors) -> None:
+    """The maps of layers are real; autograd, to which opaque ones leave it, conjugates."""
+    if not layer.opaque and any(isinstance(value, Tensor) and value.is_complex() for value in values):
+        raise UnsupportedOutput(f"{layer.name} has complex values")
 
 
 def _row(step: Step, arguments: Tensors, y: Any, kept: Any) -> Row:

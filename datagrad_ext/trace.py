@@ -1,27 +1,34 @@
 """nn.Module -> torch.fx graph: which modules are leaves, and which code does not trace.
 
 A leaf is a module with a rule, a module of torch.nn, a module with hooks of its own (they must fire), or one whose
-forward did not trace (control flow on data, state written by the forward, torch.no_grad() or torch.autocast() entered
-in it). If the outermost forward does not trace, `Untraceable` says why.
+forward did not trace (control flow on data, on the type of a value or on random numbers, state written by the forward,
+torch.no_grad() or torch.autocast() entered in it). If the outermost forward does not trace, `Untraceable` says why.
 """
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import itertools
 import operator
+import random
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .layers import expanded, expanded_call, rule_of_module
+from .snapshot import restored, same, snapshot
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _ONE_AT_A_TIME = threading.RLock()
-_PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device)
+_OWN_CODE = ("torch.", "datagrad_ext.")
+_aten = torch.ops.aten
 
 
 class Untraceable(Exception):
@@ -42,14 +49,15 @@ def hooked(tables: Sequence[dict[str, Any]]) -> list[bool]:
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
-    """A snapshot of the plain Python attributes that a forward may read: a trace has their values built in."""
-    return {name: snapshot(value) for name, value in live_attributes(module).items()}
-
-
-def live_attributes(module: nn.Module) -> dict[str, Any]:
-    """The same as they are, containers too."""
+    """The plain Python attributes that a forward may read: a trace has their values built in."""
     state = module.__dict__
-    return {name: state[name] for name in state.keys() - _INTERNAL if not name.startswith("_datagrad")}
+    return {name: snapshot(state[name]) for name in state.keys() - _INTERNAL if not name.startswith("_datagrad")}
+
+
+def unchanged(module: nn.Module, state: dict[str, Any]) -> bool:
+    """Whether the attributes are what they were."""
+    now = attributes(module)
+    return now.keys() == state.keys() and all(same(now[name], kept) for name, kept in state.items())
 
 
 def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: dict[nn.Module, str]) -> fx.Graph:
@@ -57,9 +65,11 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
     while True:
         tracer = _Tracer(forward, n_inputs, leaves)
         before = {module: attributes(module) for module in root.modules()}
+        drawn = _HostRandom()
         try:
-            with _ONE_AT_A_TIME:
+            with _ONE_AT_A_TIME, _types_of_values(), _NothingRead():
                 graph = tracer.trace(root)
+            drawn.refuse_draws()
             culprit, reason = _changed(before), "its forward changes the module's attributes"
         except Exception as error:
             if not tracer.inside and n_inputs == 1 and _has_layer(root):
@@ -70,6 +80,7 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
             )
         finally:
             _restore(before)
+            drawn.restore()
         if culprit is None:
             return graph
         if culprit is root or culprit in leaves:
@@ -122,7 +133,9 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         if not self.is_leaf_module(m, self.path_of_module(m)):
             self.inside.append(m)
+            drawn = _HostRandom()
             value = super().call_module(m, forward, args, kwargs)
+            drawn.refuse_draws()
             self.inside.pop()
             return value
         value = self._expanded(m, args, kwargs)
@@ -131,6 +144,9 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         value = expanded_call(target, args, kwargs) if kind == "call_function" else NotImplemented
         return super().create_proxy(kind, target, args, kwargs, *rest, **named) if value is NotImplemented else value
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Traced(node, self)
 
     def create_arg(self, a: Any) -> Any:
         """Named tuples stay what they are: fx makes calls of their classes of them."""
@@ -157,6 +173,78 @@ class _Tracer(fx.Tracer):
         return self._forward, [self.root, *inputs]
 
 
+class _Traced(fx.Proxy):
+    """A traced value; an input has the attributes of a tensor and no others."""
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        if self.node.op == "placeholder" and not hasattr(torch.Tensor, name):
+            raise AttributeError(f"'Tensor' object has no attribute '{name}'")
+        return super().__getattr__(name)
+
+
+@contextmanager
+def _types_of_values() -> Iterator[None]:
+    """Inside, isinstance takes a traced input for a tensor, in every module, and refuses to tell what another value is.
+
+    Else a forward that asks would go another way than with tensors. fx patches nn.Module in the same manner.
+    """
+    told = builtins.isinstance
+
+    def ask(value: Any, kinds: Any) -> bool:
+        if not issubclass(type(value), fx.Proxy):
+            return told(value, kinds)
+        if sys._getframe(1).f_globals.get("__name__", "").startswith(_OWN_CODE):
+            return told(value, kinds)
+        if value.node.op == "placeholder":
+            return issubclass(torch.Tensor, kinds)
+        raise RuntimeError("it asks for the type of a value")
+
+    builtins.isinstance = ask
+    try:
+        yield
+    finally:
+        builtins.isinstance = told
+
+
+class _NothingRead(TorchDispatchMode):
+    """While a forward is traced, no number of a tensor may decide what it does: the trace would have it built in."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise RuntimeError(f"it draws random numbers ({func}) whose shape does not depend on the input")
+        if func.overloadpacket in (_aten._local_scalar_dense, _aten.equal):
+            raise RuntimeError("it reads the elements of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+class _HostRandom:
+    """The random numbers of Python and numpy: a trace has decisions on them built in, so a forward may not draw any."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy = random.getstate(), _numpy_random()
+
+    def refuse_draws(self) -> None:
+        """A RuntimeError if numbers were drawn since."""
+        if random.getstate() != self._python or _comparable(_numpy_random()) != _comparable(self._numpy):
+            raise RuntimeError("it draws random numbers of Python or numpy")
+
+    def restore(self) -> None:
+        """Numbers that were drawn come again."""
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def _numpy_random() -> Any:
+    """numpy's random state, None where nobody has imported it."""
+    numpy = sys.modules.get("numpy")
+    return None if numpy is None else numpy.random.get_state()
+
+
+def _comparable(state: Any) -> Any:
+    return state and (state[1].tobytes(), *state[2:])
+
+
 def _modes() -> tuple[Any, ...]:
     """What a `with` in a forward may change and a graph does not record: grad mode, and autocast by device."""
     devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
@@ -165,37 +253,15 @@ def _modes() -> tuple[Any, ...]:
 
 def _changed(before: dict[nn.Module, dict[str, Any]]) -> nn.Module | None:
     """The first module whose attributes are not what they were."""
-    return next((m for m, state in before.items() if not same(attributes(m), state)), None)
+    return next((m for m, state in before.items() if not unchanged(m, state)), None)
 
 
 def _restore(before: dict[nn.Module, dict[str, Any]]) -> None:
     for module, state in before.items():
-        now = attributes(module)
-        for name in now.keys() - state.keys():
+        for name in attributes(module).keys() - state.keys():
             del module.__dict__[name]
-        for name, value in state.items():
-            if name not in now or not same(now[name], value):
-                module.__dict__[name] = value
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equality of attribute snapshots: by value for plain values and containers, by identity for anything else."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (a != a and b != b) if isinstance(a, _PLAIN) else a is b
-
-
-def snapshot(value: Any) -> Any:
-    """A copy to compare with: containers are copied, everything in them is kept as it is."""
-    if type(value) is dict:
-        return {key: snapshot(part) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(snapshot, value))
-    return value
+        for name, kept in state.items():
+            module.__dict__[name] = restored(kept)
 
 
 def _first_line(error: Exception) -> str:

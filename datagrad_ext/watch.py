@@ -6,11 +6,12 @@ import copy
 from operator import itemgetter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ._native import unchanged
+from ._native import same_gradients, same_objects
 from .layers import rule_of_module
-from .trace import HOOKS, attributes, hooked, live_attributes, same, snapshot
+from .snapshot import may_change, same, snapshot
+from .trace import HOOKS, attributes, hooked, unchanged
 
 _training = itemgetter("training")
 
@@ -21,11 +22,17 @@ class Watch:
     def __init__(self, root: nn.Module) -> None:
         self._type = type(root)
         self._inner = [m for m in root.modules() if m is not root]
+        self._types = list(map(type, self._inner))
         self._tables = [m.__dict__ for m in self._inner]
+        self._forwards = self._own_forwards()
         modules = [root, *self._inner]
         self._children = [(i, tuple(m._modules.values())) for i, m in enumerate(modules) if m._modules]
-        self._attributes = [(i, attributes(m)) for i, m in enumerate(modules) if not is_library(m)]
+        own = [(i, m) for i, m in enumerate(modules) if not is_library(m)]
+        self._attributes = [(i, attributes(m)) for i, m in own]
+        self._registers = [table for _, m in own for table in (m._parameters, m._buffers)]
+        self._sizes = list(map(len, self._registers))
         self._parameters = [(m._parameters, name) for m in modules for name in m._parameters]
+        self._buffers = [(m._buffers, name) for m in modules for name in m._buffers]
         rules = [(i, rule_of_module(m)) for i, m in enumerate(modules)]
         self._configs = [(i, rule.config) for i, rule in rules if rule is not None and rule.config is not None]
         self._latest: _Memory | None = None
@@ -35,9 +42,9 @@ class Watch:
 
         None if modules are not where they were, or their attributes are not what they were.
         """
-        latest = self._latest
-        if type(root) is not self._type:
+        if type(root) is not self._type or list(map(type, self._inner)) != self._types:
             return None
+        latest = self._latest
         if latest is not None and latest.holds(root):
             return latest.state
         modules = [root, *self._inner]
@@ -46,30 +53,41 @@ class Watch:
             return None
         # Hyper-parameters may be lists, which change in their place.
         state = latest.state if latest is not None and latest.state == state else copy.deepcopy(state)
-        read = [value for i, _ in self._attributes for value in live_attributes(modules[i]).values()]
-        self._latest = _Memory(modules, state, [*read, *[config(modules[i]) for i, config in self._configs]])
+        self._latest = _Memory(modules, state, self._read(modules))
         return state
 
     def _state(self, modules: list[nn.Module]) -> tuple[Any, ...] | None:
+        if self._own_forwards() != self._forwards or list(map(len, self._registers)) != self._sizes:
+            return None
         for i, children in self._children:
             if tuple(modules[i]._modules.values()) != children:
                 return None
         for i, state in self._attributes:
-            if not same(attributes(modules[i]), state):
+            if not unchanged(modules[i], state):
                 return None
         training = list(map(_training, self._tables))
         missing = [table.get(name) is None for table, name in self._parameters]
+        buffers = [_kind_of_buffer(table.get(name)) for table, name in self._buffers]
         configs = [config(modules[i]) for i, config in self._configs]
-        return modules[0].training, training, hooked(self._tables), missing, configs
+        return modules[0].training, training, hooked(self._tables), missing, buffers, configs
+
+    def _own_forwards(self) -> list[bool]:
+        """Whether a forward was put onto the instance: then its class does not tell whose code runs."""
+        return ["forward" in table for table in self._tables]
+
+    def _read(self, modules: list[nn.Module]) -> list[Any]:
+        """What attributes and hyper-parameters are now."""
+        own = [modules[i].__dict__[name] for i, state in self._attributes for name in state]
+        return [*own, *[config(modules[i]) for i, config in self._configs]]
 
 
 class _Memory:
     """A state, and every object that the modules' tables held when it was found: while they hold them, it is the state.
 
-    What a trace has `read` may be containers, whose content changes: those are looked into.
+    What a trace has `read` may change and stay the same object: that is looked into.
     """
 
-    __slots__ = ("_open", "_tables", "_values", "state")
+    __slots__ = ("_buffers", "_gradients", "_open", "_tables", "_values", "state")
 
     def __init__(self, modules: list[nn.Module], state: tuple[Any, ...], read: list[Any]) -> None:
         self.state = state
@@ -84,13 +102,17 @@ class _Memory:
             *[tuple(table.values()) for table in exact],
             *[tuple([None if p is None else ... for p in table.values()]) for table in present],
         ]
-        self._open = [(value, snapshot(value)) for value in read if _is_open(value)]
+        self._buffers = [m._buffers for m in modules]
+        self._gradients = [tuple(map(_kind_of_buffer, table.values())) for table in self._buffers]
+        self._open = [(value, kept) for value, kept in zip(read, map(snapshot, read), strict=True) if may_change(kept)]
 
     def holds(self, root: nn.Module) -> bool:
         """Whether nothing was put anywhere, or taken away."""
-        if not unchanged([root.__dict__, *self._tables], self._values):
-            return False
-        return all(same(value, before) for value, before in self._open)
+        return (
+            same_objects([root.__dict__, *self._tables], self._values)
+            and same_gradients(self._buffers, self._gradients)
+            and all(same(snapshot(value), kept) for value, kept in self._open)
+        )
 
 
 def is_library(module: nn.Module) -> bool:
@@ -98,6 +120,6 @@ def is_library(module: nn.Module) -> bool:
     return type(module).forward.__module__.startswith("torch.nn.")
 
 
-def _is_open(value: Any) -> bool:
-    """Whether it is a container whose content may change."""
-    return type(value) in (list, dict) or (type(value) is tuple and any(map(_is_open, value)))
+def _kind_of_buffer(buffer: Tensor | None) -> bool | None:
+    """What a trace has built in of a buffer: whether there is one, and whether gradients flow to it."""
+    return None if buffer is None else buffer.requires_grad

@@ -150,3 +150,38 @@ def test_an_error_about_something_else_stays_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         datagrad_ext.accelerate(Mixed())(data(4, 6).float().requires_grad_())
     assert caught.value is error
+
+
+DIMENSIONS = {
+    "permute": lambda x: x.permute(0, 1, 5),
+    "transpose": lambda x: x.transpose(0, 4),
+    "transpose of a number": lambda x: x.sum().transpose(0, 1),
+    "movedim": lambda x: x.movedim(5, 0),
+    "t": lambda x: x.t(),
+}
+
+
+class Calling(nn.Module):
+    """A forward that is one function of a layer's output."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.call, self.layer = call, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.layer(x))
+
+
+@pytest.mark.parametrize("name", DIMENSIONS)
+def test_a_dimension_that_does_not_exist_is_refused_in_pytorchs_words(name: str) -> None:
+    said = []
+    for model in (Calling(DIMENSIONS[name]), datagrad_ext.accelerate(Calling(DIMENSIONS[name]))):
+        with pytest.raises((IndexError, RuntimeError)) as error:
+            model(torch.rand(2, 3, 4, requires_grad=True))
+        said.append((type(error.value), str(error.value)))
+    assert said[0] == said[1]
+
+
+def test_numbers_have_one_dimension_to_permute() -> None:
+    model = datagrad_ext.accelerate(Calling(lambda x: x.sum().transpose(0, -1).movedim(0, -1).t()))
+    assert model(torch.rand(3, 4, requires_grad=True)).shape == ()

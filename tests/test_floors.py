@@ -16,7 +16,7 @@ PACKAGE = ROOT / "datagrad_ext"
 FLOORS = (
     {"choices"},
     {"_format", "_native", "ops"},
-    {"advice", "amp", "graphed", "layers", "penalties", "losses"},
+    {"advice", "amp", "graphed", "layers", "penalties", "losses", "snapshot"},
     {"program", "trace"},
     {"autograd", "precision", "single"},
     {"fusion"},

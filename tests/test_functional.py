@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,6 +163,17 @@ def test_signature_is_torchs(name: str) -> None:
     ]
 
 
+class Calling(nn.Module):
+    """A forward that is one function."""
+
+    def __init__(self, call: Callable) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)
+
+
 class HandWritten(nn.Module):
     """A model written with functional calls: residual, two convolutions, gelu, a head."""
 
@@ -228,3 +240,20 @@ def test_without_gradients(name: str) -> None:
         assert torch.equal(getattr(ours, name)(leaf(x)), getattr(ours, name)(x))
     with torch.inference_mode():
         assert getattr(ours, name)(x).is_inference()
+
+
+OPTIONS = {
+    "gelu": lambda f: f.gelu(leaf(data(3, 4)), approximate="exact"),
+    "padding": lambda f: f.conv1d(leaf(data(2, 3, 5)), data(4, 3, 3), padding="full"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_that_does_not_exist_is_refused_as_in_pytorch(name: str) -> None:
+    with pytest.raises(RuntimeError) as expected:
+        OPTIONS[name](F)
+    with pytest.raises(RuntimeError, match=re.escape(str(expected.value))):
+        OPTIONS[name](ours)
+    model = datagrad_ext.accelerate(Calling(lambda x: OPTIONS[name](F)))
+    with pytest.raises(RuntimeError, match=re.escape(str(expected.value))):
+        model(leaf(data(2)))

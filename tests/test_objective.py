@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -463,6 +464,16 @@ def _call(*arguments: Any, x: Any = X, model: Any = None, **options: Any) -> Cal
 ERRORS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "loss not callable": (TypeError, "must be a callable", _call("mse")),
     "sum over the batch": (ValueError, "reduction='sum'", _call(nn.CrossEntropyLoss(reduction="sum"))),
+    "sum over the batch in a partial": (ValueError, "reduction='sum'", _call(
+        partial(F.cross_entropy, reduction="sum"), Term(1.0))),
+    "loss is a class": (TypeError, r"give an object of it, MSELoss\(\)", _call(nn.MSELoss, Term(1.0))),
+    "penalty is a class": (TypeError, "is the class Centred", lambda: Term(1.0, penalties.Centred)),
+    "loss weight is a tensor": (TypeError, "multiply result.total", _call(
+        classes, Term(1.0), loss_weight=torch.ones((), requires_grad=True))),
+    "every is no whole number": (TypeError, "whole number of steps, got 1.5", lambda: Term(1.0, every=1.5)),
+    "x is an array": (TypeError, "x must be a tensor, or a sequence .*, got ndarray", _call(
+        classes, Term(1.0), x=X.numpy())),
+    "x is a list of numbers": (TypeError, "got a list of list", _call(classes, Term(1.0), x=X.tolist())),
     "loss returns no tensor": (TypeError, "must return a tensor", _call(lambda output, target: 1.0)),
     "loss of another length": (ValueError, r"\[5, ...\] or a scalar mean, got \[3\]", _call(
         lambda o, t: o[0][0], Term(1.0))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ class Scaled(nn.Module):
         super().__init__()
         self.inner = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
         self.scale, self.table, self.sizes, self.mixed = 2.0, {"a": [1]}, [1, 2], (1, [2])
+        self.tensor, self.options = torch.ones(2), SimpleNamespace(rate=1.0)
         self.twice = nn.Upsample(size=[4, 4])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -76,6 +78,14 @@ CHANGES: dict[str, Callable[[Scaled], Any]] = {
     "modules in another order": _reordered,
     "another parameter": lambda m: setattr(m.inner[0], "bias", nn.Parameter(torch.ones(3))),
     "no parameter": lambda m: setattr(m.inner[0], "bias", None),
+    "a buffer's gradient": lambda m: m.inner[1].running_mean.requires_grad_(),
+    "another buffer": lambda m: setattr(m.inner[1], "running_mean", torch.ones(3)),
+    "no buffer": lambda m: setattr(m.inner[1], "running_mean", None),
+    "a new buffer": lambda m: m.register_buffer("shift", torch.ones(3)),
+    "a forward on the instance": lambda m: setattr(m.inner[2], "forward", lambda x: x),
+    "a class inside": lambda m: setattr(m.inner[2], "__class__", nn.AlphaDropout),
+    "a tensor's gradient": lambda m: m.tensor.requires_grad_(),
+    "an attribute of data": lambda m: setattr(m.options, "rate", 2.0),
     "another dtype": lambda m: m.double(),
     "another class": lambda m: setattr(m, "__class__", type("Other", (Scaled,), {})),
 }
@@ -87,8 +97,9 @@ def test_what_is_remembered_changes_no_answer(
     change: Callable[[Scaled], Any], look_at_once: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer is that of a watch which was never asked before."""
-    function = _native.unchanged if look_at_once == "compiled" else _native._unchanged
-    monkeypatch.setattr(watch, "unchanged", function)
+    for function in ("same_objects", "same_gradients"):
+        name = function if look_at_once == "compiled" else f"_{function}"
+        monkeypatch.setattr(watch, function, getattr(_native, name))
     m = Scaled()
     asked, never_asked = Watch(m), Watch(m)
     before = asked.look(m)

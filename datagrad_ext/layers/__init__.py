@@ -26,7 +26,7 @@ from . import (
     transformer,
     window_attention,
 )
-from .base import Layer, Pairs, Tensors, add, add_each, gradients, reader
+from .base import Layer, Pairs, Tensors, UnsupportedOutput, add, add_each, gradients, reader
 from .opaque import Opaque, OpaqueModule
 from .parameter import ParameterValue
 from .registry import (
@@ -48,6 +48,7 @@ __all__ = [
     "Pairs",
     "ParameterValue",
     "Tensors",
+    "UnsupportedOutput",
     "activation",
     "add",
     "add_each",

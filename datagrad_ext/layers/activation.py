@@ -212,12 +212,14 @@ def _leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False)
 
 
 @module_rule(nn.GELU, config=("approximate",))
-def _gelu_module(module: nn.GELU) -> Application:
+def _gelu_module(module: nn.GELU) -> Application | None:
     return _gelu(None, approximate=module.approximate)
 
 
 @function_rule(F.gelu)
-def _gelu(input: Any, *, approximate: str = "none") -> Application:
+def _gelu(input: Any, *, approximate: str = "none") -> Application | None:
+    if approximate not in ("none", "tanh"):
+        return None
     row = ACTIVATIONS["gelu" if approximate == "none" else "gelu_tanh"]
     return Application(SmoothActivation(row, ()), inputs=(input,))
 

@@ -38,6 +38,10 @@ FLOAT32_ON_CPU = {"cpu": "float32", "cuda": "same"}
 FLOAT32_ON_CUDA = {"cpu": "same", "cuda": "float32"}
 
 
+class UnsupportedOutput(Exception):
+    """A value that the sweeps cannot carry: a layer's tuple that leaves the network, or what is no tensor."""
+
+
 class Layer:
     """Base class of all layers. A subclass writes the maps it has; `reverse` is composed from them."""
 

@@ -279,7 +279,9 @@ def _functions(dims: int, convolution: Any, transposed: Any) -> None:
         padding: Any = 0,
         dilation: Any = 1,
         groups: int = 1,
-    ) -> Application:
+    ) -> Application | None:
+        if isinstance(padding, str) and padding not in ("same", "valid"):
+            return None
         layer = Convolution(dims, stride, padding, dilation, groups)
         return Application(layer, inputs=(input,), params=(weight, bias))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .base import Layer, Pairs, Tensors, gradients
+from .base import Layer, Pairs, Tensors, UnsupportedOutput, gradients
 
 # modules of torch whose forward always returns new memory
 _FRESH = {
@@ -205,10 +205,7 @@ def _value(y: Any, title: str) -> Any:
         return y
     if isinstance(y, (tuple, list)):
         return tuple(_value(part, title) for part in y)
-    raise TypeError(
-        f"{title} returned {type(y).__name__}; inside an accelerated network a layer returns tensors or tuples of "
-        "tensors. Return that, or leave the surrounding module out of accelerate()."
-    )
+    raise UnsupportedOutput(f"{title} returned {type(y).__name__}, and layers return tensors or tuples of tensors")
 
 
 class _Random(NamedTuple):

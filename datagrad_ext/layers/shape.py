@@ -117,7 +117,7 @@ def _permute(input: Any, *dims: Any) -> Application | None:
     order = list(dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims)
     if not all(isinstance(d, int) for d in order):
         return None
-    return Application(Permute(lambda n: [d % n for d in order]), inputs=(input,))
+    return Application(Permute(lambda n: [_counted(d, n) for d in order]), inputs=(input,))
 
 
 @function_rule(torch.transpose, torch.swapaxes, methods=("transpose", "swapaxes"))
@@ -129,14 +129,14 @@ def _transpose(input: Any, dim0: Any, dim1: Any) -> Application | None:
 
 @function_rule(torch.t, methods=("t",))
 def _t(input: Any) -> Application:
-    return Application(Permute(lambda n: list(range(n))[::-1]), inputs=(input,))
+    return Application(Permute(_transposed), inputs=(input,))
 
 
 @function_rule(getattr)
 def _attribute(input: Any, name: str) -> Application | None:
     if name == "mT":
         return _transpose(input, -2, -1)
-    return _t(input) if name == "T" else None
+    return Application(Permute(lambda n: list(range(n))[::-1]), inputs=(input,)) if name == "T" else None
 
 
 @function_rule(torch.movedim, torch.moveaxis, methods=("movedim", "moveaxis"))
@@ -195,13 +195,27 @@ def _negated(shifts: Any) -> Any:
     return -shifts if isinstance(shifts, int) else [-n for n in shifts]
 
 
+def _counted(dim: int, n: int) -> int:
+    """The dimension, counted from the front; an IndexError in PyTorch's words if there is none. A number has one."""
+    n = max(n, 1)
+    if not -n <= dim < n:
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {dim})")
+    return dim % n
+
+
 def _moved(n: int, source: int, destination: int) -> list[int]:
-    order = [d for d in range(n) if d != source % n]
-    order.insert(destination % n, source % n)
-    return order
+    source, destination = _counted(source, n), _counted(destination, n)
+    order = [d for d in range(n) if d != source]
+    order.insert(destination, source)
+    return order[:n]
 
 
 def _swapped(n: int, a: int, b: int) -> list[int]:
-    order = list(range(n))
-    order[a], order[b] = order[b], order[a]
-    return order
+    swap = {_counted(a, n): _counted(b, n), _counted(b, n): _counted(a, n)}
+    return [swap.get(d, d) for d in range(n)]
+
+
+def _transposed(n: int) -> list[int]:
+    if n > 2:
+        raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {n}D")
+    return list(range(n))[::-1]

@@ -64,6 +64,11 @@ class DataGrad:
         self.estimator = Exact() if estimator is None else estimator
         self.step = 0
         self._latest: _Now | None = None
+        if not isinstance(loss_weight, (int, float)):
+            raise TypeError(
+                f"DataGrad: loss_weight must be a number, got {type(loss_weight).__name__}. For a weight that is "
+                "learned, multiply result.total, or put it into the loss"
+            )
         if loss is not None:
             check_loss(loss, "DataGrad: loss")
         for term in self.terms:

@@ -10,6 +10,7 @@ A loss is any callable (output, target) -> tensor. Accepted results, for N sampl
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,10 @@ def check_loss(loss: Any, name: str) -> None:
     """Refuse what cannot be a loss: a TypeError if it is not callable, a ValueError for a sum over the batch."""
     if not callable(loss):
         raise TypeError(f"{name} must be a callable (output, target) -> tensor, got {type(loss).__name__}")
-    if getattr(loss, "reduction", None) == "sum":
+    if isinstance(loss, type):
+        raise TypeError(f"{name} is the class {loss.__name__}; give an object of it, {loss.__name__}()")
+    options = loss.keywords if isinstance(loss, partial) else {}
+    if "sum" in (getattr(loss, "reduction", None), options.get("reduction")):
         raise ValueError(f"{name} has reduction='sum'; give it reduction='none' or 'mean'")
 
 

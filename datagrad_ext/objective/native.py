@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..accelerate import traced
-from ..autograd import UnsupportedOutput
+from ..layers import UnsupportedOutput
 from ..lower import Lowered
 from ..ops.heads import Head
 from ..ops.seeds import Seed

@@ -47,7 +47,7 @@ class Passes:
         self, model: Callable[..., Any], x: Tensor | Sequence[Tensor], indices: Sequence[int], names: Sequence[str]
     ) -> None:
         self.model = model
-        self._given = [x] if isinstance(x, Tensor) else list(x)
+        self._given = _tensors(x)
         self.x = list(self._given)
         for i in indices:
             self.x[i] = _differentiable(self.x, i)
@@ -158,6 +158,15 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for p in found:
             p.requires_grad_(True)
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    """The inputs in a list; a TypeError for what is none."""
+    found = [x] if isinstance(x, Tensor) else list(x) if isinstance(x, (list, tuple)) else []
+    if not found or not all(isinstance(t, Tensor) for t in found):
+        got = f"a {type(x).__name__} of {type(found[0]).__name__}" if found else type(x).__name__
+        raise TypeError(f"x must be a tensor, or a sequence of tensors for model(*x), got {got}")
+    return found
 
 
 def _differentiable(x: Sequence[Tensor], i: int) -> Tensor:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import Node, UnsupportedOutput, asked_for, filled, needs_reference, packed, release, unpack
-from ..layers import add
+from ..autograd import Node, asked_for, filled, needs_reference, packed, release, unpack
+from ..layers import UnsupportedOutput, add
 from ..ops.heads import Head
 from ..ops.seeds import total
 from ..program import Left

@@ -32,7 +32,7 @@ class Term:
         with_target: call the penalty as penalty(J, target), for one that compares J with data.
 
     Raises:
-        TypeError: penalty or loss not callable, inputs not None, an int or a str.
+        TypeError: penalty or loss not callable, or a class; inputs not None, an int or a str; every not an int.
         ValueError: every below 1, or a loss with reduction='sum'.
     """
 
@@ -50,6 +50,9 @@ class Term:
             raise TypeError(
                 f"Term: penalty must be a callable J (N, ...) -> (N,), got {kind}; see datagrad_ext.penalties"
             )
+        if isinstance(self.penalty, type):
+            kind = self.penalty.__name__
+            raise TypeError(f"Term: penalty is the class {kind}; give an object of it, {kind}(...)")
         if not (callable(self.weight) or isinstance(self.weight, (int, float))):
             raise TypeError(
                 f"Term: weight must be a number or a schedule step -> number, got {type(self.weight).__name__}"
@@ -61,6 +64,8 @@ class Term:
                 f"Term: inputs must be None, the index of an input or the name of a submodule, "
                 f"got {type(self.inputs).__name__}"
             )
+        if not isinstance(self.every, int):
+            raise TypeError(f"Term: every must be a whole number of steps, got {self.every!r}")
         if self.every < 1:
             raise ValueError(f"Term: every must be at least 1, got {self.every}")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..objective import DataGrad, Result, Term, TermResult, components
-from ..objective.losses import Loss, cross_entropy
+from ..objective.losses import Loss, check_loss, cross_entropy
 from ..objective.schedules import Weight, at_step, scaled
 from ..penalties import Directional, l2_squared
 
@@ -107,6 +107,8 @@ def multi_task(losses: Sequence[Loss], weights: Sequence[float], terms: Sequence
         ValueError: not one weight for each loss.
     """
     pairs = list(losses), list(weights)
+    for loss in pairs[0]:
+        check_loss(loss, "multi_task: loss")
     if len(pairs[0]) != len(pairs[1]) or not pairs[0]:
         raise ValueError(
             f"multi_task: got {len(pairs[0])} losses and {len(pairs[1])} weights, one weight for each loss"
