@@ -111,7 +111,7 @@ class _Memory:
         return (
             same_objects([root.__dict__, *self._tables], self._values)
             and same_gradients(self._buffers, self._gradients)
-            and all(same(snapshot(value), kept) for value, kept in self._open)
+            and (not self._open or all(same(snapshot(value), kept) for value, kept in self._open))
         )
 
 
