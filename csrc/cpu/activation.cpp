@@ -5,7 +5,6 @@
 #include <common/activation_ops.h>
 #include <common/parallel.h>
 #include <cpu/activation_loops.h>
-#include <cpu/bits.h>
 #include <cpu/convert.h>
 #include <cpu/rectifier.h>
 
@@ -172,19 +171,12 @@ void relu_forward_into(const PreActivation& z, double slope, const Tensor& y, co
     const Reader<T> reader(z);
     T* y_data = mutable_data<T>(y);
     uint8_t* bits_data = mutable_data<uint8_t>(bits);
-    with_slope<Acc<T>>(slope, [&](auto rectifier) {
-      for_each_chunk(Blocks(n, kBlock, kChunk), [&](int64_t, int64_t begin, int64_t count) {
-        Chunk<Acc<T>> buffer;
-        Chunk<uint8_t> mask;
-        const Acc<T>* value = reader.read(begin, count, buffer.value);
-        Acc<T>* out = wide_target(y_data + begin, buffer.value);
-        const auto relu = rectifier();
-        for (int64_t k = 0; k < count; ++k) mask.value[k] = relu.bit(value[k]);
-        for (int64_t k = count; k % 8 != 0; ++k) mask.value[k] = 0;
-        pack(mask.value, count, bits_data + begin / 8);
-        for (int64_t k = 0; k < count; ++k) out[k] = relu.gate(relu.bit(value[k]), value[k]);
-        store(out, y_data + begin, count);
-      });
+    for_each_chunk(Blocks(n, kBlock, kChunk), [&](int64_t, int64_t begin, int64_t count) {
+      Chunk<Acc<T>> buffer;
+      const Acc<T>* value = reader.read(begin, count, buffer.value);
+      Acc<T>* out = wide_target(y_data + begin, buffer.value);
+      rectify(value, out, count, static_cast<Acc<T>>(slope), bits_data + begin / 8);
+      store(out, y_data + begin, count);
     });
   });
 }
@@ -198,18 +190,13 @@ void gate_chunks(const Gated& in, const Tensor& out, double slope, const Blocks&
   const T* other = data_or_null<T>(in.other);
   const uint8_t* bits_data = data<uint8_t>(in.bits);
   T* out_data = mutable_data<T>(out);
-  with_slope<Acc<T>>(slope, [&](auto rectifier) {
-    for_each_chunk(blocks, [&](int64_t block, int64_t begin, int64_t count) {
-      Chunk<Acc<T>> buffer;
-      Chunk<uint8_t> mask;
-      unpack(bits_data + begin / 8, count, mask.value);
-      const Acc<T>* g = plus(other, begin, count, widened(g_data + begin, buffer.value, count), buffer.value);
-      Acc<T>* target = wide_target(out_data + begin, buffer.value);
-      const auto relu = rectifier();
-      for (int64_t k = 0; k < count; ++k) target[k] = relu.gate(mask.value[k] != 0, g[k]);
-      done(block, begin, target, count);
-      store(target, out_data + begin, count);
-    });
+  for_each_chunk(blocks, [&](int64_t block, int64_t begin, int64_t count) {
+    Chunk<Acc<T>> buffer;
+    const Acc<T>* g = plus(other, begin, count, widened(g_data + begin, buffer.value, count), buffer.value);
+    Acc<T>* target = wide_target(out_data + begin, buffer.value);
+    gate_run(g, target, count, static_cast<Acc<T>>(slope), bits_data + begin / 8);
+    done(block, begin, target, count);
+    store(target, out_data + begin, count);
   });
 }
 

@@ -187,7 +187,7 @@ std::tuple<Tensor, Tensor> convolution_relu_forward(const Tensor& x, const Tenso
     T* values = mutable_data<T>(y);
     uint8_t* mask = mutable_data<uint8_t>(bits);
     const auto rectified = [&](int64_t begin, int64_t count) {
-      rectify(values + begin, count, static_cast<T>(slope), mask + begin / 8);
+      rectify(values + begin, values + begin, count, static_cast<T>(slope), mask + begin / 8);
     };
     Convolution<T>(op.window, weight).forward(x, dense ? data<T>(*dense) : nullptr, y, rectified);
   });
@@ -210,7 +210,7 @@ Tensor convolution_relu_jvp(const Tensor& t, const Tensor& bits, double slope, c
     T* values = mutable_data<T>(y);
     const uint8_t* mask = data<uint8_t>(dense);
     const auto gated = [&](int64_t begin, int64_t count) {
-      gate_run(values + begin, count, static_cast<T>(slope), mask + begin / 8);
+      gate_run(values + begin, values + begin, count, static_cast<T>(slope), mask + begin / 8);
     };
     Convolution<T>(op.window, weight).forward(in_layout(t, layout_of(x)), nullptr, y, gated);
   });

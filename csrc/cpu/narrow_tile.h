@@ -3,15 +3,14 @@
 #pragma once
 
 #include <cpu/activation_loops.h>
-#include <cpu/bits.h>
 #include <cpu/narrow_sums.h>
+#include <cpu/rectifier.h>
 
 namespace datagrad {
 namespace {
 
 constexpr int64_t kTileRows = 64;  // a multiple of 8: the bits of a tile begin at a byte
 constexpr int64_t kFewRows = 4;    // up to here a product with a transposed weight takes no transposed copy
-constexpr int64_t kRun = 1024;     // elements whose mask is unpacked at once
 
 template <class T>
 T* in(const std::vector<T*>& buffers, const Place& place) {
@@ -239,16 +238,7 @@ class NarrowTile {
       links_.loops[i]->value(z, out, n);
       return;
     }
-    const Rectifier<T> relu{static_cast<T>(p_.links[i].slope())};
-    uint8_t* bits = bits_of(i, rows);
-    alignas(64) uint8_t mask[kRun];
-    for (int64_t begin = 0; begin < n; begin += kRun) {
-      const int64_t count = std::min(kRun, n - begin);
-      for (int64_t k = 0; k < count; ++k) mask[k] = relu.bit(z[begin + k]);
-      for (int64_t k = count; k % 8 != 0; ++k) mask[k] = 0;
-      for (int64_t k = 0; k < count; ++k) out[begin + k] = relu.gate(mask[k] != 0, z[begin + k]);
-      pack(mask, count, bits + begin / 8);
-    }
+    rectify(z, out, n, static_cast<T>(p_.links[i].slope()), bits_of(i, rows));
   }
 
   // out = f'(z) g
@@ -258,14 +248,7 @@ class NarrowTile {
       links_.loops[i]->combine(pre_activation(i, rows, scratch.operand(0)), g, nullptr, out, n);
       return;
     }
-    const Rectifier<T> relu{static_cast<T>(p_.links[i].slope())};
-    const uint8_t* bits = bits_of(i, rows);
-    alignas(64) uint8_t mask[kRun];
-    for (int64_t begin = 0; begin < n; begin += kRun) {
-      const int64_t count = std::min(kRun, n - begin);
-      unpack(bits + begin / 8, count, mask);
-      for (int64_t k = 0; k < count; ++k) out[begin + k] = relu.gate(mask[k] != 0, g[begin + k]);
-    }
+    gate_run(g, out, n, static_cast<T>(p_.links[i].slope()), bits_of(i, rows));
   }
 
   // out = f'(z) ζ + f''(z) Σ t δ; ζ may be null.

@@ -1,7 +1,9 @@
-// A rectifier on a run of elements in place: its value and the bits of its mask, or the gate by bits written before.
+// A rectifier on a run of elements: its value and the bits of its mask, or the gate by bits written before. A result may take the
+// place of what it is made of.
 #pragma once
 
 #include <cpu/bits.h>
+#include <cpu/masked_lanes.h>
 #include <math/activation.h>
 
 #include <algorithm>
@@ -19,34 +21,36 @@ void with_slope(double slope, const F& f) {
   }
 }
 
-constexpr int64_t kRun = 1024;  // a multiple of 8
+constexpr int64_t kMaskRun = 1024;  // a multiple of 8
 
+// out = f(z)
 template <class T>
-void rectify(T* values, int64_t count, T slope, uint8_t* bits) {
+void rectify(const T* z, T* out, int64_t count, T slope, uint8_t* bits) {
   with_slope<T>(slope, [&](auto rectifier) {
-    for (int64_t i = 0; i < count; i += kRun) {
-      const int64_t n = std::min(kRun, count - i);
-      uint8_t mask[kRun];
-      T* z = values + i;
-      const auto relu = rectifier();
-      for (int64_t k = 0; k < n; ++k) mask[k] = relu.bit(z[k]);
+    const auto relu = rectifier();
+    for (int64_t i = masked::rectify(z, out, count, relu, bits); i < count; i += kMaskRun) {
+      const int64_t n = std::min(kMaskRun, count - i);
+      uint8_t mask[kMaskRun];
+      for (int64_t k = 0; k < n; ++k) mask[k] = relu.bit(z[i + k]);
       for (int64_t k = n; k % 8 != 0; ++k) mask[k] = 0;
       pack(mask, n, bits + i / 8);
-      for (int64_t k = 0; k < n; ++k) z[k] = relu.gate(relu.bit(z[k]), z[k]);
+#pragma GCC ivdep
+      for (int64_t k = 0; k < n; ++k) out[i + k] = relu.gate(relu.bit(z[i + k]), z[i + k]);
     }
   });
 }
 
+// out = f'(z) g
 template <class T>
-void gate_run(T* values, int64_t count, T slope, const uint8_t* bits) {
+void gate_run(const T* g, T* out, int64_t count, T slope, const uint8_t* bits) {
   with_slope<T>(slope, [&](auto rectifier) {
-    for (int64_t i = 0; i < count; i += kRun) {
-      const int64_t n = std::min(kRun, count - i);
-      uint8_t mask[kRun];
-      T* g = values + i;
-      const auto relu = rectifier();
+    const auto relu = rectifier();
+    for (int64_t i = masked::gate(g, out, count, relu, bits); i < count; i += kMaskRun) {
+      const int64_t n = std::min(kMaskRun, count - i);
+      uint8_t mask[kMaskRun];
       unpack(bits + i / 8, n, mask);
-      for (int64_t k = 0; k < n; ++k) g[k] = relu.gate(mask[k] != 0, g[k]);
+#pragma GCC ivdep
+      for (int64_t k = 0; k < n; ++k) out[i + k] = relu.gate(mask[k] != 0, g[i + k]);
     }
   });
 }
@@ -59,7 +63,7 @@ struct Gate {
 
   // Gates so many elements from `place` on, a multiple of 8.
   void apply(T* values, int64_t place, int64_t count) const {
-    if (bits != nullptr) gate_run(values, count, slope, bits + place / 8);
+    if (bits != nullptr) gate_run(values, values, count, slope, bits + place / 8);
   }
 };
 
