@@ -124,6 +124,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if True in hooked([m.__dict__]):
             self._leaves[m] = "it has hooks"
+        if isinstance(m, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
+            self._leaves[m] = "its code is compiled"
         if m in self._leaves or rule_of_module(m) is not None:
             return True
         return super().is_leaf_module(m, module_qualified_name)

@@ -33,6 +33,7 @@ class Net(nn.Module):
     def __init__(self, run: Forward, config: Any = None) -> None:
         super().__init__()
         self.first, self.second, self.run, self.config = nn.Linear(6, 5), nn.Linear(5, 3), run, config
+        self.weights, self.threshold = nn.ParameterList(), nn.Threshold(0.1, 0.2)
         self.skip, self.plain, self.list = nn.Identity(), torch.ones(5), [torch.ones(5)]
         self.register_buffer("mask", torch.ones(5))
         self.register_buffer("optional", None)
@@ -194,6 +195,12 @@ def _patched(net: Net) -> None:
     net.first.forward = types.MethodType(lambda layer, x: F.linear(x, layer.weight) * 3, net.first)
 
 
+def _product(net: Net, x: Tensor) -> Tensor:
+    for weight in net.weights:
+        x = x * weight
+    return net.body(x)
+
+
 CHANGES: dict[str, tuple[Forward, Callable[[Net], object]]] = {
     "a buffer comes": (_optional, lambda net: setattr(net, "optional", torch.full((5,), 2.0).double())),
     "a parameter is registered": (_extra, lambda net: setattr(net, "extra", nn.Parameter(torch.ones(5).double()))),
@@ -205,6 +212,14 @@ CHANGES: dict[str, tuple[Forward, Callable[[Net], object]]] = {
     "a tensor in a list is computed": (
         lambda net, x: net.body(x, net.list[0]),
         lambda net: net.list.__setitem__(0, net.first.bias * 2),
+    ),
+    "a list of parameters grows": (
+        _product,
+        lambda net: net.weights.append(nn.Parameter(torch.full((6,), 2.0).double())),
+    ),
+    "a part changes in place": (
+        lambda net, x: net.body(x, net.threshold(h := net.first(x).sin()) + h),
+        lambda net: setattr(net.threshold, "inplace", True),
     ),
     "a part has another class": (Net.body, lambda net: setattr(net.first, "__class__", Doubled)),
     "a part has a forward of its own": (Net.body, _patched),
@@ -356,6 +371,26 @@ def test_a_parametrised_layer_that_is_called_twice(name: str) -> None:
         models.append(nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(6, 3)).double())
     ours, plain = datagrad_ext.accelerate(models[0]), models[1]
     for seed in range(3):
+        assert_equal(step(ours, seed), step(plain, seed))
+
+
+COMPILED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "torch.jit.script": torch.jit.script,
+    "torch.compile": lambda part: torch.compile(part, backend="eager"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_part_that_is_compiled(name: str) -> None:
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        parts = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+        parts[1] = COMPILED[name](parts[1])
+        models.append(parts)
+    ours, plain = datagrad_ext.accelerate(models[0]), models[1]
+    for seed in range(2):
         assert_equal(step(ours, seed), step(plain, seed))
 
 
