@@ -22,6 +22,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import datagrad_ext
 from datagrad_ext.accelerate import network_of
+from datagrad_ext.snapshot import snapshot
 
 OBJECTIVE = Objective(CE, ((CE, "l2_squared"),))
 Forward = Callable[..., Any]
@@ -118,6 +119,11 @@ class Settings:
     scale: float = 1.0
 
 
+@dataclass(slots=True)
+class Slots:
+    scale: float = 1.0
+
+
 class Attributes(dict):
     """A dictionary whose items are attributes, too."""
 
@@ -139,6 +145,7 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callabl
     "namespace": (lambda: types.SimpleNamespace(scale=1.0), lambda c: c.scale, _set),
     "arguments": (lambda: argparse.Namespace(scale=1.0), lambda c: c.scale, _set),
     "dataclass": (Settings, lambda c: c.scale, _set),
+    "dataclass with slots": (Slots, lambda c: c.scale, _set),
     "nested": (lambda: [types.SimpleNamespace(of=Settings())], lambda c: c[0].of.scale, lambda c, v: _set(c[0].of, v)),
     "dict": (lambda: {"scale": 1.0}, lambda c: c["scale"], _set_item),
     "ordered dict": (lambda: OrderedDict(scale=1.0), lambda c: c["scale"], _set_item),
@@ -157,6 +164,25 @@ def test_a_configuration_that_is_changed_in_place(name: str) -> None:
         assert_equal(step(ours, 0), step(plain, 0))
         for model in (ours, plain):
             write(model.config, value)
+
+
+def _counted(net: Net, x: Tensor) -> Tensor:
+    net.config.scale += 1.0
+    return net.body(x, net.config.scale)
+
+
+@pytest.mark.parametrize("make", [Settings, Slots, lambda: types.SimpleNamespace(scale=1.0)])
+def test_a_forward_that_changes_its_configuration_does_it_once_a_call(make: Callable[[], Any]) -> None:
+    ours, plain = pair(_counted, make)
+    for _ in range(3):
+        assert_equal(step(ours, 0), step(plain, 0))
+    assert ours.config.scale == plain.config.scale
+
+
+def test_large_containers_inside_of_an_object_are_not_looked_into() -> None:
+    vocabulary = types.SimpleNamespace(words={str(k): k for k in range(2000)})
+    assert snapshot(vocabulary) is vocabulary
+    assert snapshot([list(range(2000))]).parts[0].__class__ is list
 
 
 def test_an_unchanged_configuration_keeps_the_trace() -> None:
