@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # who reads the output, such as head, has enough
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 141
     except UserError as error:
         print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
