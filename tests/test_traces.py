@@ -34,6 +34,7 @@ class Net(nn.Module):
     def __init__(self, run: Forward, config: Any = None) -> None:
         super().__init__()
         self.first, self.second, self.run, self.config = nn.Linear(6, 5), nn.Linear(5, 3), run, config
+        self.pool = nn.MaxPool1d(2, return_indices=True)
         self.weights, self.threshold = nn.ParameterList(), nn.Threshold(0.1, 0.2)
         self.skip, self.plain, self.list = nn.Identity(), torch.ones(5), [torch.ones(5)]
         self.register_buffer("mask", torch.ones(5))
@@ -88,7 +89,11 @@ DECISIONS: dict[str, Forward] = {
     "noise of fixed shape": lambda net, x: net.body(x, torch.randn(5)),
     "elements of an attribute": lambda net, x: net.body(x, 2.0 if net.plain.sum() > 5 else 1.0),
     "isinstance of the input": lambda net, x: net.body(x if isinstance(x, Tensor) else x[0], 2.0),
-    "isinstance of a value": lambda net, x: net.body(x, 2.0 if isinstance(net.first(x), Tensor) else 1.0),
+    "isinstance of a layer's result": lambda net, x: net.body(x, 2.0 if isinstance(net.first(x), tuple) else 1.0),
+    "isinstance of a tuple": lambda net, x: net.body(x, 2.0 if isinstance(net.pool(x[:, None]), tuple) else 1.0),
+    "isinstance of a sum": lambda net, x: net.body(x, 2.0 if isinstance(1 - net.first(x) + x[0, 0], Tensor) else 1.0),
+    "isinstance of a size": lambda net, x: net.body(x, 2.0 if isinstance(x.shape[0] + 1, int) else 1.0),
+    "isinstance of a value": lambda net, x: net.body(x, 2.0 if isinstance(net.first(x).max(1), tuple) else 1.0),
     "is_tensor": lambda net, x: net.body(x, 2.0 if torch.is_tensor(x) else 1.0),
     "hasattr": lambda net, x: net.body(x, 2.0 if hasattr(x, "tensors") else 1.0),
     "item of the input": lambda net, x: net.body(x) / x.abs().max().item(),
@@ -109,6 +114,13 @@ def test_a_decision_is_made_at_each_call(name: str) -> None:
         assert_equal(step(ours, seed), step(plain, seed))
         for model in (ours, plain):
             model.plain.add_(0.1)
+
+
+def test_asking_for_the_type_of_tensors_keeps_one_program() -> None:
+    for name in ("isinstance of the input", "isinstance of a layer's result", "isinstance of a sum", "is_tensor"):
+        ours, _ = pair(DECISIONS[name])
+        step(ours, 0)
+        assert not datagrad_ext.program(ours).note, name
 
 
 # ------------------------------------------------------------------ what may change between calls
