@@ -36,6 +36,8 @@ class Watch:
         self._sizes = list(map(len, self._registers))
         self._parameters = [(m._parameters, name) for m in python for name in m._parameters]
         self._buffers = [(m._buffers, name) for m in python for name in m._buffers]
+        present = [(m._parameters, name) for m in python for name, p in m._parameters.items() if p is not None]
+        self._first = present[0] if present else None
         self._may_be_in_place = [m.__dict__ for m in modules if "inplace" in m.__dict__]
         rules = [(i, rule_of_module(m)) for i, m in enumerate(modules)]
         self._configs = [(i, rule.config) for i, rule in rules if rule is not None and rule.config is not None]
@@ -75,6 +77,11 @@ class Watch:
         configs = [config(modules[i]) for i, config in self._configs]
         configs += [table.get("inplace") for table in self._may_be_in_place]
         return modules[0].training, training, hooked(self._tables), missing, buffers, configs
+
+    def kind_of_parameters(self) -> tuple[Any, ...]:
+        """What code like `next(self.parameters()).dtype` reads of the first parameter."""
+        p = None if self._first is None else self._first[0].get(self._first[1])
+        return () if p is None else (p.dtype, p.device, p.requires_grad)
 
     def _own_forwards(self) -> list[bool]:
         """Whether a forward was put onto the instance: then its class does not tell whose code runs."""

@@ -239,6 +239,14 @@ def _product(net: Net, x: Tensor) -> Tensor:
     return net.body(x)
 
 
+def _in_own_dtype(net: Net, x: Tensor) -> Tensor:
+    return net.second(net.first(x.to(next(net.parameters()).dtype)).tanh()).double()
+
+
+def _trained_or_not(net: Net, x: Tensor) -> Tensor:
+    return net.body(x, 2.0 if next(net.parameters()).requires_grad else 1.0)
+
+
 CHANGES: dict[str, tuple[Forward, Callable[[Net], object]]] = {
     "a buffer comes": (_optional, lambda net: setattr(net, "optional", torch.full((5,), 2.0).double())),
     "a parameter is registered": (_extra, lambda net: setattr(net, "extra", nn.Parameter(torch.ones(5).double()))),
@@ -251,6 +259,7 @@ CHANGES: dict[str, tuple[Forward, Callable[[Net], object]]] = {
         lambda net, x: net.body(x, net.list[0]),
         lambda net: net.list.__setitem__(0, net.first.bias * 2),
     ),
+    "all parameters are frozen": (_trained_or_not, lambda net: net.requires_grad_(False)),
     "a list of parameters grows": (
         _product,
         lambda net: net.weights.append(nn.Parameter(torch.full((6,), 2.0).double())),
@@ -277,6 +286,13 @@ def test_a_change_after_the_first_call(name: str) -> None:
         return {**OBJECTIVE(model, x), **{name: t.grad for name, t in leaves.items()}}
 
     assert_equal(step(ours, 0, code), step(plain, 0, code))
+
+
+def test_a_forward_that_reads_the_dtype_of_its_parameters() -> None:
+    ours, plain = pair(_in_own_dtype)
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        found, expected = (step(model.to(dtype), 0) for model in (ours, plain))
+        assert_equal(found, expected, rtol=1e-10 if dtype == torch.float64 else 1e-4)
 
 
 # --------------------------------------------------------------------------------------- arguments
