@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; its exit status: 0 fine, 1 a mismatch found, 2 a user's error, 130 interrupted."""
+    """Run one sub-command; its exit status: 0 fine, 1 a mismatch, 2 a user's error, 130 interrupted, 141 unread."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = build_parser()
     args = parser.parse_args(arguments)
@@ -62,7 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     args.command_line = shlex.join(["python", "-m", "datagrad_ext", *arguments])
     try:
-        return COMMANDS[args.command].run(args)
+        status = COMMANDS[args.command].run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # who reads the output, such as head, has enough
+        sys.stdout = None
+        return 141
     except UserError as error:
         print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
         return 2

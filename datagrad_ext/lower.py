@@ -351,6 +351,8 @@ class _Lowering:
         why = self._leaves.get(module, f"no rule for this module{' under autocast' if has_rule else ''}")
         if module is self._root:
             raise Untraceable(why)  # its forward is the one that asks
+        if any(isinstance(m, torch.jit.ScriptModule) for m in module.modules()):
+            raise Untraceable(f"the parameters of {node.target} are in torch.jit's hands")
         layer = OpaqueModule(module, template, why, self._context)
         slots = []
         for name in layer.names:

@@ -140,7 +140,7 @@ class Network:
             self._watch = Watch(module)
             state = self._watch.look(module)
             assert state is not None
-        return state
+        return state, self._watch.kind_of_parameters()  # type: ignore[union-attr]
 
     def _remember(self, found: Lowered | Untraceable, key: tuple[Any, Any]) -> None:
         self.latest, self._latest_key = found, key

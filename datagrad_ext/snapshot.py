@@ -2,7 +2,8 @@
 
 Plain values are compared by value. Containers and objects that are nothing but data (a namespace, a dataclass, any
 object whose attributes are data in their turn) are compared by what is in them, because a configuration may be changed
-in place. Anything else is compared by identity; a tensor also by whether it requires a gradient.
+in place. Anything else is compared by identity, and so are large arrays and large containers inside of others (a
+vocabulary); a tensor also by whether it requires a gradient.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections import deque
+from dataclasses import fields, is_dataclass
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 
 PLAIN = (int, float, bool, str, bytes, complex, type(None), range, enum.Enum, torch.dtype, torch.device, torch.Size)
 _ATOMS = (*PLAIN, type, FunctionType, BuiltinFunctionType)
-_LARGEST_ARRAY = 1 << 16  # bytes of a numpy array that are compared; a larger one is compared by identity
+_LARGEST_ARRAY = 1 << 16  # bytes
+_LARGEST_INSIDE = 1000  # parts
 
 
 class _State(NamedTuple):
@@ -58,7 +61,10 @@ def restored(kept: Any) -> Any:
     old = [restored(part) for part in (parts.values() if isinstance(parts, dict) else parts)]
     if same(snapshot(value), kept) or isinstance(value, (tuple, frozenset, Tensor)):
         return value
-    if isinstance(parts, dict):
+    if isinstance(parts, dict) and not isinstance(value, dict) and not hasattr(value, "__dict__"):
+        for name, part in zip(parts, old, strict=True):
+            setattr(value, name, part)
+    elif isinstance(parts, dict):
         table = value if isinstance(value, dict) else value.__dict__
         table.clear()
         table.update(zip(parts, old, strict=True))
@@ -81,6 +87,8 @@ def _taken(value: Any, around: tuple[int, ...]) -> Any:
     inside = (*around, id(value))
     if isinstance(value, Tensor):
         return _State(value, True, [value.requires_grad])
+    if around and isinstance(value, (dict, list, tuple, deque, set, frozenset)) and len(value) > _LARGEST_INSIDE:
+        return value
     if isinstance(value, dict):
         return _State(value, False, {key: _taken(part, inside) for key, part in value.items()})
     if isinstance(value, (list, tuple, deque)):
@@ -95,6 +103,8 @@ def _taken(value: Any, around: tuple[int, ...]) -> Any:
 def _object(value: Any, inside: tuple[int, ...]) -> Any:
     """An object and its attributes if all of them are data."""
     attributes = getattr(value, "__dict__", None)
+    if attributes is None and is_dataclass(value):  # with slots
+        attributes = {field.name: getattr(value, field.name, None) for field in fields(value)}
     if type(attributes) is not dict or isinstance(value, nn.Module) or type(value).__module__.startswith("torch."):
         return value
     parts = {}

@@ -22,12 +22,13 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .layers import expanded, expanded_call, rule_of_module
+from .layers import Application, expanded, expanded_call, rule_of_module
 from .snapshot import restored, same, snapshot
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _ONE_AT_A_TIME = threading.RLock()
 _OWN_CODE = ("torch.", "datagrad_ext.")
+_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.matmul}
 _aten = torch.ops.aten
 
 
@@ -124,6 +125,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if True in hooked([m.__dict__]):
             self._leaves[m] = "it has hooks"
+        if isinstance(m, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
+            self._leaves[m] = "its code is compiled"
         if m in self._leaves or rule_of_module(m) is not None:
             return True
         return super().is_leaf_module(m, module_qualified_name)
@@ -168,6 +171,16 @@ class _Tracer(fx.Tracer):
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether a value is known to be one tensor: an input, a layer's result, and what is computed from those."""
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            rule = None if module in self._leaves else rule_of_module(module)
+            return rule is not None and isinstance(rule.build(module), Application)
+        if node.op == "call_function" and node.target in _ARITHMETIC:
+            return any(map(self.is_tensor, node.all_input_nodes))
+        return node.op == "placeholder"
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         inputs = [self.create_proxy("placeholder", f"input_{i}", (), {}) for i in range(self._n_inputs)]
         return self._forward, [self.root, *inputs]
@@ -184,7 +197,7 @@ class _Traced(fx.Proxy):
 
 @contextmanager
 def _types_of_values() -> Iterator[None]:
-    """Inside, isinstance takes a traced input for a tensor, in every module, and refuses to tell what another value is.
+    """Inside, isinstance takes traced tensors for what they are, in every module, and refuses to tell of other values.
 
     Else a forward that asks would go another way than with tensors. fx patches nn.Module in the same manner.
     """
@@ -195,7 +208,7 @@ def _types_of_values() -> Iterator[None]:
             return told(value, kinds)
         if sys._getframe(1).f_globals.get("__name__", "").startswith(_OWN_CODE):
             return told(value, kinds)
-        if value.node.op == "placeholder":
+        if value.tracer.is_tensor(value.node):
             return issubclass(torch.Tensor, kinds)
         raise RuntimeError("it asks for the type of a value")
 

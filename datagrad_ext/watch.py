@@ -6,6 +6,7 @@ import copy
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ._native import same_gradients, same_objects
@@ -23,16 +24,21 @@ class Watch:
         self._type = type(root)
         self._inner = [m for m in root.modules() if m is not root]
         self._types = list(map(type, self._inner))
-        self._tables = [m.__dict__ for m in self._inner]
+        self._tables = [m.__dict__ for m in self._inner if "training" in m.__dict__]  # torch.compile's wrapper has none
         self._forwards = self._own_forwards()
         modules = [root, *self._inner]
-        self._children = [(i, tuple(m._modules.values())) for i, m in enumerate(modules) if m._modules]
+        python = _of_python(modules)
+        self._children = [(m._modules, tuple(m._modules.values())) for m in python if m._modules]
         own = [(i, m) for i, m in enumerate(modules) if not is_library(m)]
+        lists = [m for m in modules if isinstance(m, (nn.ParameterList, nn.ParameterDict))]
         self._attributes = [(i, attributes(m)) for i, m in own]
-        self._registers = [table for _, m in own for table in (m._parameters, m._buffers)]
+        self._registers = [table for m in [*[m for _, m in own], *lists] for table in (m._parameters, m._buffers)]
         self._sizes = list(map(len, self._registers))
-        self._parameters = [(m._parameters, name) for m in modules for name in m._parameters]
-        self._buffers = [(m._buffers, name) for m in modules for name in m._buffers]
+        self._parameters = [(m._parameters, name) for m in python for name in m._parameters]
+        self._buffers = [(m._buffers, name) for m in python for name in m._buffers]
+        present = [(m._parameters, name) for m in python for name, p in m._parameters.items() if p is not None]
+        self._first = present[0] if present else None
+        self._may_be_in_place = [m.__dict__ for m in modules if "inplace" in m.__dict__]
         rules = [(i, rule_of_module(m)) for i, m in enumerate(modules)]
         self._configs = [(i, rule.config) for i, rule in rules if rule is not None and rule.config is not None]
         self._latest: _Memory | None = None
@@ -59,8 +65,8 @@ class Watch:
     def _state(self, modules: list[nn.Module]) -> tuple[Any, ...] | None:
         if self._own_forwards() != self._forwards or list(map(len, self._registers)) != self._sizes:
             return None
-        for i, children in self._children:
-            if tuple(modules[i]._modules.values()) != children:
+        for table, children in self._children:
+            if tuple(table.values()) != children:
                 return None
         for i, state in self._attributes:
             if not unchanged(modules[i], state):
@@ -69,7 +75,13 @@ class Watch:
         missing = [table.get(name) is None for table, name in self._parameters]
         buffers = [_kind_of_buffer(table.get(name)) for table, name in self._buffers]
         configs = [config(modules[i]) for i, config in self._configs]
+        configs += [table.get("inplace") for table in self._may_be_in_place]
         return modules[0].training, training, hooked(self._tables), missing, buffers, configs
+
+    def kind_of_parameters(self) -> tuple[Any, ...]:
+        """What code like `next(self.parameters()).dtype` reads of the first parameter."""
+        p = None if self._first is None else self._first[0].get(self._first[1])
+        return () if p is None else (p.dtype, p.device, p.requires_grad)
 
     def _own_forwards(self) -> list[bool]:
         """Whether a forward was put onto the instance: then its class does not tell whose code runs."""
@@ -93,16 +105,17 @@ class _Memory:
         self.state = state
         root, *inner = modules
         own = tuple([... if name.startswith("_datagrad") else value for name, value in root.__dict__.items()])
-        exact = [m.__dict__ for m in inner] + [m._modules for m in modules]
+        python = _of_python(modules)
+        exact = [m.__dict__ for m in inner] + [m._modules for m in python]
         exact += [m.__dict__[hooks] for m in inner for hooks in HOOKS]
-        present = [m._parameters for m in modules]
+        present = [m._parameters for m in python]
         self._tables = [*exact, *present]
         self._values = [
             own,
             *[tuple(table.values()) for table in exact],
             *[tuple([None if p is None else ... for p in table.values()]) for table in present],
         ]
-        self._buffers = [m._buffers for m in modules]
+        self._buffers = [m._buffers for m in python]
         self._gradients = [tuple(map(_kind_of_buffer, table.values())) for table in self._buffers]
         self._open = [(value, kept) for value, kept in zip(read, map(snapshot, read), strict=True) if may_change(kept)]
 
@@ -117,7 +130,13 @@ class _Memory:
 
 def is_library(module: nn.Module) -> bool:
     """Whether the module's code is torch's own, so that its rule or autograd reads its attributes when it runs."""
-    return type(module).forward.__module__.startswith("torch.nn.")
+    forward = getattr(type(module), "forward", None)  # torch.jit's modules have none
+    return forward is None or forward.__module__.startswith("torch.nn.")
+
+
+def _of_python(modules: list[nn.Module]) -> list[nn.Module]:
+    """Those whose tables are Python's; torch.jit keeps its own."""
+    return [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
 
 
 def _kind_of_buffer(buffer: Tensor | None) -> bool | None:

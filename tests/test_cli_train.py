@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -169,6 +170,18 @@ def test_an_interrupt_leaves_cleanly(
     monkeypatch.setattr(train, "time_step", interrupt)
     assert status(small(digits)) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+class _Closed(io.StringIO):
+    """A pipe that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_output_that_nobody_reads_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", _Closed())
+    assert main(["info"]) == 141
 
 
 def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import datagrad_ext
 from datagrad_ext.accelerate import network_of
+from datagrad_ext.snapshot import snapshot
 
 OBJECTIVE = Objective(CE, ((CE, "l2_squared"),))
 Forward = Callable[..., Any]
@@ -33,6 +34,8 @@ class Net(nn.Module):
     def __init__(self, run: Forward, config: Any = None) -> None:
         super().__init__()
         self.first, self.second, self.run, self.config = nn.Linear(6, 5), nn.Linear(5, 3), run, config
+        self.pool = nn.MaxPool1d(2, return_indices=True)
+        self.weights, self.threshold = nn.ParameterList(), nn.Threshold(0.1, 0.2)
         self.skip, self.plain, self.list = nn.Identity(), torch.ones(5), [torch.ones(5)]
         self.register_buffer("mask", torch.ones(5))
         self.register_buffer("optional", None)
@@ -86,7 +89,11 @@ DECISIONS: dict[str, Forward] = {
     "noise of fixed shape": lambda net, x: net.body(x, torch.randn(5)),
     "elements of an attribute": lambda net, x: net.body(x, 2.0 if net.plain.sum() > 5 else 1.0),
     "isinstance of the input": lambda net, x: net.body(x if isinstance(x, Tensor) else x[0], 2.0),
-    "isinstance of a value": lambda net, x: net.body(x, 2.0 if isinstance(net.first(x), Tensor) else 1.0),
+    "isinstance of a layer's result": lambda net, x: net.body(x, 2.0 if isinstance(net.first(x), tuple) else 1.0),
+    "isinstance of a tuple": lambda net, x: net.body(x, 2.0 if isinstance(net.pool(x[:, None]), tuple) else 1.0),
+    "isinstance of a sum": lambda net, x: net.body(x, 2.0 if isinstance(1 - net.first(x) + x[0, 0], Tensor) else 1.0),
+    "isinstance of a size": lambda net, x: net.body(x, 2.0 if isinstance(x.shape[0] + 1, int) else 1.0),
+    "isinstance of a value": lambda net, x: net.body(x, 2.0 if isinstance(net.first(x).max(1), tuple) else 1.0),
     "is_tensor": lambda net, x: net.body(x, 2.0 if torch.is_tensor(x) else 1.0),
     "hasattr": lambda net, x: net.body(x, 2.0 if hasattr(x, "tensors") else 1.0),
     "item of the input": lambda net, x: net.body(x) / x.abs().max().item(),
@@ -109,11 +116,23 @@ def test_a_decision_is_made_at_each_call(name: str) -> None:
             model.plain.add_(0.1)
 
 
+def test_asking_for_the_type_of_tensors_keeps_one_program() -> None:
+    for name in ("isinstance of the input", "isinstance of a layer's result", "isinstance of a sum", "is_tensor"):
+        ours, _ = pair(DECISIONS[name])
+        step(ours, 0)
+        assert not datagrad_ext.program(ours).note, name
+
+
 # ------------------------------------------------------------------ what may change between calls
 
 
 @dataclass
 class Settings:
+    scale: float = 1.0
+
+
+@dataclass(slots=True)
+class Slots:
     scale: float = 1.0
 
 
@@ -138,6 +157,7 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callabl
     "namespace": (lambda: types.SimpleNamespace(scale=1.0), lambda c: c.scale, _set),
     "arguments": (lambda: argparse.Namespace(scale=1.0), lambda c: c.scale, _set),
     "dataclass": (Settings, lambda c: c.scale, _set),
+    "dataclass with slots": (Slots, lambda c: c.scale, _set),
     "nested": (lambda: [types.SimpleNamespace(of=Settings())], lambda c: c[0].of.scale, lambda c, v: _set(c[0].of, v)),
     "dict": (lambda: {"scale": 1.0}, lambda c: c["scale"], _set_item),
     "ordered dict": (lambda: OrderedDict(scale=1.0), lambda c: c["scale"], _set_item),
@@ -156,6 +176,25 @@ def test_a_configuration_that_is_changed_in_place(name: str) -> None:
         assert_equal(step(ours, 0), step(plain, 0))
         for model in (ours, plain):
             write(model.config, value)
+
+
+def _counted(net: Net, x: Tensor) -> Tensor:
+    net.config.scale += 1.0
+    return net.body(x, net.config.scale)
+
+
+@pytest.mark.parametrize("make", [Settings, Slots, lambda: types.SimpleNamespace(scale=1.0)])
+def test_a_forward_that_changes_its_configuration_does_it_once_a_call(make: Callable[[], Any]) -> None:
+    ours, plain = pair(_counted, make)
+    for _ in range(3):
+        assert_equal(step(ours, 0), step(plain, 0))
+    assert ours.config.scale == plain.config.scale
+
+
+def test_large_containers_inside_of_an_object_are_not_looked_into() -> None:
+    vocabulary = types.SimpleNamespace(words={str(k): k for k in range(2000)})
+    assert snapshot(vocabulary) is vocabulary
+    assert snapshot([list(range(2000))]).parts[0].__class__ is list
 
 
 def test_an_unchanged_configuration_keeps_the_trace() -> None:
@@ -194,6 +233,20 @@ def _patched(net: Net) -> None:
     net.first.forward = types.MethodType(lambda layer, x: F.linear(x, layer.weight) * 3, net.first)
 
 
+def _product(net: Net, x: Tensor) -> Tensor:
+    for weight in net.weights:
+        x = x * weight
+    return net.body(x)
+
+
+def _in_own_dtype(net: Net, x: Tensor) -> Tensor:
+    return net.second(net.first(x.to(next(net.parameters()).dtype)).tanh()).double()
+
+
+def _trained_or_not(net: Net, x: Tensor) -> Tensor:
+    return net.body(x, 2.0 if next(net.parameters()).requires_grad else 1.0)
+
+
 CHANGES: dict[str, tuple[Forward, Callable[[Net], object]]] = {
     "a buffer comes": (_optional, lambda net: setattr(net, "optional", torch.full((5,), 2.0).double())),
     "a parameter is registered": (_extra, lambda net: setattr(net, "extra", nn.Parameter(torch.ones(5).double()))),
@@ -205,6 +258,15 @@ CHANGES: dict[str, tuple[Forward, Callable[[Net], object]]] = {
     "a tensor in a list is computed": (
         lambda net, x: net.body(x, net.list[0]),
         lambda net: net.list.__setitem__(0, net.first.bias * 2),
+    ),
+    "all parameters are frozen": (_trained_or_not, lambda net: net.requires_grad_(False)),
+    "a list of parameters grows": (
+        _product,
+        lambda net: net.weights.append(nn.Parameter(torch.full((6,), 2.0).double())),
+    ),
+    "a part changes in place": (
+        lambda net, x: net.body(x, net.threshold(h := net.first(x).sin()) + h),
+        lambda net: setattr(net.threshold, "inplace", True),
     ),
     "a part has another class": (Net.body, lambda net: setattr(net.first, "__class__", Doubled)),
     "a part has a forward of its own": (Net.body, _patched),
@@ -224,6 +286,13 @@ def test_a_change_after_the_first_call(name: str) -> None:
         return {**OBJECTIVE(model, x), **{name: t.grad for name, t in leaves.items()}}
 
     assert_equal(step(ours, 0, code), step(plain, 0, code))
+
+
+def test_a_forward_that_reads_the_dtype_of_its_parameters() -> None:
+    ours, plain = pair(_in_own_dtype)
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        found, expected = (step(model.to(dtype), 0) for model in (ours, plain))
+        assert_equal(found, expected, rtol=1e-10 if dtype == torch.float64 else 1e-4)
 
 
 # --------------------------------------------------------------------------------------- arguments
@@ -356,6 +425,26 @@ def test_a_parametrised_layer_that_is_called_twice(name: str) -> None:
         models.append(nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(6, 3)).double())
     ours, plain = datagrad_ext.accelerate(models[0]), models[1]
     for seed in range(3):
+        assert_equal(step(ours, seed), step(plain, seed))
+
+
+COMPILED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "torch.jit.script": torch.jit.script,
+    "torch.compile": lambda part: torch.compile(part, backend="eager"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_part_that_is_compiled(name: str) -> None:
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        parts = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+        parts[1] = COMPILED[name](parts[1])
+        models.append(parts)
+    ours, plain = datagrad_ext.accelerate(models[0]), models[1]
+    for seed in range(2):
         assert_equal(step(ours, seed), step(plain, seed))
 
 

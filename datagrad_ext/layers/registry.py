@@ -136,7 +136,8 @@ def as_one_call(function: Callable, *arguments: Any) -> Any:
 def rule_of_module(module: nn.Module) -> ModuleRule | None:
     """The rule of a module, found by its forward, so that subclasses which keep the forward are covered."""
     cls = type(module)
-    forward = getattr(cls, "_datagrad_forward", cls.forward)  # the class's own, also after accelerate()
+    # The class's own, also after accelerate(); torch.jit's modules have none.
+    forward = getattr(cls, "_datagrad_forward", None) or getattr(cls, "forward", None)
     return None if "forward" in module.__dict__ else _MODULES.get(forward)
 
 
