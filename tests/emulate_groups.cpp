@@ -123,6 +123,23 @@ void check(const ChannelView& view, bool vector) {
   }
 }
 
+// The threads of a warp put an element each into 32 banks of shared memory.
+void check_banks() {
+  for (int warp = 0; warp < kBlockThreads / 32; ++warp) {
+    for (int k = 0; k < kGroup; ++k) {
+      std::vector<int> met(32, 0);
+      for (int t = 32 * warp; t < 32 * (warp + 1); ++t) {
+        std::vector<float> shared(TurnedPass::kShared, 0.0f);
+        float values[kGroup] = {};
+        values[k] = 1;
+        TurnedPass::put(t, values, shared.data());
+        for (int i = 0; i < TurnedPass::kShared; ++i) met[i % 32] += shared[i] == 1;
+      }
+      for (const int times : met) expect(times == 1, "a bank is not met once", {});
+    }
+  }
+}
+
 // The pass with the transposed copy and sums: the gate, where every third bit is 0.
 void check_turned(int64_t rows, int64_t columns) {
   const ChannelView view{rows, columns, 1};
@@ -178,6 +195,7 @@ int main() {
     for (const int64_t columns : {8, 24, 32, 40, 264}) check_turned(rows, columns);
   }
   check_turned(70000, 8);
+  check_banks();
   if (failures != 0) std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }
