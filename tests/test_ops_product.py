@@ -87,7 +87,8 @@ def test_chains_with_marks(
     name: str, dtype: torch.dtype, implementation: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Marks change nothing but the order of sums, and where they cannot be followed, nothing."""
-    monkeypatch.setitem(CHAINS, name, MARKED[name])
+    links, widths = MARKED[name]
+    monkeypatch.setitem(CHAINS, name, (links.replace("x", ""), widths))  # what x allows is less than float32
     for rows, pairs, with_zeta in CALLS:
         e = example(name, rows, pairs).map(lambda t: t.to(device, dtype))
         found = sweeps(implementation, e, with_zeta=with_zeta)
