@@ -37,10 +37,7 @@ MARKED = {
 }
 FOLLOWED = ("all epilogues", "copies")  # by what is emulated, which fails where nothing is
 CALLS = [(1, 1, True), (33, 0, True), (64, 1, False), (65, 2, True)]  # rows, data gradients, with ζ
-NAMES_OF_OPS = (
-    *("product_gate", "product_relu", "product_reverse", "product_turned"),
-    *("relu_reverse_turned", "smooth_reverse_turned", "turned_copy"),
-)
+NAMES_OF_OPS = ("product_gate", "product_relu", "product_reverse", "product_turned")
 CUDA = torch.device("cuda")
 SIZES = [(1, 128, 128), (130, 384, 256), (1000, 512, 640)]
 SOFTPLUS: dict[str, Any] = dict(kind="softplus", constants=(2.0, 5.0))
