@@ -1,6 +1,7 @@
 // Runs the thread functions of the CUDA activation kernels on the host, thread by thread as a grid would, and compares with
-// plain loops: every element is computed exactly once, bits and values are right, and every channel sum is.
+// plain loops: every element is computed exactly once, bits and values are right, and every channel sum and transposed copy is.
 #include <math/activation_groups.h>
+#include <math/turn.h>
 
 #include <cstdio>
 #include <vector>
@@ -99,6 +100,13 @@ void check(const ChannelView& view, bool vector) {
     expect(((bits[i / 8] >> (i % 8)) & 1) == 0, "padding bit", view);
   }
 
+  std::vector<uint8_t> read_off(bits.size(), 0xff);
+  for (int64_t t = 0; t < n; ++t) y[t] = x[t] > 0 ? x[t] : x[t] < -2 ? NAN : 0;
+  for (int64_t t = 0; t < threads; ++t) map_thread<float>(ReluBits<float>{y, read_off.data(), vector}, n, t, threads);
+  for (int64_t i = 0; i < 8 * static_cast<int64_t>(bits.size()); ++i) {
+    expect(((read_off[i / 8] >> (i % 8)) & 1) == (i < n && (x[i] > 0 || x[i] < -2)), "bit read off a result", view);
+  }
+
   std::fill(visits.begin(), visits.end(), 0);
   const Counted<ReluGate<float>> gate{{x, other, bits.data(), relu, y, vector}, visits.data()};
   const auto sums = fits_groups(view) ? sum_channels<kGroup>(gate, view) : sum_channels<1>(gate, view);
@@ -115,6 +123,62 @@ void check(const ChannelView& view, bool vector) {
   }
 }
 
+// The threads of a warp put an element each into 32 banks of shared memory.
+void check_banks() {
+  for (int warp = 0; warp < kBlockThreads / 32; ++warp) {
+    for (int k = 0; k < kGroup; ++k) {
+      std::vector<int> met(32, 0);
+      for (int t = 32 * warp; t < 32 * (warp + 1); ++t) {
+        std::vector<float> shared(TurnedPass::kShared, 0.0f);
+        float values[kGroup] = {};
+        values[k] = 1;
+        TurnedPass::put(t, values, shared.data());
+        for (int i = 0; i < TurnedPass::kShared; ++i) met[i % 32] += shared[i] == 1;
+      }
+      for (const int times : met) expect(times == 1, "a bank is not met once", {});
+    }
+  }
+}
+
+// The pass with the transposed copy and sums: the gate, where every third bit is 0.
+void check_turned(int64_t rows, int64_t columns) {
+  const ChannelView view{rows, columns, 1};
+  const int64_t n = rows * columns;
+  std::vector<float> g(n), out(n, NAN), turned(n, NAN);
+  std::vector<uint8_t> bits(n / 8, 0);
+  std::vector<int> visits(n, 0);
+  for (int64_t i = 0; i < n; ++i) {
+    g[i] = static_cast<float>((i * 37) % 101) / 16 - 3;
+    if (i % 3 != 0) bits[i / 8] |= static_cast<uint8_t>(1u << (i % 8));
+  }
+  const Counted<ReluGate<float>> gate{{g.data(), nullptr, bits.data(), {0}, out.data(), false}, visits.data()};
+  const TurnedPass pass{rows, columns, turned.data()};
+  std::vector<float> partials(pass.splits() * columns, NAN);
+  for (int64_t block = 0; block < pass.blocks(); ++block) {
+    for (int64_t split = 0; split < pass.splits(); ++split) {
+      std::vector<float> shared(TurnedPass::kShared, NAN), sums(kBlockThreads * kGroup, 0.0f);
+      for (int64_t tile = split; tile < pass.tiles(); tile += pass.splits()) {
+        for (int t = 0; t < kBlockThreads; ++t) pass.compute(gate, block, tile, t, sums.data() + t * kGroup, shared.data());
+        for (int t = 0; t < kBlockThreads; ++t) pass.write(block, tile, t, shared.data());
+      }
+      for (int t = 0; t < kBlockThreads; ++t) pass.put(t, sums.data() + t * kGroup, shared.data());
+      for (int t = 0; t < kBlockThreads; ++t) pass.reduce(block, split, t, shared.data(), partials.data());
+    }
+  }
+  for (int64_t j = 0; j < columns; ++j) {
+    double truth = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t i = row * columns + j;
+      const float value = i % 3 != 0 ? g[i] : 0;
+      truth += value;
+      expect(visits[i] == 1 && out[i] == value, "gate beside a copy", view);
+      expect(turned[j * rows + row] == value, "transposed copy", view);
+    }
+    const double sum = finish_channel(partials.data(), pass.splits(), columns, j);
+    expect(std::fabs(sum - truth) <= 1e-4 * (1 + std::fabs(truth)), "sum over rows", view);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -127,6 +191,11 @@ int main() {
     check(view, true);
     check(view, false);
   }
+  for (const int64_t rows : {1, 63, 64, 65, 700, 3000}) {
+    for (const int64_t columns : {8, 24, 32, 40, 264}) check_turned(rows, columns);
+  }
+  check_turned(70000, 8);
+  check_banks();
   if (failures != 0) std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

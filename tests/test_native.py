@@ -52,8 +52,11 @@ def report(directory: Path, **environ: str) -> str:
     return done.stdout
 
 
-# Called on CUDA alone: what its library does together with a product.
-CUDA_ALONE = ("product_gate", "product_relu", "product_turned")
+# Called on CUDA alone: what its library does together with a product, and transposed copies.
+CUDA_ALONE = (
+    *("product_gate", "product_relu", "product_reverse", "product_turned"),
+    *("relu_reverse_turned", "smooth_reverse_turned", "turned_copy"),
+)
 # Called on the CPU alone: small products of convolutions, and a step in one op, for which a GPU has other means, and
 # folding, which is a few calls of PyTorch there.
 CPU_ALONE = (

@@ -1,7 +1,7 @@
-"""Products that a GPU does together with what is behind them, and the marks that ask chains for them.
+"""Products and passes that a GPU does together with what is behind them, and the marks that ask chains for them.
 
-The ops equal their references on CUDA, where cuBLASLt takes them. The sweeps with marks equal those without: on CUDA
-the kernels, elsewhere `emulate_epilogues.cpp`, which fails where a mark is not followed.
+The ops equal the passes one by one on CUDA, in every row of `layers/marked.py`. The sweeps with marks equal those
+without: on CUDA the kernels, elsewhere `emulate_epilogues.cpp`, which fails where a mark is not followed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_ops_chain as ops_chain
@@ -22,30 +23,54 @@ from torch import Tensor
 import datagrad_ext
 from build_support.plan import STABLE_ABI
 from datagrad_ext.layers import product_choices
-from datagrad_ext.layers.product_choices import Product
+from datagrad_ext.layers.marked import Wanted
 from datagrad_ext.ops.chain import parse, with_marks
 
 ROOT = Path(__file__).parent.parent
 MARKED = {
-    "rectifiers": ("linear relu+b:0.0@fbt linear relu+b:0.0@fbt linear+b", [40, 384, 128, 10]),
-    "all marks": ("linear@w relu+b:0.0@fbt linear@w relu+b:0.0@fbt linear+b@w", [40, 384, 128, 96]),
-    "at the end": ("linear@w relu+b:0.0@fbt", [24, 384]),
+    "rectifiers": ("linear relu+b:0.0@fbtz linear relu+b:0.0@fbtz linear+b", [40, 384, 128, 10]),
+    "bits from results": ("linear relu+b:0.0@mz linear relu+b:0.0@mz linear+b", [40, 384, 128, 10]),
+    "all epilogues": ("linear@w relu+b:0.0@fbtzx linear@w relu+b:0.0@mbtzx linear+b@w", [40, 384, 128, 96]),
+    "copies": ("linear@w relu+b:0.0@mbgr linear@w softplus+b:2.0:5.0@gr linear+b@w", [24, 136, 72, 40]),
+    "copies of odd widths": ("linear@w relu:0.1@gr linear+b@w tanh@gr linear+b@w relu+b:0.0@r", [24, 33, 70, 40]),
+    "at the end": ("linear@w relu+b:0.0@fbtr", [24, 384]),  # no product is above it in sweep 4
 }
+FOLLOWED = ("all epilogues", "copies")  # by what is emulated, which fails where nothing is
 CALLS = [(1, 1, True), (33, 0, True), (64, 1, False), (65, 2, True)]  # rows, data gradients, with ζ
+NAMES_OF_OPS = ("product_gate", "product_relu", "product_reverse", "product_turned")
+CUDA = torch.device("cuda")
+SIZES = [(1, 128, 128), (130, 384, 256), (1000, 512, 640)]
+SOFTPLUS: dict[str, Any] = dict(kind="softplus", constants=(2.0, 5.0))
+LEAKY: dict[str, Any] = dict(constants=(0.1,))
+ROWS_ON_CUDA = [
+    *[(row, dtype, {}) for row in ("forward", "vjp", "jvp", "reverse") for dtype in (torch.float16, torch.bfloat16)],
+    *[(row, torch.float32, dict(tf32=tf32)) for row in ("forward", "reverse") for tf32 in (False, True)],
+    ("reverse", torch.float32, dict(tf32=True, copied=True)),
+    ("weight", torch.float32, dict(tf32=True)),
+    *[(row, torch.float32, more) for row in ("gate", "pass") for more in ({}, dict(bias=False), LEAKY, SOFTPLUS)],
+]
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("mark", "fbtw")
-@pytest.mark.parametrize(("rows", "fan_in", "fan_out"), [(1, 128, 128), (130, 384, 256), (1000, 512, 640)])
-def test_in_one_and_one_by_one(mark: str, rows: int, fan_in: int, fan_out: int, dtype: torch.dtype) -> None:
-    """Each op with ordinary operands; with NaN and infinity only where it claims to keep them."""
-    if (mark == "w") != (dtype == torch.float32):
-        return
-    wanted = Product(mark, rows, fan_in, fan_out, dtype, torch.device("cuda"))
-    in_one, one_by_one = wanted.calls
-    wrong = product_choices.refusal(in_one, one_by_one, wanted.examples())
-    assert wrong is None or (mark == "f" and "NaN is not where it belongs" in wrong)
+@pytest.mark.parametrize(("row", "dtype", "more"), ROWS_ON_CUDA, ids=str)
+@pytest.mark.parametrize(("rows", "fan_in", "fan_out"), SIZES)
+def test_in_one_and_one_by_one(
+    row: str,
+    dtype: torch.dtype,
+    more: dict[str, Any],
+    rows: int,
+    fan_in: int,
+    fan_out: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every way with ordinary operands; with NaN and infinity, only a library's relu may lose NaN."""
+    tf32 = more.get("tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32" if tf32 else "ieee")
+    wanted = Wanted(row, rows, fan_out if row in ("gate", "pass") else fan_in, fan_out, dtype, CUDA, **more)
+    case = wanted.case()
+    for run in case.ways.values():
+        wrong = product_choices.refusal(run, case, tf32)
+        assert wrong is None or (row == "forward" and wrong == "NaN is not where it belongs")
 
 
 def _without(links: str) -> str:
@@ -59,7 +84,8 @@ def test_chains_with_marks(
     name: str, dtype: torch.dtype, implementation: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Marks change nothing but the order of sums, and where they cannot be followed, nothing."""
-    monkeypatch.setitem(CHAINS, name, MARKED[name])
+    links, widths = MARKED[name]
+    monkeypatch.setitem(CHAINS, name, (links.replace("x", ""), widths))  # what x allows is less than float32
     for rows, pairs, with_zeta in CALLS:
         e = example(name, rows, pairs).map(lambda t: t.to(device, dtype))
         found = sweeps(implementation, e, with_zeta=with_zeta)
@@ -95,19 +121,34 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield "marked"
 
 
-def test_the_sweeps_follow_marks(marked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CHAINS, "all marks", MARKED["all marks"])
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_the_sweeps_follow_marks(name: str, marked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHAINS, name, MARKED[name])
     for rows, pairs, with_zeta in CALLS:
         for want_y in (True, False):
-            e = example("all marks", rows, pairs).map(Tensor.float)
-            found = sweeps(marked, e, with_zeta=with_zeta, want_y=want_y)
-            expected = sweeps("reference", e, with_zeta=with_zeta, want_y=want_y)
-            for key, ours in found.items():
-                truth = expected[key]
-                if ours is None or truth is None:
-                    assert ours is truth, key
-                else:
-                    assert difference(ours, truth, floor=1e-6).norm <= 2e-5, key
+            e = example(name, rows, pairs).map(Tensor.float)
+            _alike(*(sweeps(each, e, with_zeta=with_zeta, want_y=want_y) for each in (marked, "reference")))
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_marks_of_what_is_not_wanted(name: str, marked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the bias gradient of an epilogue, or the gradient that a copy is for, passes are plain."""
+    monkeypatch.setenv("DATAGRAD_UNMARKED", "1")
+    monkeypatch.setitem(CHAINS, name, MARKED[name])
+    e = example(name, 33, 1).map(Tensor.float)
+    for left_out in range(len(e.params)):
+        wanted = [i != left_out for i in range(len(e.params))]
+        for want_x in (True, False):
+            _alike(*(sweeps(each, e, wanted=wanted, want_x=want_x) for each in (marked, "reference")))
+
+
+def _alike(found: ops_chain.Results, expected: ops_chain.Results) -> None:
+    for key, ours in found.items():
+        truth = expected[key]
+        if ours is None or truth is None:
+            assert ours is truth, key
+        else:
+            assert difference(ours, truth, floor=1e-6).norm <= 2e-5, key
 
 
 def test_a_relu_at_the_end(marked: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +178,7 @@ def test_marks_are_words_of_the_same_links() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", ["product_relu", "product_gate", "product_turned"])
+@pytest.mark.parametrize("name", NAMES_OF_OPS)
 def test_native_kernels_are_in_use(name: str) -> None:
     assert_native(name, "cuda")
 
@@ -146,8 +187,8 @@ def test_native_kernels_are_in_use(name: str) -> None:
 def test_operands_that_are_not_taken_are_told_in_a_sentence() -> None:
     a = torch.zeros(4, 8, device="cuda", dtype=torch.float16)
     with pytest.raises(RuntimeError, match="product_relu: needs dense matrices aligned to 16 bytes"):
-        torch.ops.datagrad.product_relu(a, torch.zeros_like(a), a[0, :4])
+        torch.ops.datagrad.product_relu(a, torch.zeros_like(a), a[0, :4], "f")
 
 
 def test_the_package_names_the_ops() -> None:
-    assert {"product_relu", "product_gate", "product_turned"} <= {op.name for op in datagrad_ext.backends().ops}
+    assert set(NAMES_OF_OPS) <= {op.name for op in datagrad_ext.backends().ops}

@@ -64,10 +64,9 @@ class Chain {
     };
     for (int64_t i = 0; i < p_.size(); ++i) {
       const Link& link = p_.links[i];
-      if (epilogue(i + 1, 'f') && link.bias < 0) {
-        const std::optional<Tensor> bias = p_.bias(p_.links[i + 1]);
+      if (link.kind == Kind::linear && link.bias < 0 && (epilogue(i + 1, 'f') || epilogue(i + 1, 'm'))) {
         const Tensor out = output(i + 1);
-        if (Fused::nt_relu(out, h, p_.weight(link), bias ? &*bias : nullptr, bits(i + 1))) {
+        if (product_relu(i + 1, h, p_.weight(link), out)) {
           h = out;
           ++i;
           continue;
@@ -123,11 +122,15 @@ class Chain {
                 const Tensors& kept, const Tensors& sums, bool fresh_sums) const {
     const std::vector<size_t> order = p_.order(wanted);
     const int64_t end = p_.tangent_end(wanted, y_tangent != nullptr);
+    std::optional<Tensor> turned;  // the transposed copy of t, where a gate has written it
     bool fresh = false;
     for (int64_t i = 0; i < end; ++i) {
       const Link& link = p_.links[i];
-      if (ChainPlan::wants_weight(link, wanted)) weight_bar(i, sums[order[i]], delta(record, i, 0), t, !fresh_sums);
-      if (epilogue(i + 1, 't') && (i + 2 < end || (i + 2 == end && y_tangent != nullptr))) {
+      if (ChainPlan::wants_weight(link, wanted)) {
+        weight_bar(i, sums[order[i]], {delta(record, i, 0), std::nullopt}, {t, turned}, !fresh_sums);
+        turned.reset();
+      }
+      if (link.kind == Kind::linear && epilogue(i + 1, 't') && (i + 2 < end || (i + 2 == end && y_tangent != nullptr))) {
         const Place place = i + 2 == end ? Place() : places.of[i + 2];
         const Tensor out = i + 2 == end ? *y_tangent
                            : place      ? part_of(kept, 0, place, p_.rows, p_.width[i + 2])
@@ -150,7 +153,7 @@ class Chain {
       if (link.kind == Kind::linear) {
         Backend::nt(out, t, p_.weight(link), nullptr);
       } else {
-        gate(i, t, out);
+        turned = gate(i, t, out, wants_copy(i, 'g', i + 1, wanted));
       }
       t = out;
       fresh = !place;
@@ -163,6 +166,7 @@ class Chain {
                const Tensor* x_bar, const Tensors& sums, bool fresh_sums, const Tensors& biases) const {
     const std::vector<size_t> order = p_.order(wanted);
     const int64_t stop = x_bar != nullptr ? 0 : p_.first_wanted(wanted);
+    std::optional<Tensor> turned;  // the transposed copy of ζ, where a pass has written it
     bool fresh = false;
     for (int64_t i = p_.last(); i >= stop; --i) {
       const Link& link = p_.links[i];
@@ -171,17 +175,25 @@ class Chain {
       if (link.kind == Kind::linear) {
         if (!zeta) continue;
         if (bias_bar != nullptr) column_sums(*zeta, *bias_bar);
-        if (ChainPlan::wants_weight(link, wanted)) weight_bar(i, sums[order[i]], *zeta, input(i, x), !fresh_sums);
+        if (ChainPlan::wants_weight(link, wanted)) {
+          weight_bar(i, sums[order[i]], {*zeta, turned}, {input(i, x), std::nullopt}, !fresh_sums);
+          turned.reset();
+        }
         if (last && x_bar == nullptr) continue;
         const Tensor out = last ? *x_bar : empty_matrix(*zeta, p_.rows, p_.width[i]);
-        Backend::nn(out, *zeta, p_.weight(link));
+        const bool gates = !last && epilogue(i - 1, 'z') && ChainPlan::wants_bias(p_.links[i - 1], wanted);
+        if (gates && Fused::nn_reverse(out, *zeta, p_.weight(link), bits(i - 1), biases[p_.links[i - 1].bias], tf32(i - 1))) {
+          --i;
+        } else {
+          Backend::nn(out, *zeta, p_.weight(link));
+        }
         zeta = out;
         fresh = true;
       } else if (zeta || (link.kind == Kind::smooth && pairs.count > 0)) {
         const Tensor out = fresh ? *zeta : empty_matrix(x, p_.rows, p_.width[i]);
         // A smooth link may be where ζ begins.
         if (bias_bar == nullptr && ChainPlan::wants_bias(link, wanted)) bias_bar = &biases[link.bias];
-        activation_reverse(i, zeta, pairs, out, bias_bar);
+        turned = activation_reverse(i, zeta, pairs, out, bias_bar, wants_copy(i, 'r', i - 1, wanted));
         zeta = out;
         fresh = true;
       }
@@ -221,10 +233,27 @@ class Chain {
     return 0 <= i && i < p_.size() && p_.links[i].kind == Kind::relu && p_.links[i].slope() == 0 && p_.links[i].marked(mark);
   }
 
+  // Whether products of float32 beside link i may use tf32.
+  bool tf32(int64_t i) const { return p_.links[i].marked('x'); }
+
+  // Whether the pass at activation i should write the transposed copy that the gradient of the weight of link `reader` reads.
+  bool wants_copy(int64_t i, char mark, int64_t reader, const Flags& wanted) const {
+    return p_.links[i].marked(mark) && 0 <= reader && reader < p_.size() && p_.links[reader].marked('w') &&
+           ChainPlan::wants_weight(p_.links[reader], wanted);
+  }
+
+  // out = relu(h wᵀ + bias) at the ReLU i, with its bits, as its marks ask: whether it was done.
+  bool product_relu(int64_t i, const Tensor& h, const Tensor& w, const Tensor& out) const {
+    const std::optional<Tensor> bias = p_.bias(p_.links[i]);
+    if (!bias) return false;
+    return epilogue(i, 'f') ? Fused::nt_relu(out, h, w, *bias, bits(i))
+                            : Fused::nt_relu_then_bits(out, h, w, *bias, bits(i), tf32(i));
+  }
+
   // sum = aᵀ b, or sum += aᵀ b: the gradient of the weight of link i.
-  void weight_bar(int64_t i, const Tensor& sum, const Tensor& a, const Tensor& b, bool add) const {
+  void weight_bar(int64_t i, const Tensor& sum, const Flow& a, const Flow& b, bool add) const {
     if (p_.links[i].marked('w') && Fused::tn_turned(sum, a, b, add)) return;
-    Backend::tn(sum, a, b, add);
+    Backend::tn(sum, a.matrix, b.matrix, add);
   }
 
   static void column_sums(const Tensor& g, const Tensor& out) {
@@ -232,36 +261,55 @@ class Chain {
     torch::stable::copy_(const_cast<Tensor&>(out), torch::stable::sum(g, IntHeaderOnlyArrayRef(&rows, 1)));
   }
 
-  // out = f'(z) g at an activation; out may be g.
-  void gate(int64_t i, const Tensor& g, const Tensor& out) const {
+  // What follows are passes over an activation: into `out`, which may be what comes in, and its sums over rows into `sums`, if
+  // there are any. Returned is the transposed copy of `out`, if it was asked for (`turn`) and the device writes it in this pass.
+
+  // out = f'(z) g
+  std::optional<Tensor> gate(int64_t i, const Tensor& g, const Tensor& out, bool turn = false) const {
     const Link& link = p_.links[i];
-    if (link.kind == Kind::relu) {
-      relu_gate_into(Gated(p_.op, g, bits(i), false), link.slope(), out);
-      return;
-    }
+    if (link.kind == Kind::relu) return rectify(i, g, out, nullptr, turn);
     Curved in(p_.op, std::nullopt, {}, {}, PreActivation(p_.op, input(i, g), p_.bias(link), -1));
     in.zeta = in.z.like_x(p_.op, "g", g);
-    smooth_reverse_into(p_.op, in, link.name, link.constants, out, nullptr);
+    return curve(i, in, out, nullptr, turn);
   }
 
-  // Sweep 4 at an activation: the cotangent of its input, and the gradient of its bias into `bias_bar`, if there is one.
-  void activation_reverse(int64_t i, const std::optional<Tensor>& zeta, const Pairs& pairs, const Tensor& out,
-                          const Tensor* bias_bar) const {
+  // Sweep 4: the cotangent of the activation's input, and the gradient of its bias.
+  std::optional<Tensor> activation_reverse(int64_t i, const std::optional<Tensor>& zeta, const Pairs& pairs, const Tensor& out,
+                                           const Tensor* sums, bool turn) const {
     const Link& link = p_.links[i];
-    if (link.kind == Kind::smooth) {
-      Tensors t, d;
-      for (size_t pair = 0; pair < pairs.count; ++pair) {
-        t.push_back(tangent(pairs, i, pair));
-        d.push_back(delta(pairs, i, pair));
-      }
-      const PreActivation z(p_.op, input(i, out), p_.bias(link), -1, bias_bar != nullptr);
-      smooth_reverse_into(p_.op, Curved(p_.op, zeta, t, d, z), link.name, link.constants, out, bias_bar);
-    } else if (bias_bar != nullptr) {
-      const Gated in(p_.op, *zeta, bits(i), false);
-      relu_reverse_into(in, channel_view(in.g.sizes(), 1, in.layout), link.slope(), out, *bias_bar);
-    } else {
-      gate(i, *zeta, out);
+    if (link.kind == Kind::relu) return rectify(i, *zeta, out, sums, turn);
+    Tensors t, d;
+    for (size_t pair = 0; pair < pairs.count; ++pair) {
+      t.push_back(tangent(pairs, i, pair));
+      d.push_back(delta(pairs, i, pair));
     }
+    const PreActivation z(p_.op, input(i, out), p_.bias(link), -1, sums != nullptr);
+    return curve(i, Curved(p_.op, zeta, t, d, z), out, sums, turn);
+  }
+
+  std::optional<Tensor> rectify(int64_t i, const Tensor& g, const Tensor& out, const Tensor* sums, bool turn) const {
+    const Gated in(p_.op, g, bits(i), false);
+    const double slope = p_.links[i].slope();
+    if (turn) {
+      const Tensor turned = empty_matrix(out, out.size(1), out.size(0));
+      if (Fused::relu_turned(in, slope, out, sums, turned)) return turned;
+    }
+    if (sums != nullptr) {
+      relu_reverse_into(in, channel_view(in.g.sizes(), 1, in.layout), slope, out, *sums);
+    } else {
+      relu_gate_into(in, slope, out);
+    }
+    return std::nullopt;
+  }
+
+  std::optional<Tensor> curve(int64_t i, const Curved& in, const Tensor& out, const Tensor* sums, bool turn) const {
+    const Link& link = p_.links[i];
+    if (turn) {
+      const Tensor turned = empty_matrix(out, out.size(1), out.size(0));
+      if (Fused::smooth_turned(p_.op, in, link.name, link.constants, out, sums, turned)) return turned;
+    }
+    smooth_reverse_into(p_.op, in, link.name, link.constants, out, sums);
+    return std::nullopt;
   }
 
   const ChainPlan& p_;

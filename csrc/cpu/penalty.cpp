@@ -1,12 +1,9 @@
 // Per-sample norms and their seeds on the CPU: chunks of rows (penalty_rows.h) run in parallel.
 #include <common/parallel.h>
-#include <common/penalty_arguments.h>
+#include <common/penalty_ops.h>
 #include <cpu/penalty_rows.h>
 #include <math/row_chunks.h>
 
-#include <torch/csrc/stable/library.h>
-
-#include <tuple>
 #include <vector>
 
 namespace datagrad {
@@ -84,65 +81,26 @@ void seed_rows(const Samples& in, const Acc<T>* value, const SeedWeight<Acc<T>>&
   });
 }
 
-Tensor penalty_value(const Tensor& J, std::string kind) {
-  const Samples in("penalty_value", J, kind);
-  const Tensor value = in.per_sample();
-  dispatch_floating(J.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    visit_norm<Acc<T>>(Norms{}, kind, [&](auto norm) {
-      reduce_rows<T>(in, EveryRow<decltype(norm)>{}, mutable_data<Acc<T>>(value));
-    });
-  });
-  return value;
-}
+struct CpuPenalty {
+  template <class Norm, class T>
+  static void norms(const Samples& in, Acc<T>* value) {
+    reduce_rows<T>(in, EveryRow<Norm>{}, value);
+  }
 
-// weight_of(Acc) is the SeedWeight.
-template <class WeightOf>
-Tensor seed(const Samples& in, const Tensor& value, const std::string& kind, const WeightOf& weight_of) {
-  const Tensor value_dense = in.check_per_sample("value", value);
-  const Tensor out = empty_dense(in.J, in.J.sizes(), in.J.scalar_type(), in.layout);
-  dispatch_floating(in.J.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const SeedWeight<Acc<T>> weight = weight_of(Acc<T>());
-    visit_norm<Acc<T>>(Norms{}, kind, [&](auto norm) {
-      seed_rows<decltype(norm)>(in, data<Acc<T>>(value_dense), weight, mutable_data<T>(out));
-    });
-  });
-  return out;
-}
+  template <class Norm, class T>
+  static void seed(const Samples& in, const Acc<T>* value, const SeedWeight<Acc<T>>& weight, T* out) {
+    seed_rows<Norm>(in, value, weight, out);
+  }
 
-Tensor penalty_seed(const Tensor& J, const Tensor& value, const Tensor& weight, std::string kind) {
-  const Samples in("penalty_seed", J, kind);
-  const Tensor dense = in.check_per_sample("weight", weight);
-  return seed(in, value, kind, [&](auto of) { return SeedWeight<decltype(of)>{data<decltype(of)>(dense), nullptr, 0, 0, 0}; });
-}
-
-Tensor penalty_handover(const Tensor& J, const Tensor& value, const Tensor& c, double share, std::string kind,
-                        std::string function, double constant) {
-  const Samples in("penalty_handover", J, kind);
-  return seed(in, value, kind, [&](auto of) { return in.seed_weight<decltype(of)>(c, share, function, constant); });
-}
-
-std::tuple<Tensor, Tensor> penalty_total(std::optional<Tensor> loss, double loss_weight, std::vector<Tensor> norms,
-                                         std::vector<std::string> functions, std::vector<double> constants,
-                                         std::vector<double> weights) {
-  const Lists lists(loss, norms, functions, constants.size(), weights.size());
-  const auto run = [&](auto of) {
-    const auto job = lists.of<decltype(of)>(loss_weight, constants, weights);
-    double sums[decltype(job)::kMost];
+  template <class A>
+  static void total(const Lists&, const PenaltyTotal<A>& job) {
+    double sums[PenaltyTotal<A>::kMost];
     for (int i = 0; i < job.lists; ++i) sums[i] = job.share(i, 0, 1);
     job.finish(sums, 1);
-  };
-  lists.total.scalar_type() == ScalarType::Double ? run(double()) : run(float());
-  return {lists.total, lists.means};
-}
+  }
+};
 
 }  // namespace
 }  // namespace datagrad
 
-STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) {
-  m.impl("penalty_value", TORCH_BOX(&datagrad::penalty_value));
-  m.impl("penalty_seed", TORCH_BOX(&datagrad::penalty_seed));
-  m.impl("penalty_handover", TORCH_BOX(&datagrad::penalty_handover));
-  m.impl("penalty_total", TORCH_BOX(&datagrad::penalty_total));
-}
+STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) { datagrad::register_penalty<datagrad::CpuPenalty>(m); }

@@ -1,13 +1,11 @@
 // The activation family on CUDA: ops, letters and layouts as in datagrad_ext/ops/activation.py. What a thread computes is in
 // math/activation_groups.h, which thread computes what in math/groups.h; here are the kernels around them and the launches.
 #include <common/activation_ops.h>
-#include <common/cuda_launch.cuh>
-#include <math/activation_groups.h>
+#include <cuda/activation_passes.cuh>
+#include <cuda/passes.h>
 
 namespace datagrad {
 namespace {
-
-static_assert(kBlockThreads == kThreads);
 
 template <class A, class Op>
 __global__ void map_kernel(Op op, int64_t n) {
@@ -36,29 +34,9 @@ __global__ void runs_kernel(Op op, Runs<W> runs, A* partials) {
   if (threadIdx.x == 0) partials[blockIdx.y * runs.channels + blockIdx.x] = shared[0];
 }
 
-template <class T>
-__global__ void finish_kernel(const Acc<T>* partials, int64_t splits, int64_t channels, T* sums) {
-  const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (channel >= channels) return;
-  sums[channel] = static_cast<T>(static_cast<Acc<T>>(finish_channel(partials, splits, channels, channel)));
-}
-
 template <class T, class Op>
 void map(const Launch& launch, const Op& op, int64_t n) {
   launch(map_kernel<Acc<T>, Op>, grid_for(ceil_div(n, kGroup)), kThreads, op, n);
-}
-
-template <class T>
-void finish(const Launch& launch, const Tensor& partials, int64_t splits, const Tensor& sums) {
-  const int64_t channels = sums.numel();
-  launch(finish_kernel<T>, static_cast<unsigned>(ceil_div(channels, kThreads)), kThreads, data<Acc<T>>(partials), splits,
-         channels, mutable_data<T>(sums));
-}
-
-template <class T>
-Tensor empty_partials(const Tensor& sums, int64_t splits) {
-  const int64_t shape[] = {splits, sums.numel()};
-  return empty_dense(sums, IntHeaderOnlyArrayRef(shape, 2), accumulation_dtype(sums.scalar_type()));
 }
 
 template <class T, int W, class Op>
@@ -88,43 +66,6 @@ void map_and_sum(const Launch& launch, const Op& op, const ChannelView& view, co
   }
 }
 
-template <class... Pointers>
-bool aligned(const Pointers*... pointers) {
-  return (is_aligned_16(pointers) && ...);
-}
-
-template <class T>
-const T* data_or_null(const std::optional<Tensor>& t) {
-  return t ? data<T>(*t) : nullptr;
-}
-
-template <class T>
-BiasedInput<T> biased_input(const PreActivation& z) {
-  return {data<T>(z.x), data_or_null<T>(z.bias), data_or_null<T>(z.other), z.view};
-}
-
-template <class T>
-ReluGate<T> relu_gate_op(const Gated& in, double slope, const Tensor& out) {
-  const T *g = data<T>(in.g), *other = data_or_null<T>(in.other);
-  T* target = mutable_data<T>(out);
-  return {g, other, data<uint8_t>(in.bits), {static_cast<Acc<T>>(slope)}, target, aligned(g, other, target)};
-}
-
-template <class T, class Row>
-SmoothReverse<T, Row> smooth_reverse_op(const Curved& in, const Row& activation, const Tensor& out) {
-  SmoothReverse<T, Row> op{biased_input<T>(in.z), activation};
-  op.zeta = data_or_null<T>(in.zeta);
-  op.pairs = static_cast<int>(in.tangents.size());
-  op.out = mutable_data<T>(out);
-  op.vector = aligned(op.z.x, op.zeta, op.out);  // a null zeta is aligned
-  for (int i = 0; i < op.pairs; ++i) {
-    op.tangents[i] = data<T>(in.tangents[i]);
-    op.cotangents[i] = data<T>(in.cotangents[i]);
-    op.vector = op.vector && aligned(op.tangents[i], op.cotangents[i]);
-  }
-  return op;
-}
-
 }  // namespace
 
 void relu_forward_into(const PreActivation& z, double slope, const Tensor& y, const Tensor& bits) {
@@ -136,6 +77,14 @@ void relu_forward_into(const PreActivation& z, double slope, const Tensor& y, co
     const BiasedInput<T> input = biased_input<T>(z);
     const bool vector = aligned(input.x, input.other, target);  // a null pointer is aligned
     map<T>(launch, ReluForward<T>{input, relu, target, mutable_data<uint8_t>(bits), vector}, y.numel());
+  });
+}
+
+void relu_bits_into(const Tensor& y, const Tensor& bits) {
+  const Launch launch(y);
+  dispatch_floating(y.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    map<T>(launch, ReluBits<T>{data<T>(y), mutable_data<uint8_t>(bits), aligned(data<T>(y))}, y.numel());
   });
 }
 

@@ -42,28 +42,39 @@ struct Epilogues<CudaBackend> : CudaEpilogues<Vendor> {};
 
 // The same one by one, as datagrad_ext/ops/product.py defines them: to compare them and to time them.
 
+using Fused = Epilogues<CudaBackend>;
+
 void check_done(bool done, const char* op) {
-  DATAGRAD_CHECK(done, op, ": needs dense matrices aligned to ", lt::kAlignment, " bytes: float16 or bfloat16 with a multiple of 128 ",
-                 "columns for rectifiers and gates, float32 for transposed copies");
+  DATAGRAD_CHECK(done, op, ": needs dense matrices aligned to ", lt::kAlignment, " bytes: float16, bfloat16 or float32 with a ",
+                 "multiple of 128 columns for rectifiers and gates, float32 for transposed copies");
 }
 
-std::tuple<Tensor, Tensor> product_relu(const Tensor& a, const Tensor& weight, const Tensor& bias) {
+bool marked(const std::string& marks, char mark) { return marks.find(mark) != std::string::npos; }
+
+std::tuple<Tensor, Tensor> product_relu(const Tensor& a, const Tensor& weight, const Tensor& bias, std::string marks) {
   const Tensor y = empty_matrix(a, a.size(0), weight.size(0));
   const Tensor bits = empty_vector(a, (y.numel() + 7) / 8, ScalarType::Byte);
-  check_done(Epilogues<CudaBackend>::nt_relu(y, a, weight, &bias, bits), "product_relu");
+  const bool done = marked(marks, 'f') ? Fused::nt_relu(y, a, weight, bias, bits)
+                                       : Fused::nt_relu_then_bits(y, a, weight, bias, bits, marked(marks, 'x'));
+  check_done(done, "product_relu");
   return {y, bits};
 }
 
 Tensor product_gate(const Tensor& a, const Tensor& weight, const Tensor& bits, bool turned) {
   const Tensor out = empty_matrix(a, a.size(0), weight.size(turned ? 0 : 1));
-  check_done(turned ? Epilogues<CudaBackend>::nt_gate(out, a, weight, bits) : Epilogues<CudaBackend>::nn_gate(out, a, weight, bits),
-             "product_gate");
+  check_done(turned ? Fused::nt_gate(out, a, weight, bits) : Fused::nn_gate(out, a, weight, bits), "product_gate");
   return out;
+}
+
+std::tuple<Tensor, Tensor> product_reverse(const Tensor& a, const Tensor& weight, const Tensor& bits, std::string marks) {
+  const Tensor out = empty_matrix(a, a.size(0), weight.size(1)), sums = empty_vector(a, weight.size(1), a.scalar_type());
+  check_done(Fused::nn_reverse(out, a, weight, bits, sums, marked(marks, 'x')), "product_reverse");
+  return {out, sums};
 }
 
 Tensor product_turned(const Tensor& a, const Tensor& b) {
   const Tensor out = empty_matrix(a, a.size(1), b.size(1));
-  check_done(Epilogues<CudaBackend>::tn_turned(out, a, b, false), "product_turned");
+  check_done(Fused::tn_turned(out, {a, std::nullopt}, {b, std::nullopt}, false), "product_turned");
   return out;
 }
 
@@ -74,5 +85,6 @@ STABLE_TORCH_LIBRARY_IMPL(datagrad, CUDA, m) {
   datagrad::register_chain<datagrad::CudaBackend>(m);
   m.impl("product_relu", TORCH_BOX(&datagrad::product_relu));
   m.impl("product_gate", TORCH_BOX(&datagrad::product_gate));
+  m.impl("product_reverse", TORCH_BOX(&datagrad::product_reverse));
   m.impl("product_turned", TORCH_BOX(&datagrad::product_turned));
 }

@@ -1,4 +1,4 @@
-// The part of cuBLASLt that fuses a rectifier, or its gate, with a product. Its C interface is declared here by hand, as far as it is
+// The part of cuBLASLt that fuses a rectifier, or its gate and the bias gradient, with a product. Its C interface is declared here by hand, as far as it is
 // used: the header comes with the CUDA toolkit's libraries and not with its compiler, and names and numbers of that interface do
 // not change. The library itself is the copy that torch has loaded.
 #pragma once
@@ -17,11 +17,11 @@
 namespace datagrad {
 namespace lt {
 
-enum class Epilogue : uint32_t { relu_aux_bias = 2 | 128 | 4, drelu = 8 | 128 };
+enum class Epilogue : uint32_t { relu_bias = 2 | 4, relu_aux_bias = 2 | 128 | 4, drelu = 8 | 128, drelu_bgrad = 8 | 128 | 16 };
 
 constexpr int kTransA = 3, kTransB = 4, kEpilogue = 7, kBiasPointer = 8, kAuxPointer = 11, kAuxLd = 12;  // of a product
 constexpr int kMaxWorkspace = 1, kReductions = 3, kMinAlignment = 5;  // of a preference; alignments of A, B, C, D in order
-constexpr int kFloat = 0, kHalf = 2, kBFloat16 = 14, kComputeFloat = 68;
+constexpr int kFloat = 0, kHalf = 2, kBFloat16 = 14, kComputeFloat = 68, kComputeTf32 = 77;
 constexpr int64_t kWorkspace = int64_t{8} << 20, kAlignment = 16;  // bytes
 
 struct Algorithm {
@@ -101,17 +101,18 @@ struct Object {
 };
 
 // out (rows, columns) = epilogue(a op(b)), a (rows, inner), op(b) = b (inner, columns) or, `turned`, the transpose of b (columns, inner).
-// All dense, of 16 bits, aligned to kAlignment; columns a multiple of 128, so that bits lie as cuBLASLt has them. Sums are in float32.
+// All dense and aligned to kAlignment; with bits, columns a multiple of 128, so that these lie as cuBLASLt has them. Sums are in
+// float32, which `tf32` may round the operands of to tf32.
 struct Product {
   Epilogue epilogue;
-  int type;  // kHalf or kBFloat16
-  bool turned;
+  int type;
+  bool turned, tf32;
   int64_t rows, columns, inner;
-  const void *a, *b, *bias;
-  void *bits, *out;
+  const void *a, *b;
+  void *vector, *bits, *out;  // vector: the bias, or where its gradient goes; it and the bits may be null
 
   std::array<int64_t, 6> key(int device) const {
-    return {static_cast<int64_t>(epilogue), type, turned ? 1 : 0, rows, columns, inner * 1024 + device};
+    return {static_cast<int64_t>(epilogue), type, (turned ? 1 : 0) + (tf32 ? 2 : 0), rows, columns, inner * 1024 + device};
   }
 };
 
@@ -131,16 +132,18 @@ class Products {
     if (handle == nullptr) check(library.create(&handle), "creating a handle");
     // In its terms, column by column: outᵀ = op(b)ᵀ aᵀ.
     Object desc(library.desc_destroy);
-    check(library.desc_create(&desc.pointer, kComputeFloat, kFloat), "describing a product");
+    check(library.desc_create(&desc.pointer, p.tf32 ? kComputeTf32 : kComputeFloat, kFloat), "describing a product");
     const auto set = [&](int attribute, auto value) {
       check(library.desc_set(desc.pointer, attribute, &value, sizeof value), "describing a product");
     };
     set(kTransA, int32_t{p.turned ? 1 : 0});
     set(kTransB, int32_t{0});
     set(kEpilogue, static_cast<uint32_t>(p.epilogue));
-    set(kAuxPointer, p.bits);
-    set(kAuxLd, p.columns);
-    if (p.epilogue == Epilogue::relu_aux_bias) set(kBiasPointer, p.bias);
+    if (p.bits != nullptr) {
+      set(kAuxPointer, p.bits);
+      set(kAuxLd, p.columns);
+    }
+    if (p.vector != nullptr) set(kBiasPointer, p.vector);
     Object b(library.layout_destroy), a(library.layout_destroy), out(library.layout_destroy);
     const auto layout = [&](Object& object, int64_t fast, int64_t slow) {
       check(library.layout_create(&object.pointer, p.type, fast, slow, fast), "describing a matrix");

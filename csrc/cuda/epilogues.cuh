@@ -1,4 +1,4 @@
-// What CUDA does together with a product of a chain: rectifier and gate in cuBLASLt's epilogues (16 bits), and gradients of
+// What CUDA does together with a product of a chain: rectifier, gate and bias gradient in cuBLASLt's epilogues, and gradients of
 // weights from transposed copies (float32: tensor cores read tf32 fastest along the sum).
 #pragma once
 
@@ -7,55 +7,45 @@
 #include <common/cuda_launch.cuh>
 #include <common/layout.h>
 #include <cuda/cublas_lt.h>
-#include <math/turn.h>
+#include <cuda/passes.h>
 
 namespace datagrad {
 namespace {
 
-template <class T>
-__global__ void __launch_bounds__(Turn<T>::kThreads) turn_kernel(Turn<T> turn) {
-  __shared__ T shared[Turn<T>::kShared];
-  for (int64_t tile = blockIdx.x; tile < turn.tiles(); tile += gridDim.x) {
-    turn.read(tile, threadIdx.x, shared);
-    __syncthreads();
-    turn.write(tile, threadIdx.x, shared);
-    __syncthreads();
+// The type of a product's operands as cuBLASLt numbers it; -1 for what has no epilogue here.
+inline int lt_type(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Half: return lt::kHalf;
+    case ScalarType::BFloat16: return lt::kBFloat16;
+    case ScalarType::Float: return lt::kFloat;
+    default: return -1;
   }
 }
 
-// A dense copy of the transpose of a dense matrix of float32.
-inline Tensor turned_copy(const Tensor& t) {
-  const int64_t sizes[] = {t.size(1), t.size(0)};
-  const Tensor out = empty_dense(t, IntHeaderOnlyArrayRef(sizes, 2), t.scalar_type());
-  const Turn<float> turn{static_cast<const float*>(t.const_data_ptr()), static_cast<float*>(out.mutable_data_ptr()), t.size(0),
-                         t.size(1)};
-  Launch launch(t);
-  launch(turn_kernel<float>, grid_for(turn.tiles(), 1), Turn<float>::kThreads, turn);
-  return out;
-}
-
-// The product with its epilogue, if the operands are as it takes them.
-inline bool with_epilogue(lt::Epilogue epilogue, const Tensor& out, const Tensor& a, const Tensor& b, bool turned, const Tensor* bias,
-                          const Tensor& bits) {
-  const ScalarType dtype = out.scalar_type();
-  if (dtype != ScalarType::Half && dtype != ScalarType::BFloat16) return false;
-  if (out.numel() == 0 || a.size(1) == 0 || out.size(1) % 128 != 0 || a.size(1) % 8 != 0) return false;
+// out = epilogue(a b), or of a bᵀ where `turned`, if the operands are as it takes them: whether it was done. `vector`: the bias, or
+// where its gradient goes. Epilogues with bits need rows of a multiple of 128 of them, any other a multiple of 8 columns.
+inline bool with_epilogue(lt::Epilogue epilogue, const Tensor& out, const Tensor& a, const Tensor& b, bool turned, const Tensor* vector,
+                          const Tensor* bits, bool tf32) {
+  const int type = lt_type(out.scalar_type());
+  if (type < 0 || out.numel() == 0 || a.size(1) == 0) return false;
+  if (out.size(1) % (bits != nullptr ? 128 : 8) != 0 || a.size(1) % 8 != 0) return false;
   const auto fits = [](const Tensor& t) {
     return t.is_contiguous() && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % lt::kAlignment == 0;
   };
-  if (!fits(out) || !fits(a) || !fits(b) || !fits(bits) || (bias != nullptr && !fits(*bias))) return false;
+  if (!fits(out) || !fits(a) || !fits(b) || (vector != nullptr && !fits(*vector)) || (bits != nullptr && !fits(*bits))) return false;
   const Launch launch(out);
   const Tensor workspace = empty_dense(out, IntHeaderOnlyArrayRef(&lt::kWorkspace, 1), ScalarType::Byte);
   const lt::Product product{epilogue,
-                            dtype == ScalarType::Half ? lt::kHalf : lt::kBFloat16,
+                            type,
                             turned,
+                            tf32 && type == lt::kFloat,
                             out.size(0),
                             out.size(1),
                             a.size(1),
                             a.const_data_ptr(),
                             b.const_data_ptr(),
-                            bias == nullptr ? nullptr : bias->const_data_ptr(),
-                            bits.mutable_data_ptr(),
+                            vector == nullptr ? nullptr : vector->mutable_data_ptr(),
+                            bits == nullptr ? nullptr : bits->mutable_data_ptr(),
                             out.mutable_data_ptr()};
   lt::Products::get().run(product, out.get_device_index(), workspace.mutable_data_ptr(), launch.stream());
   return true;
@@ -63,18 +53,37 @@ inline bool with_epilogue(lt::Epilogue epilogue, const Tensor& out, const Tensor
 
 template <class Vendor>
 struct CudaEpilogues {
-  static bool nt_relu(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor* bias, const Tensor& bits) {
-    return bias != nullptr && with_epilogue(lt::Epilogue::relu_aux_bias, out, a, b, true, bias, bits);
+  using Epilogue = lt::Epilogue;
+
+  static bool nt_relu(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& bits) {
+    return with_epilogue(Epilogue::relu_aux_bias, out, a, b, true, &bias, &bits, false);
+  }
+  static bool nt_relu_then_bits(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& bits,
+                                bool tf32) {
+    if (!with_epilogue(Epilogue::relu_bias, out, a, b, true, &bias, nullptr, tf32)) return false;
+    relu_bits_into(out, bits);
+    return true;
   }
   static bool nn_gate(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& bits) {
-    return with_epilogue(lt::Epilogue::drelu, out, a, b, false, nullptr, bits);
+    return with_epilogue(Epilogue::drelu, out, a, b, false, nullptr, &bits, false);
   }
   static bool nt_gate(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& bits) {
-    return with_epilogue(lt::Epilogue::drelu, out, a, b, true, nullptr, bits);
+    return with_epilogue(Epilogue::drelu, out, a, b, true, nullptr, &bits, false);
   }
-  static bool tn_turned(const Tensor& out, const Tensor& a, const Tensor& b, bool add) {
-    if (out.scalar_type() != ScalarType::Float || !a.is_contiguous() || !b.is_contiguous()) return false;
-    Products<Vendor>::nt(out, turned_copy(a), turned_copy(b), add ? &out : nullptr);
+  static bool nn_reverse(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& bits, const Tensor& sums, bool tf32) {
+    return with_epilogue(Epilogue::drelu_bgrad, out, a, b, false, &sums, &bits, tf32);
+  }
+  static bool relu_turned(const Gated& in, double slope, const Tensor& out, const Tensor* sums, const Tensor& turned) {
+    return relu_turned_into(in, slope, out, sums, turned);
+  }
+  static bool smooth_turned(const char* op, const Curved& in, const std::string& kind, const std::vector<double>& constants,
+                            const Tensor& out, const Tensor* sums, const Tensor& turned) {
+    return smooth_turned_into(op, in, kind, constants, out, sums, turned);
+  }
+  static bool tn_turned(const Tensor& out, const Flow& a, const Flow& b, bool add) {
+    if (out.scalar_type() != ScalarType::Float || !a.matrix.is_contiguous() || !b.matrix.is_contiguous()) return false;
+    const auto turned = [](const Flow& of) { return of.turned ? *of.turned : turned_copy_of(of.matrix); };
+    Products<Vendor>::nt(out, turned(a), turned(b), add ? &out : nullptr);
     return true;
   }
 };

@@ -1,13 +1,8 @@
 // Per-sample norms and their seeds on CUDA; formulas in math/penalty.h, how rows are shared out in common/cuda_rows.cuh. Few long
 // rows are cut into chunks, one a block, whose sums a second kernel adds in order.
 #include <common/cuda_rows.cuh>
-#include <common/penalty_arguments.h>
+#include <common/penalty_ops.h>
 #include <math/row_chunks.h>
-
-#include <torch/csrc/stable/library.h>
-
-#include <string>
-#include <tuple>
 
 namespace datagrad {
 namespace {
@@ -171,71 +166,28 @@ void seed_rows(const Launch& launch, const Samples& in, const Acc<T>* value, con
   });
 }
 
-Tensor penalty_value(const Tensor& J, std::string kind) {
-  const Samples in("penalty_value", J, kind);
-  const Launch launch(in.J);
-  const Tensor value = in.per_sample();
-  dispatch_floating(J.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    visit_norm<Acc<T>>(Norms{}, kind, [&](auto norm) {
-      reduce_rows<T>(launch, in, EveryRow<decltype(norm)>{}, mutable_data<Acc<T>>(value));
-    });
-  });
-  return value;
-}
+struct CudaPenalty {
+  template <class Norm, class T>
+  static void norms(const Samples& in, Acc<T>* value) {
+    reduce_rows<T>(Launch(in.J), in, EveryRow<Norm>{}, value);
+  }
 
-// weight_of(Acc) is the SeedWeight.
-template <class WeightOf>
-Tensor seed(const Samples& in, const Tensor& value, const std::string& kind, const WeightOf& weight_of) {
-  const Tensor value_dense = in.check_per_sample("value", value);
-  const Launch launch(in.J);
-  const Tensor out = empty_dense(in.J, in.J.sizes(), in.J.scalar_type(), in.layout);
-  dispatch_floating(in.J.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const SeedWeight<Acc<T>> weight = weight_of(Acc<T>());
-    visit_norm<Acc<T>>(Norms{}, kind, [&](auto norm) {
-      seed_rows<decltype(norm)>(launch, in, data<Acc<T>>(value_dense), weight, mutable_data<T>(out));
-    });
-  });
-  return out;
-}
+  template <class Norm, class T>
+  static void seed(const Samples& in, const Acc<T>* value, const SeedWeight<Acc<T>>& weight, T* out) {
+    seed_rows<Norm>(Launch(in.J), in, value, weight, out);
+  }
 
-Tensor penalty_seed(const Tensor& J, const Tensor& value, const Tensor& weight, std::string kind) {
-  const Samples in("penalty_seed", J, kind);
-  const Tensor dense = in.check_per_sample("weight", weight);
-  return seed(in, value, kind, [&](auto of) { return SeedWeight<decltype(of)>{data<decltype(of)>(dense), nullptr, 0, 0, 0}; });
-}
-
-Tensor penalty_handover(const Tensor& J, const Tensor& value, const Tensor& c, double share, std::string kind,
-                        std::string function, double constant) {
-  const Samples in("penalty_handover", J, kind);
-  return seed(in, value, kind, [&](auto of) { return in.seed_weight<decltype(of)>(c, share, function, constant); });
-}
-
-std::tuple<Tensor, Tensor> penalty_total(std::optional<Tensor> loss, double loss_weight, std::vector<Tensor> norms,
-                                         std::vector<std::string> functions, std::vector<double> constants,
-                                         std::vector<double> weights) {
-  const Lists lists(loss, norms, functions, constants.size(), weights.size());
-  const Launch launch(lists.total);
-  const int64_t parts = std::min<int64_t>(64, 1 + lists.longest() / 8192);
-  const int64_t sums = parts * static_cast<int64_t>(lists.values.size());
-  const Tensor part = empty_dense(lists.total, IntHeaderOnlyArrayRef(&sums, 1), ScalarType::Double);
-  const auto run = [&](auto of) {
-    using A = decltype(of);
-    const PenaltyTotal<A> job = lists.of<A>(loss_weight, constants, weights);
+  template <class A>
+  static void total(const Lists& lists, const PenaltyTotal<A>& job) {
+    const Launch launch(lists.total);
+    const int64_t parts = std::min<int64_t>(64, 1 + lists.longest() / 8192), sums = parts * job.lists;
+    const Tensor part = empty_dense(lists.total, IntHeaderOnlyArrayRef(&sums, 1), ScalarType::Double);
     launch(sum_lists<A>, static_cast<unsigned>(parts), kThreads, job, mutable_data<double>(part));
     if (parts > 1) launch(finish_lists<A>, 1, 1, job, data<double>(part), parts);
-  };
-  lists.total.scalar_type() == ScalarType::Double ? run(double()) : run(float());
-  return {lists.total, lists.means};
-}
+  }
+};
 
 }  // namespace
 }  // namespace datagrad
 
-STABLE_TORCH_LIBRARY_IMPL(datagrad, CUDA, m) {
-  m.impl("penalty_value", TORCH_BOX(&datagrad::penalty_value));
-  m.impl("penalty_seed", TORCH_BOX(&datagrad::penalty_seed));
-  m.impl("penalty_handover", TORCH_BOX(&datagrad::penalty_handover));
-  m.impl("penalty_total", TORCH_BOX(&datagrad::penalty_total));
-}
+STABLE_TORCH_LIBRARY_IMPL(datagrad, CUDA, m) { datagrad::register_penalty<datagrad::CudaPenalty>(m); }

@@ -56,6 +56,20 @@ struct ReluForward {  // first is a multiple of 8
 };
 
 template <class T>
+struct ReluBits {  // of a relu's result, where its argument is gone; first is a multiple of 8
+  const T* y;
+  uint8_t* bits;
+  bool vector;
+
+  DATAGRAD_HD void operator()(int64_t first, int count, Acc<T>* values) const {
+    load_group(y, first, count, vector, values);
+    unsigned octet = 0;
+    for (int k = 0; k < count; ++k) octet |= (Rectifier<Acc<T>>{}.bit(values[k]) ? 1u : 0u) << k;
+    bits[first / 8] = static_cast<uint8_t>(octet);
+  }
+};
+
+template <class T>
 struct ReluGate {  // of g + other; other may be null
   const T* g;
   const T* other;

@@ -1,15 +1,11 @@
 """Which products of a chain a GPU does in another way than one by one: `marks` for the words of `ops/chain.py`.
 
-    f  relu     forward: product, bias, relu and bits in one
-    b  relu     data gradient: product and gate in one
-    t  relu     tangent: product and gate in one
-    w  linear   gradient of the weight from transposed copies
-
-A mark is chosen once for each product (kind, sizes, dtype, device), on operands made for it, and kept if it is
+The ways are rows of `marked.py`. One is chosen once for each row, sizes, dtype, device and activation, on operands made
+for it, and taken if it is
 
 * right: as near to the passes one by one as their dtype rounds, NaN and infinity where they have them. A library's relu
   that loses NaN is refused;
-* faster than these passes, timed beside it.
+* faster than these passes, and than any other way, timed beside it.
 
 `backends()` lists the choices. So a wrong epilogue costs time and never a gradient. Nothing is chosen while a CUDA
 graph records the stream, nor where PyTorch is asked for deterministic algorithms: times may choose otherwise in the
@@ -20,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -28,54 +23,17 @@ import torch
 from torch import Tensor
 
 from ..choices import Choice, Choices, seconds
-from ..ops import is_native, product
+from ..ops import is_native
 from ..ops.chain import Link
+from .marked import HALF, Case, Wanted
 
-CHOICES = Choices("products of chains", Choice("any other", "one by one"))
+CHOICES = Choices("products of chains", Choice("any other", "one by one", ""))
 CHOICES_OF_A_CHAIN = 256  # numbers of rows that a chain remembers
 LEAST = 1 << 28  # multiplications: a smaller product has nothing to gain that a choice costs
 GAIN = 0.97
 NARROW = 256  # chains up to this width have kernels of their own in 16 bits
-_HALF = (torch.float16, torch.bfloat16)
+_PATHS = {"m": "in one, then bits", "mx": "in one, then bits"}  # else "in one"
 _ops = torch.ops.datagrad
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product that may be marked: on the two sides of its weight flow (rows, fan_in) and (rows, fan_out)."""
-
-    mark: str
-    rows: int
-    fan_in: int
-    fan_out: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def __str__(self) -> str:
-        name = {"f": "forward with relu", "b": "vjp with gate", "t": "jvp with gate", "w": "weight gradient"}[self.mark]
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{name}, {self.rows} rows, {self.fan_in} to {self.fan_out}, {dtype} on {self.device}"
-
-    def examples(self) -> tuple[Any, ...]:
-        """Operands: normal numbers, of the weight so that results are near 1."""
-        generator = torch.Generator(self.device).manual_seed(0)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=self.dtype, device=self.device).normal_(generator=generator)
-
-        x, weight = normal(self.rows, self.fan_in), normal(self.fan_out, self.fan_in).mul_(1 / math.sqrt(self.fan_in))
-        if self.mark == "f":
-            return x, weight, normal(self.fan_out)
-        if self.mark == "t":
-            return x, weight, _bits(normal(self.rows, self.fan_out)), True
-        g = normal(self.rows, self.fan_out)
-        return (g, weight, _bits(x), False) if self.mark == "b" else (g, x)
-
-    @property
-    def calls(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """In one, and one by one."""
-        name = {"f": "product_relu", "w": "product_turned"}.get(self.mark, "product_gate")
-        return getattr(_ops, name).default, getattr(product, name)
 
 
 class Gpu:
@@ -101,60 +59,128 @@ gpu = Gpu()
 
 def marks(links: Sequence[Link], weights: Sequence[Tensor], x: Tensor) -> tuple[str, ...] | None:
     """The marks of each link at rows x; None while they cannot be chosen. `weights`: of the linear links, in order."""
-    found, sizes = ["" for _ in links], iter(weights)
-    shapes = [tuple(next(sizes).shape) if link.name == "linear" else (0, 0) for link in links]
-    wide = x.dtype in _HALF and max(map(max, shapes)) > NARROW
-    for i, (fan_out, fan_in) in enumerate(shapes):
-        asked = []
-        if links[i].name != "linear" or x.shape[0] * fan_out * fan_in < LEAST:
-            continue
-        if wide and _is_relu(links, i + 1) and fan_out % 128 == 0 and fan_in % 8 == 0:
-            asked += [(i + 1, "t")]
-            if links[i].bias is None and links[i + 1].bias is not None:
-                asked += [(i + 1, "f")]
-        if wide and _is_relu(links, i - 1) and fan_in % 128 == 0 and fan_out % 8 == 0:
-            asked += [(i - 1, "b")]
-        if x.dtype == torch.float32 and gpu.tf32():
-            asked += [(i, "w")]
-        for place, mark in asked:
-            if not gpu.may_choose():
-                return None
-            wanted = Product(mark, x.shape[0], fan_in, fan_out, x.dtype, x.device)
-            if CHOICES.find(wanted, partial(choose, wanted)).value:
-                found[place] += mark
-    return tuple(found)
+    return _Marks(links, weights, x).found() if gpu.may_choose() else None
+
+
+class _Marks:
+    """What to ask about a chain, in the order in which one answer depends on another."""
+
+    def __init__(self, links: Sequence[Link], weights: Sequence[Tensor], x: Tensor) -> None:
+        self._links, self._marks, sizes = links, ["" for _ in links], iter(weights)
+        self._sides = []  # fan_in and fan_out of each link
+        width = x.shape[1]
+        for link in links:
+            before, width = width, next(sizes).shape[0] if link.name == "linear" else width
+            self._sides.append((before, width))
+        tf32 = x.dtype == torch.float32 and gpu.tf32()
+        self._wanted = partial(Wanted, rows=x.shape[0], dtype=x.dtype, device=x.device, tf32=tf32)
+        self._tf32, self._float32 = tf32, x.dtype == torch.float32
+        self._wide = x.dtype in HALF and max(max(sides) for sides in self._sides) > NARROW
+        self._products = [i for i, link in enumerate(links) if link.name == "linear" and self._is_large(x, i)]
+
+    def found(self) -> tuple[str, ...]:
+        for i in self._products:
+            self._ask_product(i)
+        for i, link in enumerate(self._links):
+            if link.name != "linear":
+                self._ask_pass(i)
+        for i in self._products:
+            self._ask_reverse(i)
+        return tuple(self._marks)
+
+    def _ask_product(self, i: int) -> None:
+        fan_in, fan_out = self._sides[i]
+        if self._is_relu(i + 1) and fan_in % 8 == 0 and fan_out % 8 == 0:
+            moved = self._links[i].bias is None and self._links[i + 1].bias is not None
+            if moved and (self._wide or self._float32):
+                self._ask(i, i + 1, "forward")
+            if self._wide and fan_out % 128 == 0:
+                self._ask(i, i + 1, "jvp")
+        if self._wide and self._is_relu(i - 1) and fan_in % 128 == 0 and fan_out % 8 == 0:
+            self._ask(i, i - 1, "vjp")
+        if self._tf32:
+            self._ask(i, i, "weight")
+
+    def _ask_pass(self, i: int) -> None:
+        """The gradient of a weight behind a pass of sweep 3, or below one of sweep 4, may read its transposed copy."""
+        link, (width, _) = self._links[i], self._sides[i]
+        pass_of = dict(kind=link.name, constants=link.constants, bias=link.bias is not None)
+        if width % 8 == 0 and i + 1 < len(self._links) and "w" in self._marks[i + 1]:
+            self._ask(i, i, "gate", **pass_of)
+        if width % 8 == 0 and "w" in self._marks[i - 1]:
+            self._ask(i, i, "pass", **pass_of)
+
+    def _ask_reverse(self, i: int) -> None:
+        """An epilogue takes the place of the pass below, and of its transposed copy."""
+        fan_in, fan_out = self._sides[i]
+        covered = self._is_relu(i - 1) and self._links[i - 1].bias is not None and (self._wide or self._float32)
+        if covered and fan_in % 128 == 0 and fan_out % 8 == 0:
+            before = self._marks[i - 1]
+            if self._ask(i, i - 1, "reverse", copied="r" in before):
+                self._marks[i - 1] = self._marks[i - 1].replace("r", "")
+
+    def _ask(self, i: int, place: int, row: str, **more: Any) -> bool:
+        """Give `place` the marks of what the row takes at the sizes of link i; whether it takes any."""
+        fan_in, fan_out = self._sides[i]
+        wanted = self._wanted(row=row, fan_in=fan_in, fan_out=fan_out, **more)
+        taken = CHOICES.find(wanted, partial(choose, wanted)).value
+        self._marks[place] += taken
+        return bool(taken)
+
+    def _is_large(self, x: Tensor, i: int) -> bool:
+        return x.shape[0] * math.prod(self._sides[i]) >= LEAST
+
+    def _is_relu(self, i: int) -> bool:
+        return 0 <= i < len(self._links) and self._links[i].name == "relu" and self._links[i].constants == (0.0,)
 
 
 @torch.no_grad()
-def choose(wanted: Product) -> Choice:
-    """Whether the mark is right and faster."""
-    in_one, one_by_one = wanted.calls
+def choose(wanted: Wanted) -> Choice:
+    """The fastest way that is right, by its marks."""
     try:
-        operands = wanted.examples()
-        wrong = refusal(in_one, one_by_one, operands)
-        if wrong is not None:
-            return Choice(str(wanted), "one by one", note=wrong)
-        fused, plain = (gpu.seconds(partial(run, *operands), wanted.device) for run in (in_one, one_by_one))
+        case = wanted.case()
+        times, notes = _measured(wanted, case)
+        plain = gpu.seconds(partial(case.one_by_one, *case.operands), wanted.device) if times else 0.0
     except torch.OutOfMemoryError:
-        return Choice(str(wanted), "one by one", note="no memory for a comparison")
-    except RuntimeError as error:
-        return Choice(str(wanted), "one by one", note=str(error).strip().partition("\n")[0])
-    note = f"{fused * 1e3:.3f} ms, one by one {plain * 1e3:.3f} ms"
-    faster = fused < GAIN * plain
-    return Choice(str(wanted), "in one" if faster else "one by one", faster, note)
+        return Choice(str(wanted), "one by one", "", "no memory for a comparison")
+    if times:
+        notes.append(f"one by one {plain * 1e3:.3f} ms")
+    best = min(times, key=times.__getitem__, default="")
+    taken = best if times and times[best] < GAIN * plain else ""
+    return Choice(str(wanted), _PATHS.get(taken, "in one") if taken else "one by one", taken, ", ".join(notes))
 
 
-def refusal(in_one: Callable[..., Any], one_by_one: Callable[..., Any], operands: Sequence[Any]) -> str | None:
-    """Why a result is wrong, None if it is right: at the operands, and with NaN and infinity in the first of them."""
-    unusual = operands[0].clone()
+def _measured(wanted: Wanted, case: Case) -> tuple[dict[str, float], list[str]]:
+    """Seconds of each way that is right, and what to say of each."""
+    times: dict[str, float] = {}
+    notes = []
+    for found, run in case.ways.items():
+        try:
+            wrong = refusal(run, case, wanted.tf32)
+            if wrong is None:
+                times[found] = gpu.seconds(partial(run, *case.operands), wanted.device)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            wrong = str(error).strip().partition("\n")[0]
+        name = _PATHS.get(found, "in one")
+        notes.append(f"{name} {times[found] * 1e3:.3f} ms" if wrong is None else f"{name} refused: {wrong}")
+    return times, notes
+
+
+def refusal(run: Callable[..., Any], case: Case, tf32: bool) -> str | None:
+    """Why a way's results are wrong, None if they are right: at the operands, and with NaN and infinity in one."""
+    unusual = case.operands[0].clone()
     unusual[0, 0], unusual[-1, -1] = math.nan, math.inf
-    for a in (operands[0], unusual):
-        found, expected = (_pair(run(a, *operands[1:])) for run in (in_one, one_by_one))
-        wrong = _difference(found[0], expected[0])
-        if wrong is None and found[1] is not None and not _agree(found[0], found[1]):
-            wrong = "the bits are not those of its result"
-        if wrong is not None:
-            return f"refused, {wrong}"
+    for a in (case.operands[0], unusual):
+        found, expected = (_results(call(a, *case.operands[1:])) for call in (run, case.one_by_one))
+        for ours, truth in zip(found, expected, strict=True):
+            if truth.dtype == torch.uint8:
+                wrong = None if _agree(found[0], ours) else "the bits are not those of its result"
+            else:
+                wrong = _difference(ours, truth, tf32)
+            if wrong is not None:
+                return wrong
     return None
 
 
@@ -163,19 +189,26 @@ def _has_kernels() -> bool:
     return is_native("product_relu", "cuda")
 
 
-def _pair(result: Any) -> tuple[Tensor, Tensor | None]:
-    return result if isinstance(result, tuple) else (result, None)
+def _results(found: Any) -> tuple[Tensor, ...]:
+    return found if isinstance(found, tuple) else (found,)
 
 
-def _difference(found: Tensor, expected: Tensor) -> str | None:
+def _difference(found: Tensor, expected: Tensor, tf32: bool) -> str | None:
     """By norm and by the largest element, where both are finite."""
+    if found.shape != expected.shape:
+        return f"it has shape {list(found.shape)} and not {list(expected.shape)}"
     for name, unusual in (("NaN", Tensor.isnan), ("infinity", Tensor.isinf)):
         if not torch.equal(unusual(found), unusual(expected)):
             return f"{name} is not where it belongs"
+    if expected.numel() == 0:
+        return None
     finite = expected.isfinite()
     truth, gap = expected.where(finite, 0).float(), (found.float() - expected.float()).where(finite, 0)
-    allowed = 4 * (torch.finfo(found.dtype).eps if found.dtype in _HALF else 2.0**-10)
-    if not bool(gap.norm() <= allowed * truth.norm()) or not bool(gap.abs().max() <= 4 * allowed * truth.abs().max()):
+    # Products of float32 differ by the order of long sums, which tf32 hides.
+    rounding = torch.finfo(found.dtype).eps if found.dtype in HALF else 2.0**-10 if tf32 else 2.0**-18
+    if not bool(gap.norm() <= 4 * rounding * truth.norm()) or not bool(
+        gap.abs().max() <= 16 * rounding * truth.abs().max()
+    ):
         return "it differs from the passes one by one"
     return None
 
@@ -183,11 +216,3 @@ def _difference(found: Tensor, expected: Tensor) -> str | None:
 def _agree(y: Tensor, bits: Tensor) -> bool:
     """Whether the bits say where y is not 0; NaN is not."""
     return torch.equal(_ops.relu_gate.default(torch.ones_like(y), bits, 0.0, False), (~(y <= 0)).to(y.dtype))
-
-
-def _bits(z: Tensor) -> Tensor:
-    return _ops.relu_forward.default(z, None, -1, 0.0)[1]
-
-
-def _is_relu(links: Sequence[Link], i: int) -> bool:
-    return 0 <= i < len(links) and links[i].name == "relu" and links[i].constants == (0.0,)

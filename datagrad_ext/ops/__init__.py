@@ -11,6 +11,7 @@ from . import (
     penalty,
     penalty_step,
     product,
+    turned,
 )
 from ._library import is_native, op_names
 
@@ -27,4 +28,5 @@ __all__ = [
     "penalty",
     "penalty_step",
     "product",
+    "turned",
 ]

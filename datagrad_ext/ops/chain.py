@@ -6,7 +6,7 @@
 `links` names the run: words "name[+b][:constant…]", "+b" where the link has a bias, for example
 "linear relu+b:0.0 linear softplus+b:1.0:20.0 linear+b". Names are linear, relu (its constant is the slope) and the rows
 of `activation.ACTIVATIONS`. "@marks" behind a word ask for another way to the same result where the device has it
-(`layers/product_choices.py`); the reference looks at none. The first link is linear. All tensors that flow are
+(`layers/marked.py`); the reference looks at none. The first link is linear. All tensors that flow are
 matrices, (N, width of the link).
 
 `params`   the weight (out, in) and the bias (out,) of each link, in order.
