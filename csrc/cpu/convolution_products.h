@@ -59,11 +59,10 @@ class Convolution {
       }
     };
     const auto forward = [&](const auto& products) { products.forward(x, bias, y, done); };
-    if (by_winograd(forward)) {
-    } else if (is_direct_) {
-      forward(direct());
-    } else {
+    if (!is_direct_) {
       forward_by_patches(x, bias, y);
+    } else if (!by_winograd(lying(), forward)) {
+      forward(direct());
     }
     if constexpr (finishes) {
       if (!by_bands) parallel_blocks(Blocks(y.numel(), 8192, 8), [&](int64_t, int64_t b, int64_t e) { finish(b, e - b); });
@@ -75,13 +74,13 @@ class Convolution {
 
   // x̄ of g behind the gate.
   void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) {
-    const auto vjp = [&](const auto& products) { products.vjp(g, gate, x_bar); };
-    if (by_winograd(vjp)) {
-    } else if (is_direct_ && w_.channels > kFewChannels) {
-      vjp(direct());
-    } else {
+    if (!is_direct_ || w_.channels <= kFewChannels) {
       vjp_by_patches(g, gate, x_bar);
+      return;
     }
+    const auto vjp = [&](const auto& products) { products.vjp(g, gate, x_bar); };
+    const T* rows = direct_rows();
+    if (!by_winograd({rows, w_.channels, 1}, vjp)) vjp(DirectConvolution<T>(w_, rows));
   }
 
   // w̄ = Σ gᵀ patches(x) over all pairs, each g behind the gate; of direct products also the sum of the last g over all
@@ -92,11 +91,12 @@ class Convolution {
     T* target = reorders_ ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
     if (gs.empty() || w_.batch == 0) {
       std::fill_n(target, w_.out_channels * depth_, T(0));
-    } else if (by_winograd([&](const auto& products) { products.weight_gradient(gs, xs, gate, target, bias_bar); })) {
-    } else if (is_direct_) {
-      weight_gradient_directly(gs, xs, gate, target, bias_bar);
-    } else {
+    } else if (!is_direct_) {
       weight_gradient_by_patches(gs, xs, gate, target);
+    } else if (!by_winograd(lying(), [&](const auto& products) {
+                 products.weight_gradient(gs, xs, gate, target, bias_bar);
+               })) {
+      weight_gradient_directly(gs, xs, gate, target, bias_bar);
     }
     if (reorders_) {
       for_each_filter([&](int64_t o) { small::transpose(target + o * depth_, area(), w_.channels, dense + o * depth_); });
@@ -106,10 +106,15 @@ class Convolution {
  private:
   // Calls f with the products by minimal filtering if the convolution is one for them; whether it is.
   template <class F>
-  bool by_winograd(const F& f) const {
-    return is_direct_ && with_winograd(w_, [&](auto taps, auto stride) {
-      f(WinogradConvolution<T, decltype(taps)::value, decltype(stride)::value>(w_, direct_rows()));
+  bool by_winograd(const winograd::Weight<T>& weight, const F& f) const {
+    return with_winograd(w_, [&](auto taps, auto stride) {
+      f(WinogradConvolution<T, decltype(taps)::value, decltype(stride)::value>(w_, weight));
     });
+  }
+
+  // The weight as it lies.
+  winograd::Weight<T> lying() const {
+    return {data<T>(weight_), reorders_ ? 1 : w_.channels, reorders_ ? area() : 1};
   }
 
   void forward_by_patches(const Tensor& x, const T* bias, const Tensor& y) {

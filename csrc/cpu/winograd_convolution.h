@@ -6,7 +6,7 @@
 // where the products over channels are matrix products, one for each element of a tile.
 #pragma once
 
-#include <common/parallel.h>
+#include <common/parallel_tasks.h>
 #include <cpu/image_products.h>
 #include <cpu/rectifier.h>
 #include <cpu/winograd_tiles.h>
@@ -16,10 +16,9 @@ namespace {
 namespace winograd {
 
 constexpr int64_t kTiles = 32, kGradientTiles = 64;  // tiles whose matrices stay in the cache
-constexpr int64_t kTaskTiles = 64;                   // of a task, where samples are small
 constexpr int64_t kBandLines = 4;                    // of a band, at least
 constexpr int64_t kChannels = 16;                    // channels are multiples of these, so that no vector is cut
-constexpr int64_t kLeastTiles = 32;
+constexpr int64_t kLeastTiles = 32;                  // of all samples
 constexpr int64_t kImage = 1 << 18;                  // elements of an image that a task may copy
 constexpr int64_t kPartElements = 1 << 20, kMaxParts = 16;
 
@@ -29,8 +28,15 @@ struct Outputs;
 struct InputTiles;
 struct OutputTiles;
 struct Kernels;
-struct Transposed;
+struct Turned;
 struct Parts;
+
+// Element (o, tap of the kernel, c) is at data[o * (elements of a filter) + tap * … + channel * …].
+template <class T>
+struct Weight {
+  const T* data;
+  int64_t tap, channel;
+};
 
 // Tile lines [first, last) of sample n.
 struct Segment {
@@ -62,7 +68,6 @@ bool with_winograd(const Window& w, const F& f) {
   return true;
 }
 
-// `rows` is the weight as (C', kh, kw, C), dense.
 template <class T, int Taps, int Stride>
 class WinogradConvolution {
   using Line = winograd::Line<T>;
@@ -74,9 +79,9 @@ class WinogradConvolution {
   static constexpr int64_t kLine = 2 * Stride;              // rows from one line of tiles to the next
 
  public:
-  WinogradConvolution(const Window& window, const T* rows)
+  WinogradConvolution(const Window& window, const winograd::Weight<T>& weight)
       : w_(window),
-        rows_(rows),
+        weight_(weight),
         depth_(Stride * Stride * w_.channels),
         lines_(tiles_along(w_.out_height)),
         count_(tiles_along(w_.out_width)),
@@ -121,7 +126,7 @@ class WinogradConvolution {
     });
   }
 
-  // x̄ of g behind the gate.
+  // x̄ of g behind the gate. The weight has its channels together.
   void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) const {
     const Matrices kernels = kernels_by_output();
     const Image from(g), to(x_bar);
@@ -153,7 +158,7 @@ class WinogradConvolution {
     });
   }
 
-  // target = Σ gᵀ x over all pairs, in the order of `rows`, each g behind the gate; unless `bias` is null, bias = Σ of the last g over
+  // target (C', kh, kw, C) = Σ gᵀ x over all pairs, each g behind the gate; unless `bias` is null, bias = Σ of the last g over
   // all pixels. The parts that are added at last do not depend on the number of threads.
   void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate, T* target,
                        T* bias) const {
@@ -167,12 +172,10 @@ class WinogradConvolution {
     const int64_t panels = (w_.out_channels + kWide - 1) / kWide;
     const int64_t shares = std::clamp<int64_t>(num_threads() / parts.count(), 1, panels);
     const Blocks channels(w_.out_channels, (w_.out_channels + shares - 1) / shares, kWide);
-    parallel_for(parts.count() * channels.count(), 1, [&](int64_t b, int64_t e) {
-      for (int64_t task = b; task < e; ++task) {
-        const int64_t i = task % parts.count(), share = task / parts.count();
-        double* own = bias == nullptr || share > 0 ? nullptr : sums.data() + i * w_.out_channels;
-        add_samples(gs, xs, gate, parts.begin(i), parts.end(i), channels.begin(share), channels.end(share), part(i), own);
-      }
+    parallel_tasks(parts.count() * channels.count(), [&](int64_t task) {
+      const int64_t i = task % parts.count(), share = task / parts.count();
+      double* own = bias == nullptr || share > 0 ? nullptr : sums.data() + i * w_.out_channels;
+      add_samples(gs, xs, gate, parts.begin(i), parts.end(i), channels.begin(share), channels.end(share), part(i), own);
     });
     for (int64_t o = 0; bias != nullptr && o < w_.out_channels; ++o) {
       double total = 0;
@@ -194,20 +197,17 @@ class WinogradConvolution {
   // Calls f(segments) in parallel: some samples, or a band of one where there are fewer samples than threads.
   template <class F>
   void for_each_task(const F& f) const {
-    const int64_t threads = num_threads(), few = winograd::kTaskTiles / (lines_ * count_) + 1;
+    const int64_t threads = num_threads(), few = std::max<int64_t>(1, winograd::kTiles / (lines_ * count_));
     const Blocks samples(w_.batch, std::min(few, (w_.batch + threads - 1) / threads), 1);
     const int64_t split = std::max<int64_t>(1, threads / w_.batch);
     const Blocks bands(lines_, std::max(winograd::kBandLines, (lines_ + split - 1) / split), 1);
-    parallel_for(samples.count() * bands.count(), 1, [&](int64_t begin, int64_t end) {
+    parallel_tasks(samples.count() * bands.count(), [&](int64_t task) {
+      const int64_t block = task / bands.count(), band = task % bands.count();
       std::vector<Segment> segments;
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t block = task / bands.count(), band = task % bands.count();
-        segments.clear();
-        for (int64_t n = samples.begin(block); n < samples.end(block); ++n) {
-          segments.push_back({n, bands.begin(band), bands.end(band)});
-        }
-        f(segments);
+      for (int64_t n = samples.begin(block); n < samples.end(block); ++n) {
+        segments.push_back({n, bands.begin(band), bands.end(band)});
       }
+      f(segments);
     });
   }
 
@@ -303,16 +303,11 @@ class WinogradConvolution {
     }
   }
 
-  // Adds samples [begin, end) of all pairs to rows [first, last) of the matrices.
+  // Rows [first, last) of the matrices of samples [begin, end) of all pairs.
   void add_samples(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate, int64_t begin,
                    int64_t end, int64_t first, int64_t last, const Matrices& sum, double* sums) const {
-    for (int64_t i = 0; i < kElements; ++i) {
-      for (int64_t c = 0; c < depth_; c += kWide) {
-        const winograd::Matrix<T> m = sum[i];
-        std::fill(m.at(first, c), m.at(first, c) + (last - first) * m.width(c), T(0));
-      }
-    }
     const int64_t few = winograd::kGradientTiles / (lines_ * count_) + 1;
+    bool add = false;
     std::vector<Segment> segments;
     for (int64_t v = begin; v < end; v += few) {
       segments.clear();
@@ -332,7 +327,8 @@ class WinogradConvolution {
         const Matrices tiles = input_tiles(b, e), m = output_tiles(b, e);
         Tiles{inputs, b, e, count_}.input(w_.channels, tiles);
         Tiles{outputs, b, e, count_}.cotangent(w_.out_channels, m);
-        for (int64_t i = 0; i < kElements; ++i) winograd::add_gradient<T>({m[i], tiles[i], sum[i]}, first, last);
+        for (int64_t i = 0; i < kElements; ++i) winograd::gradient<T>({m[i], tiles[i], sum[i]}, first, last, add);
+        add = true;
       });
     }
   }
@@ -374,48 +370,66 @@ class WinogradConvolution {
 
   // G w as matrices (C', (phase, C)).
   Matrices kernels_by_output() const {
-    const Matrices to = matrices<winograd::Transposed>(w_.out_channels, depth_);
-    const winograd::Matrix<T> first = to[0];
-    parallel_for(w_.out_channels, std::max<int64_t>(1, kSerialElements / (depth_ * kElements)), [&](int64_t b, int64_t e) {
-      for (int64_t o = b; o < e; ++o) {
-        for (int64_t phase = 0; phase < Stride * Stride; ++phase) {
-          for (int64_t c = 0; c < w_.channels; c += small::kLanes<T>) {
-            const T* from = rows_ + o * filter() + (phase / Stride * kKernel + phase % Stride) * w_.channels + c;
-            T* element = first.at(o, phase * w_.channels + c);
-            Registers s;
-            s.template each<Taps, Taps>([&](int i, int j, auto& d) __attribute__((always_inline)) {
-              d = L::load(from + (i * kKernel + j) * Stride * w_.channels);
-            });
-            s.kernel();
-            s.template each<Taps + 1, Taps + 1>([&](int i, int j, auto& d) __attribute__((always_inline)) {
-              L::store(d, element + (i * (Taps + 1) + j) * to.step());
-            });
-          }
+    const Matrices to = matrices<winograd::Kernels>(w_.out_channels, depth_);
+    for_each_kernel(w_.out_channels, [&](int64_t o) {
+      for (int64_t phase = 0; phase < Stride * Stride; ++phase) {
+        for (int64_t c = 0; c < w_.channels; c += small::kLanes<T>) {
+          const T* from = weight_.data + o * filter() + first_tap(phase) * w_.channels + c;
+          transform_kernel(from, w_.channels, to[0].at(o, phase * w_.channels + c), to.step());
         }
       }
     });
     return to;
   }
 
-  // The same transposed: ((phase, C), C').
+  // The same as ((phase, C), C').
   Matrices kernels_by_input() const {
-    const Matrices from = kernels_by_output(), to = matrices<winograd::Kernels>(depth_, w_.out_channels);
-    const int64_t panels = (depth_ + kWide - 1) / kWide;
-    parallel_for(kElements * panels, std::max<int64_t>(1, kSerialElements / (kWide * w_.out_channels)), [&](int64_t b, int64_t e) {
-      for (int64_t task = b; task < e; ++task) {
-        const winograd::Matrix<T> source = from[task / panels], target = to[task / panels];
-        const int64_t k = task % panels * kWide, width = source.width(k);
-        for (int64_t o = 0; o < w_.out_channels; o += kWide) {
-          const int64_t rows = target.width(o);
-          small::transpose(source.at(o, k), width, rows, width, target.at(k, o), rows);
-        }
+    const Matrices to = matrices<winograd::Kernels>(depth_, w_.out_channels);
+    const T* turned = turned_weight();
+    for_each_kernel(depth_, [&](int64_t k) {
+      const int64_t first = first_tap(k / w_.channels) * weight_.tap + k % w_.channels * weight_.channel;
+      for (int64_t o = 0; o < w_.out_channels; o += small::kLanes<T>) {
+        transform_kernel(turned + first * w_.out_channels + o, weight_.tap * w_.out_channels, to[0].at(k, o), to.step());
       }
     });
     return to;
+  }
+
+  static int64_t first_tap(int64_t phase) { return phase / Stride * kKernel + phase % Stride; }
+
+  // Calls f for each of `count` kernels; in parallel if that pays.
+  template <class F>
+  void for_each_kernel(int64_t count, const F& f) const {
+    const int64_t each = w_.out_channels * depth_ * kElements / count;
+    parallel_for(count, std::max<int64_t>(1, kSerialElements / each), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) f(i);
+    });
+  }
+
+  // G of the vectors at the taps of one phase, `tap` from one to the next of the kernel.
+  static void transform_kernel(const T* from, int64_t tap, T* to, int64_t step) {
+    Registers s;
+    s.template each<Taps, Taps>([&](int i, int j, auto& d) __attribute__((always_inline)) {
+      d = L::load(from + (i * kKernel + j) * Stride * tap);
+    });
+    s.kernel();
+    s.template each<Taps + 1, Taps + 1>([&](int i, int j, auto& d) __attribute__((always_inline)) {
+      L::store(d, to + (i * (Taps + 1) + j) * step);
+    });
+  }
+
+  // The weight with its outputs fastest.
+  const T* turned_weight() const {
+    T* turned = thread_memory<winograd::Turned, T>(w_.out_channels * filter());
+    parallel_blocks(Blocks(filter(), kSerialElements / w_.out_channels, small::kColumns), [&](int64_t, int64_t begin, int64_t end) {
+      small::transpose(weight_.data + begin, filter(), w_.out_channels, end - begin, turned + begin * w_.out_channels,
+                       w_.out_channels);
+    });
+    return turned;
   }
 
   Window w_;
-  const T* rows_;
+  winograd::Weight<T> weight_;
   int64_t depth_, lines_, count_, width_;
 };
 

@@ -57,9 +57,9 @@ void tile(const Product<T>& m, int64_t column, int64_t row) {
   t.store(m.out.at(row, column), V * n, nullptr, 0);
 }
 
-// Rows [first, last) of a transposed, times b, added to out: the sum is over rows of both.
+// The sum is over the rows of both.
 template <int R, int V, class T>
-void gradient_tile(const Product<T>& m, int64_t column, int64_t row) {
+void gradient_tile(const Product<T>& m, int64_t column, int64_t row, bool add) {
   constexpr int64_t n = small::kLanes<T>;
   small::Tile<R, V, T> t;
   t.clear();
@@ -67,7 +67,7 @@ void gradient_tile(const Product<T>& m, int64_t column, int64_t row) {
   const int64_t width = m.a.width(row);
   t.add([&](int r, int64_t i) { return a[i * width + r]; }, m.b.at(0, column), V * n, m.b.rows);
   T* out = m.out.at(row, column);
-  t.store(out, V * n, out, V * n);
+  t.store(out, V * n, add ? out : nullptr, V * n);
 }
 
 // Calls f(rows of a tile, first row) for tiles that cover [begin, end), as many rows each as the others or one less.
@@ -80,18 +80,17 @@ void for_each_tile(int64_t begin, int64_t end, const F& f) {
   }
 }
 
-template <class T>
-using Run = void (*)(const Product<T>&, int64_t, int64_t);
-
 template <int V, class T, int... I>
-Run<T> tile_of(int64_t rows, std::integer_sequence<int, I...>) {
-  static constexpr Run<T> of_rows[] = {tile<I + 1, V, T>...};
+auto tile_of(int64_t rows, std::integer_sequence<int, I...>) {
+  using Run = void (*)(const Product<T>&, int64_t, int64_t);
+  static constexpr Run of_rows[] = {tile<I + 1, V, T>...};
   return of_rows[rows - 1];
 }
 
 template <int V, class T, int... I>
-Run<T> gradient_tile_of(int64_t rows, std::integer_sequence<int, I...>) {
-  static constexpr Run<T> of_rows[] = {gradient_tile<I + 1, V, T>...};
+auto gradient_tile_of(int64_t rows, std::integer_sequence<int, I...>) {
+  using Run = void (*)(const Product<T>&, int64_t, int64_t, bool);
+  static constexpr Run of_rows[] = {gradient_tile<I + 1, V, T>...};
   return of_rows[rows - 1];
 }
 
@@ -106,14 +105,14 @@ void multiply(const Product<T>& m) {
   }
 }
 
-// Rows [begin, end) of out += aᵀ b; begin is a multiple of kWide.
+// Rows [begin, end) of out = aᵀ b, or of out += aᵀ b; begin is a multiple of kWide.
 template <class T>
-void add_gradient(const Product<T>& m, int64_t begin, int64_t end) {
+void gradient(const Product<T>& m, int64_t begin, int64_t end, bool add) {
   for (int64_t c = 0; c < m.out.columns; c += Matrix<T>::kWide) {
     const bool two = m.out.width(c) > small::kLanes<T>;
     for (int64_t panel = begin; panel < end; panel += Matrix<T>::kWide) {
       for_each_tile(panel, std::min(end, panel + Matrix<T>::kWide), [&](int64_t rows, int64_t first) {
-        (two ? gradient_tile_of<2, T>(rows, small::kHeights) : gradient_tile_of<1, T>(rows, small::kHeights))(m, c, first);
+        (two ? gradient_tile_of<2, T>(rows, small::kHeights) : gradient_tile_of<1, T>(rows, small::kHeights))(m, c, first, add);
       });
     }
   }
