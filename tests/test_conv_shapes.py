@@ -72,12 +72,23 @@ def transposed(draw: Any) -> tuple[nn.Module, tuple[int, ...]]:
     return _finished(draw, conv, rank)
 
 
-def _finished(draw: Any, conv: nn.Module, rank: int) -> tuple[nn.Module, tuple[int, ...]]:
+@st.composite
+def filtered(draw: Any) -> tuple[nn.Module, tuple[int, ...]]:
+    """A convolution that the CPU computes by minimal filtering where the batch has tiles enough."""
+    kernel, stride = draw(st.sampled_from([(3, 1), (4, 2)]))
+    channels = [16 * draw(st.integers(1, 3)) for _ in range(2)]
+    conv = nn.Conv2d(*channels, kernel, stride, _each(draw, 2, 0, 4), bias=draw(st.booleans()))
+    return _finished(draw, conv, 2, (3, 16))
+
+
+def _finished(
+    draw: Any, conv: nn.Module, rank: int, sizes: tuple[int, int] = (1, 6)
+) -> tuple[nn.Module, tuple[int, ...]]:
     with torch.no_grad():
         for k, parameter in enumerate(conv.parameters()):
             parameter.copy_(data(*parameter.shape, seed=k))
     batch = draw(st.sampled_from([(), (0,), (1,), (2,), (3,)]))
-    shape = (*batch, conv.in_channels, *_each(draw, rank, 1, 6))
+    shape = (*batch, conv.in_channels, *_each(draw, rank, *sizes))
     after = draw(st.sampled_from([None, nn.ReLU, nn.Tanh]))
     module = conv if after is None else nn.Sequential(conv, after())
     if draw(st.booleans()):
@@ -128,16 +139,27 @@ def test_transposed_convolution(device: str, case: tuple[nn.Module, tuple[int, .
     _agrees(*case, device)
 
 
+@settings(QUICK, max_examples=30)
+@given(case=filtered())
+def test_filtered_convolution(device: str, case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    _agrees(*case, device)
+
+
 @pytest.mark.parametrize(
     ("shape", "weight", "options", "alone", "rectified"),
     [
         ((1, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), Few.PIXELS, Few.PIXELS),
         ((8, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), Few.PIXELS, Few.PIXELS),
-        ((9, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), None, Few.PIXELS),
-        ((7, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), Few.PIXELS, Few.PIXELS),
-        ((8, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), None, Few.PIXELS),
-        ((64, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), None, None),
-        ((1, 16, 32, 32), (32, 16, 1, 1), dict(stride=2), None, None),
+        ((64, 64, 8, 8), (128, 64, 4, 4), dict(stride=2, padding=1), Few.PIXELS, Few.PIXELS),
+        ((64, 60, 8, 8), (128, 60, 4, 4), dict(stride=2, padding=1), None, Few.PIXELS),
+        ((64, 64, 16, 16), (120, 64, 4, 4), dict(stride=2, padding=1), None, None),
+        ((14, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), Few.PIXELS, Few.PIXELS),
+        ((64, 16, 32, 32), (16, 16, 3, 3), dict(padding=1), Few.PIXELS, Few.PIXELS),
+        ((64, 16, 32, 32), (16, 16, 3, 3), dict(padding=2, dilation=2), None, None),
+        ((64, 64, 64, 64), (64, 64, 3, 3), dict(padding=1), None, None),
+        ((15, 10, 32, 32), (16, 10, 3, 3), dict(padding=1), Few.PIXELS, Few.PIXELS),
+        ((1, 16, 32, 32), (32, 16, 1, 1), dict(stride=2), Few.PIXELS, Few.PIXELS),
+        ((1, 16, 32, 32), (32, 16, 1, 1), {}, None, None),
         ((32, 3, 32, 32), (32, 3, 4, 4), dict(stride=2, padding=1), Few.PIXELS, Few.PIXELS),
         ((64, 3, 64, 64), (64, 3, 4, 4), dict(stride=2, padding=1), Few.CHANNELS, Few.CHANNELS),
         ((64, 3, 64, 64), (64, 3, 3, 3), dict(padding=1), None, None),

@@ -62,6 +62,11 @@ ROWS = [
     Row("stride_beyond_the_kernel", (3, 5, 8, 9), (6, 5, 2, 2), (3, 3), (1, 0)),
     Row("stride_and_dilation", (3, 6, 11, 10), (5, 6, 3, 3), (2, 2), (2, 2), (2, 2)),
     Row("padding_beyond_the_kernel", (2, 5, 4, 4), (6, 5, 2, 3), (2, 1), (3, 4)),
+    Row("filtered", (3, 16, 9, 8), (16, 16, 3, 3), (1, 1), (1, 1)),
+    Row("filtered_wide", (3, 32, 13, 12), (48, 32, 3, 3), (1, 1), (0, 2)),
+    Row("filtered_one_sample", (1, 16, 28, 23), (32, 16, 3, 3), (1, 1), (1, 1)),
+    Row("filtered_stride", (9, 32, 8, 8), (64, 32, 4, 4), (2, 2), (1, 1)),
+    Row("filtered_stride_odd", (6, 16, 11, 13), (48, 16, 4, 4), (2, 2), (2, 0)),
     Row("no_sample", (0, 3, 5, 5), (4, 3, 3, 3)),
 ]
 
@@ -205,6 +210,25 @@ def test_nan_and_infinity_arrive() -> None:
     torch.testing.assert_close(bars, list(expected), equal_nan=True)
 
 
+@pytest.mark.parametrize("name", ["filtered", "filtered_stride"])
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")], ids=str)
+def test_what_is_not_finite_stays_visible_and_in_its_sample(name: str, spoilt: float) -> None:
+    """In minimal filtering, which spoils whole tiles: all that aten spoils, and no other sample."""
+    row = next(row for row in ROWS if row.name == name)
+    forward, reverse = IMPLEMENTATIONS["op"]
+    x, weight = data(*row.x), data(*row.weight, seed=3)
+    x[1, 2, 3, 3] = spoilt
+    y, found = _expected(row, x, weight), forward(x, weight, None, *row.geometry)
+    numbers = (*row.geometry, False, [0, 0], 1, [True, True, False])
+    g = torch.where(y.isfinite(), torch.ones_like(y), spoilt)
+    expected = [y, *torch.ops.aten.convolution_backward.default(g, x, weight, None, *numbers)[:2]]
+    for a, b in zip([found, *reverse(g, x, [], [], weight, *row.geometry, True, True)], expected, strict=True):
+        assert not a[~b.isfinite()].isfinite().any()
+    others = [n for n in range(row.x[0]) if n != 1]
+    assert _error(found[others], y[others]) < 1e-14
+    assert _error(reverse(g, x, [], [], weight, *row.geometry, True, False)[0][others], expected[1][others]) < 1e-14
+
+
 _X, _W = (2, 3, 5, 5), (4, 3, 3, 3)
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     (dict(x=torch.zeros(_X, dtype=torch.bfloat16)), "x must be float32 or float64, got bfloat16"),
@@ -263,13 +287,14 @@ def test_rectified_refuses_what_does_not_belong_together(implementation: str) ->
         reverse(None, bits, 0.0, x, weight, [g], [x], *geometry, False, True, True)
 
 
-def test_same_result_for_any_number_of_threads() -> None:
-    row = next(row for row in ROWS if row.name == "groups_of_samples")
+@pytest.mark.parametrize("name", ["groups_of_samples", "filtered_one_sample", "filtered_stride"])
+def test_same_result_for_any_number_of_threads(name: str) -> None:
+    row = next(row for row in ROWS if row.name == name)
     forward, reverse = IMPLEMENTATIONS["op"]
     x, weight = data(*row.x).float(), data(*row.weight, seed=3).float()
     before, found = torch.get_num_threads(), []
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             y = forward(x, weight, None, *row.geometry)
             found.append([y, *reverse(y, x, [y], [x], weight, *row.geometry, True, True)])

@@ -1,10 +1,12 @@
-// The products of one convolution on the CPU: which of the two ways (cpu/direct_convolution.h, cpu/patches.h) each takes.
+// The products of one convolution on the CPU: which of the ways (cpu/winograd_convolution.h, cpu/direct_convolution.h,
+// cpu/patches.h) each takes.
 #pragma once
 
 #include <cpu/direct_convolution.h>
 #include <cpu/dot_products.h>
 #include <cpu/patches.h>
 #include <cpu/thread_memory.h>
+#include <cpu/winograd_convolution.h>
 
 namespace datagrad {
 namespace {
@@ -51,14 +53,16 @@ class Convolution {
     constexpr bool finishes = !std::is_same_v<Finish, std::nullptr_t>;
     // A band of rows is one run of memory, which is finished while it is in the cache.
     const bool by_bands = is_direct_ && Image(y).c == 1 && w_.out_width * w_.out_channels % 8 == 0;
-    if (is_direct_) {
-      direct().forward(x, bias, y, [&](int64_t begin, int64_t count) {
-        if constexpr (finishes) {
-          if (by_bands) finish(begin, count);
-        }
-      });
-    } else {
+    const auto done = [&](int64_t begin, int64_t count) {
+      if constexpr (finishes) {
+        if (by_bands) finish(begin, count);
+      }
+    };
+    const auto forward = [&](const auto& products) { products.forward(x, bias, y, done); };
+    if (!is_direct_) {
       forward_by_patches(x, bias, y);
+    } else if (!by_winograd(lying(), forward)) {
+      forward(direct());
     }
     if constexpr (finishes) {
       if (!by_bands) parallel_blocks(Blocks(y.numel(), 8192, 8), [&](int64_t, int64_t b, int64_t e) { finish(b, e - b); });
@@ -70,11 +74,13 @@ class Convolution {
 
   // x̄ of g behind the gate.
   void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) {
-    if (is_direct_ && w_.channels > kFewChannels) {
-      direct().vjp(g, gate, x_bar);
-    } else {
+    if (!is_direct_ || w_.channels <= kFewChannels) {
       vjp_by_patches(g, gate, x_bar);
+      return;
     }
+    const auto vjp = [&](const auto& products) { products.vjp(g, gate, x_bar); };
+    const T* rows = direct_rows();
+    if (!by_winograd({rows, w_.channels, 1}, vjp)) vjp(DirectConvolution<T>(w_, rows));
   }
 
   // w̄ = Σ gᵀ patches(x) over all pairs, each g behind the gate; of direct products also the sum of the last g over all
@@ -85,10 +91,12 @@ class Convolution {
     T* target = reorders_ ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
     if (gs.empty() || w_.batch == 0) {
       std::fill_n(target, w_.out_channels * depth_, T(0));
-    } else if (is_direct_) {
-      weight_gradient_directly(gs, xs, gate, target, bias_bar);
-    } else {
+    } else if (!is_direct_) {
       weight_gradient_by_patches(gs, xs, gate, target);
+    } else if (!by_winograd(lying(), [&](const auto& products) {
+                 products.weight_gradient(gs, xs, gate, target, bias_bar);
+               })) {
+      weight_gradient_directly(gs, xs, gate, target, bias_bar);
     }
     if (reorders_) {
       for_each_filter([&](int64_t o) { small::transpose(target + o * depth_, area(), w_.channels, dense + o * depth_); });
@@ -96,6 +104,19 @@ class Convolution {
   }
 
  private:
+  // Calls f with the products by minimal filtering if the convolution is one for them; whether it is.
+  template <class F>
+  bool by_winograd(const winograd::Weight<T>& weight, const F& f) const {
+    return with_winograd(w_, [&](auto taps, auto stride) {
+      f(WinogradConvolution<T, decltype(taps)::value, decltype(stride)::value>(w_, weight));
+    });
+  }
+
+  // The weight as it lies.
+  winograd::Weight<T> lying() const {
+    return {data<T>(weight_), reorders_ ? 1 : w_.channels, reorders_ ? area() : 1};
+  }
+
   void forward_by_patches(const Tensor& x, const T* bias, const Tensor& y) {
     const T* weight = weight_rows();
     const Image at(y);

@@ -34,14 +34,29 @@ struct BatchTiles {
   // Calls f(block of lines, tile) for all tiles, in parallel.
   template <class F>
   void for_each(int64_t elements, const F& f) const {
-    const int64_t tiles = line_blocks() * channel_blocks();
-    const int64_t grain = std::max<int64_t>(1, kSerialElements * tiles / std::max<int64_t>(1, elements));
-    parallel_for(tiles, grain, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const int64_t line = i / channel_blocks() * step, c = i % channel_blocks() * channel_step;
-        f(i / channel_blocks(), Tile{line, std::min(lines, line + step), c, std::min(channels, c + channel_step)});
-      }
+    in_parallel(elements, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) f(i / channel_blocks(), tile(i));
     });
+  }
+
+  // Calls f(tile) for all tiles, those of a thread from last to first: what it has read last is still in its cache.
+  template <class F>
+  void for_each_backwards(int64_t elements, const F& f) const {
+    in_parallel(elements, [&](int64_t first, int64_t last) {
+      for (int64_t i = last - 1; i >= first; --i) f(tile(i));
+    });
+  }
+
+ private:
+  Tile tile(int64_t i) const {
+    const int64_t line = i / channel_blocks() * step, c = i % channel_blocks() * channel_step;
+    return {line, std::min(lines, line + step), c, std::min(channels, c + channel_step)};
+  }
+
+  template <class F>
+  void in_parallel(int64_t elements, const F& f) const {
+    const int64_t tiles = line_blocks() * channel_blocks();
+    parallel_for(tiles, std::max<int64_t>(1, kSerialElements * tiles / std::max<int64_t>(1, elements)), f);
   }
 };
 
@@ -85,8 +100,8 @@ void map_batch(const Job<T>& job, const std::vector<double>& sums) {
   }
   store_param_grads(job, grads.data());
   if (job.out == nullptr) return;
-  BatchTiles(job.sets).for_each(job.sets.numel(),
-                                [&](int64_t, const Tile& tile) { tile_map(job, tile, scratch.channels); });
+  BatchTiles(job.sets).for_each_backwards(job.sets.numel(),
+                                          [&](const Tile& tile) { tile_map(job, tile, scratch.channels); });
 }
 
 // Calls f(begin, end, gradients) for blocks of samples in parallel; the gradients of parameters of each block are added in order.

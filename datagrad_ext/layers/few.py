@@ -3,7 +3,8 @@
 oneDNN reorders the weight at every call, and a weight gradient back. With few output pixels that is most of the work;
 own products (`ops/convolution.py`) read the weight as it lies. In small convolutions it is the start of a product, and
 in those with a rectifier behind them, which own products take in, the passes that this saves. Its gradient of a strided
-convolution's input is slow where there are few input channels, as in the first layer.
+convolution's input is slow where there are few input channels, as in the first layer. Kernels of 3×3, and of 4×4 with
+stride 2, have fewer products in minimal filtering (`csrc/cpu/winograd_convolution.h`, whose limits are these).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch import Tensor
 from ..ops import is_native
 
 _FEW_CHANNELS = 4
-_FEW_PRODUCTS, _FEW_PRODUCTS_RECTIFIED = 1 << 24, 1 << 27
+_FEW_PRODUCTS, _FEW_PRODUCTS_RECTIFIED = 1 << 25, 1 << 27
+_FILTERED = (((3, 3), (1, 1)), ((4, 4), (2, 2)))  # kernel and stride
+_CHANNELS, _LEAST_TILES, _IMAGE = 16, 32, 1 << 18
 
 
 class Few(Enum):
@@ -61,13 +64,24 @@ def _few_of_shapes(
         return None
     if min(stride) < 1 or min(padding) < 0 or min(dilation) < 1:
         return None
-    pixels = shape[0]
-    for n, k, s, p, d in zip(shape[2:], weight_shape[2:], stride, padding, dilation, strict=True):
-        pixels *= max(0, n + 2 * p - d * (k - 1) - 1 + s) // s
+    sides = [
+        max(0, n + 2 * p - d * (k - 1) - 1 + s) // s
+        for n, k, s, p, d in zip(shape[2:], weight_shape[2:], stride, padding, dilation, strict=True)
+    ]
+    pixels = shape[0] * math.prod(sides)
     if not pixels:
         return None
     out_channels, channels, *kernel = weight_shape
-    is_small = math.prod(weight_shape) * pixels <= limit and max(kernel) > 1
+    is_small = math.prod(weight_shape) * pixels <= limit and max(*kernel, *stride) > 1
     if pixels <= out_channels or is_small:
+        return Few.PIXELS
+    padded = math.prod(n + 2 * p + 4 for n, p in zip(shape[2:], padding, strict=True))
+    if (
+        (tuple(kernel), tuple(stride)) in _FILTERED
+        and max(dilation) == 1
+        and channels % _CHANNELS == out_channels % _CHANNELS == 0
+        and shape[0] * math.prod((n + 1) // 2 for n in sides) >= _LEAST_TILES
+        and padded * max(channels, out_channels) <= _IMAGE
+    ):
         return Few.PIXELS
     return Few.CHANNELS if channels <= _FEW_CHANNELS and max(stride) > 1 else None
