@@ -1,13 +1,11 @@
 // Small convolutions on the CPU, alone and with a rectifier behind them: ops and letters as in
 // datagrad_ext/ops/convolution.py.
 #include <common/activation_arguments.h>
+#include <cpu/convolution_ops.h>
 #include <cpu/convolution_products.h>
 #include <cpu/rectifier.h>
 
 #include <torch/csrc/stable/library.h>
-
-#include <optional>
-#include <tuple>
 
 namespace datagrad {
 namespace {
@@ -20,8 +18,6 @@ void with_type(const Tensor& x, const F& f) {
     f(Tag<double>{});
   }
 }
-
-using Numbers = std::vector<int64_t>;
 
 // What the ops are about: the sizes, checked, and what they make of them.
 struct Operation {
@@ -156,6 +152,8 @@ std::vector<Tensor> reverse(const Operation& op, Asked asked) {
   return found;
 }
 
+}  // namespace
+
 Tensor convolution_forward(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, Numbers stride,
                            Numbers padding, Numbers dilation) {
   const Operation op("convolution_forward", x, weight, stride, padding, dilation);
@@ -225,7 +223,6 @@ std::vector<Tensor> convolution_relu_reverse(std::optional<Tensor> zeta, const T
   return reverse(op, {zeta, cotangents, tangents, want_x, want_weight, want_bias, bits, slope});
 }
 
-}  // namespace
 }  // namespace datagrad
 
 STABLE_TORCH_LIBRARY_IMPL(datagrad, CPU, m) {

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.chain import word
 from .base import FLOAT32_ON_CPU, Layer, Parameterless, Tensors, blank
 from .registry import Application, function_rule, module_rule
 
@@ -36,6 +37,12 @@ class AvgPool(Parameterless):
     @property
     def name(self) -> str:
         return f"AvgPool{self._dims}d"
+
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        kernel, stride, padding, ceil, count, divisor = self._numbers
+        if self._dims != 2 or ceil or divisor is not None:
+            return None
+        return word("avg_pool", False, (*kernel, *stride, *padding, count))
 
     def apply(self, *inputs: Any) -> Tensor:
         return _narrow(self._pool(_widen(inputs[0], self._dims), *self._numbers), self._dims)
@@ -108,6 +115,10 @@ class MaxPool(Layer):
     @property
     def name(self) -> str:
         return f"MaxPool{self._dims}d"
+
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        *windows, ceil = self._numbers
+        return None if self._dims != 2 or ceil else word("max_pool", False, [n for pair in windows for n in pair])
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x = _widen(inputs[0], self._dims)
