@@ -30,7 +30,7 @@ def pooled() -> nn.Module:
         nn.ReLU(inplace=True),
         nn.AvgPool2d(2, stride=1, padding=1),
         nn.Flatten(),
-        nn.Linear(96, 7),
+        nn.Linear(150, 7),
         nn.ReLU(),
         nn.Linear(7, 5),
     )
@@ -126,7 +126,8 @@ def test_float32(case: Case) -> None:
         assert ours.is_contiguous()
 
 
-def test_several_data_gradients_and_third_order() -> None:
+@pytest.mark.parametrize("make", [pooled, curved])
+def test_several_data_gradients_and_third_order(make: Any) -> None:
     def code(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         y = model(x)
         first, second = data_gradient(y[:, 0].sum(), x), data_gradient(potential(y), x)
@@ -136,8 +137,7 @@ def test_several_data_gradients_and_third_order() -> None:
         return {"y": y, "third": third}
 
     with pytest.warns(datagrad_ext.ReferencePathWarning):
-        for make in (pooled, curved):
-            check(make().double(), [data(*_PHOTO[0])], code, datagrad_ext.accelerate)
+        check(make().double(), [data(*_PHOTO[0])], code, datagrad_ext.accelerate)
 
 
 def test_a_retained_graph_gives_the_same_twice() -> None:
@@ -192,7 +192,7 @@ def test_an_error_arrives_with_its_sentence() -> None:
     y = model(x)
     with pytest.raises(RuntimeError, match=r"mul|size|shape|expand"):
         torch.autograd.grad(y, x, torch.ones(2, 5, 4, 3))
-    with pytest.raises(RuntimeError, match="4 channels|3 channels"):
+    with pytest.raises(RuntimeError, match=r"4 channels|3 channels"):
         model(torch.ones(2, 4, 8, 8, requires_grad=True))
 
 

@@ -67,11 +67,12 @@ CHAINS: dict[str, tuple[str, tuple[int, ...], list[tuple[int, ...]]]] = {
         [(9, 2, 3, 3), (4, 9), (2, 4)],
     ),
     "left to sweep 4": (
-        f"{SAME}@p relu+b:0.0 {BIASED}@p flatten linear+b",
+        f"{SAME}@pl relu+b:0.0 {BIASED}@p flatten linear+b",
         (1, 4, 3, 3),
         [(40, 4, 3, 3), (50, 40, 3, 3), (3, 50)],
     ),
     "one channel": (f"{SAME} relu+b:0.0 {SAME} relu+b:0.0", (2, 1, 4, 4), [(1, 1, 3, 3), (3, 1, 3, 3)]),
+    "one channel between": (f"{SAME} relu+b:0.0 {SAME} relu+b:0.0", (2, 3, 4, 4), [(1, 3, 3, 3), (3, 1, 3, 3)]),
     "in parts": (
         f"{SAME} relu+b:0.0 max_pool:2:2:2:2:0:0:1:1 {PLAIN} relu+b:0.1 flatten linear+b",
         (37, 3, 32, 32),
@@ -83,7 +84,7 @@ FAST = [name for name in CHAINS if name != "in parts"]
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 chains = pytest.mark.parametrize("name", CHAINS)
 fast_chains = pytest.mark.parametrize("name", FAST)
-layouts = pytest.mark.parametrize("layout", FORMATS)
+layouts = pytest.mark.parametrize("layout", [*FORMATS, "channels_last inside"])
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ class Example:
 
     def in_format(self, layout: str) -> Example:
         """Images in this memory format, if x can tell it from the other; weights stay as they are."""
+        if layout == "channels_last inside":
+            inside = replace(self, links=self.links.replace(" ", "@l ", 1) if "@" not in self.links else self.links)
+            return replace(inside, g=[in_layout(g, g.dim() == 4 and "@l" in inside.links) for g in self.g])
         last = is_channels_last(self.x.contiguous(memory_format=FORMATS[layout]))
         return replace(self.map(lambda t: in_layout(t, last) if t.dim() == 4 else t), params=self.params)
 

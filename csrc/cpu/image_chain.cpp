@@ -38,18 +38,6 @@ struct Samples {
   bool is_all() const { return end - begin == of; }
 };
 
-void add_into(const Tensor& sum, const Tensor& part) {
-  const auto add = [&](auto zero) {
-    using T = decltype(zero);
-    T* to = mutable_data<T>(sum);
-    const T* from = data<T>(part);
-    parallel_blocks(Blocks(sum.numel(), 8192, 8), [&](int64_t, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) to[i] += from[i];
-    });
-  };
-  sum.scalar_type() == ScalarType::Float ? add(0.0f) : add(0.0);
-}
-
 class ImageChain {
  public:
   using Kind = Link::Kind;
@@ -66,11 +54,9 @@ class ImageChain {
     if (u.input >= 0) saved.push_back(h);
     switch (u.link->kind) {
       case Kind::convolution: {
-        if (u.rectifier == nullptr) {
-          return convolution_forward(h, p_.weight(u), p_.bias(u), stride(u), padding(u), dilation(u));
-        }
-        const auto [y, bits] = convolution_relu_forward(h, p_.weight(u), p_.bias(u), u.rectifier->slope(), stride(u),
-                                                        padding(u), dilation(u));
+        const ConvolutionOp op = convolution(u, h);
+        if (u.rectifier == nullptr) return convolution_forward(op, p_.bias(u));
+        const auto [y, bits] = convolution_relu_forward(op, p_.bias(u), u.rectifier->slope());
         saved.push_back(bits);
         return y;
       }
@@ -105,7 +91,7 @@ class ImageChain {
 
   Tensor vjp(const Unit& u, const Tensor& g) const {
     switch (u.link->kind) {
-      case Kind::convolution: return convolution_reverse_of(u, g, {}, {}, true, false, false)[0];
+      case Kind::convolution: return convolution_gradients(u, {g, {}, {}, true, false, false})[0];
       case Kind::linear: {
         const Tensor x_bar = p_.empty(g, sizes_of(g, u.in));
         CpuProducts::nn(x_bar, g, p_.weight(u));
@@ -121,11 +107,8 @@ class ImageChain {
   Tensor jvp(const Unit& u, const Tensor& t) const {
     switch (u.link->kind) {
       case Kind::convolution:
-        if (u.rectifier == nullptr) {
-          return convolution_forward(t, p_.weight(u), std::nullopt, stride(u), padding(u), dilation(u));
-        }
-        return convolution_relu_jvp(t, extra(u), u.rectifier->slope(), input(u), p_.weight(u), stride(u), padding(u),
-                                    dilation(u));
+        if (u.rectifier == nullptr) return convolution_forward(convolution(u, t), std::nullopt);
+        return convolution_relu_jvp(convolution(u, t), t, extra(u), u.rectifier->slope());
       case Kind::linear: {
         const Tensor y = p_.empty(t, sizes_of(t, u.out));
         CpuProducts::nt(y, t, p_.weight(u), nullptr);
@@ -152,12 +135,9 @@ class ImageChain {
       CpuProducts::tn(*sum, delta, t, adds);
       return;
     }
-    const Tensor part = convolution_reverse_of(u, std::nullopt, {delta}, {t}, false, true, false)[0];
-    if (sum) {
-      add_into(*sum, part);
-    } else {
-      sum = part;
-    }
+    ConvolutionAsked asked{std::nullopt, {delta}, {t}, false, true, false};
+    asked.sum = sum;
+    sum = convolution_gradients(u, asked)[0];
   }
 
   // Sweep 4 at a unit: the cotangent of its input if it is wanted; gradients are added to `weight`, and become `bias`.
@@ -179,10 +159,6 @@ class ImageChain {
   }
 
  private:
-  static Numbers stride(const Unit& u) { return u.numbers(0, 2); }
-  static Numbers padding(const Unit& u) { return u.numbers(2, 2); }
-  static Numbers dilation(const Unit& u) { return u.numbers(4, 2); }
-
   static Tensor vector_of(const Tensor& like, int64_t size) { return empty_vector(like, size, like.scalar_type()); }
 
   // The sizes with as many samples as the tensor has.
@@ -214,36 +190,35 @@ class ImageChain {
     return samples_.bits(all, each);
   }
 
-  std::vector<Tensor> convolution_reverse_of(const Unit& u, std::optional<Tensor> zeta, const Tensors& deltas,
-                                             const Tensors& tangents, bool want_x, bool want_weight, bool want_bias) const {
-    if (u.rectifier == nullptr) {
-      return convolution_reverse(zeta, input(u), deltas, tangents, p_.weight(u), stride(u), padding(u), dilation(u), want_x,
-                                 want_weight);
+  // The op of a unit's convolution of h, or of what is like h.
+  ConvolutionOp convolution(const Unit& u, const Tensor& h) const {
+    return {p_.op, h, p_.weight(u), u.numbers(0, 2), u.numbers(2, 2), u.numbers(4, 2), p_.layout};
+  }
+
+  std::vector<Tensor> convolution_gradients(const Unit& u, ConvolutionAsked asked) const {
+    if (u.rectifier != nullptr) {
+      asked.bits = extra(u);
+      asked.slope = u.rectifier->slope();
     }
-    return convolution_relu_reverse(zeta, extra(u), u.rectifier->slope(), input(u), p_.weight(u), deltas, tangents, stride(u),
-                                    padding(u), dilation(u), want_x, want_weight, want_bias);
+    const Tensor h = input(u);
+    return convolution_reverse(convolution(u, h), asked);
   }
 
   std::optional<Tensor> reverse_convolution(const Unit& u, const std::optional<Tensor>& zeta, const Tensors& deltas,
                                             const Tensors& tangents, bool want_x, std::optional<Tensor>* weight,
                                             std::optional<Tensor>* bias) const {
-    want_x = want_x && zeta;
     const bool want_weight = weight != nullptr && (zeta || !deltas.empty()), want_bias = bias != nullptr && zeta;
-    const bool sums_bias = want_bias && u.rectifier != nullptr;
+    ConvolutionAsked asked{zeta, deltas, tangents, want_x && zeta, want_weight, want_bias && u.rectifier != nullptr};
+    if (want_weight) asked.sum = *weight;
     std::optional<Tensor> x_bar;
-    if (want_x || want_weight || sums_bias) {
-      const std::vector<Tensor> found =
-          convolution_reverse_of(u, zeta, deltas, tangents, want_x, want_weight, sums_bias);
+    if (asked.x || asked.weight || asked.bias) {
+      const std::vector<Tensor> found = convolution_gradients(u, asked);
       size_t place = 0;
-      if (want_x) x_bar = found[place++];
-      if (want_weight && *weight) {
-        add_into(**weight, found[place++]);
-      } else if (want_weight) {
-        *weight = found[place++];
-      }
-      if (sums_bias) *bias = found[place];
+      if (asked.x) x_bar = found[place++];
+      if (asked.weight) *weight = found[place++];
+      if (asked.bias) *bias = found[place];
     }
-    if (want_bias && !sums_bias) *bias = sum_over_all_but_channels(*zeta);
+    if (want_bias && !asked.bias) *bias = sum_over_all_but_channels(*zeta);
     return x_bar;
   }
 
@@ -299,7 +274,7 @@ Tensors image_chain_forward(const Tensor& x, Tensors params, std::string links) 
   const ImagePlan plan("image_chain_forward", links, params, x);
   const Tensors none;
   const ImageChain chain(plan, x, none);
-  Tensor h = in_layout(x, plan.layout);
+  Tensor h = x;
   Tensors saved;
   for (const Unit& unit : plan.units) h = chain.forward(unit, h, saved);
   saved.insert(saved.begin(), h);
@@ -310,7 +285,7 @@ Tensors image_chain_data_vjp(const Tensor& g, const Tensor& x, Tensors params, T
   const ImagePlan plan("image_chain_data_vjp", links, params, x);
   plan.check_saved(saved);
   const ImageChain chain(plan, x, saved);
-  Tensor flow = plan.checked("g", g, plan.last().out);
+  Tensor flow = plan.entering("g", g);
   Tensors found(1 + plan.made(), flow);
   for (int64_t i = plan.size() - 1; i >= 0; --i) {
     const Unit& unit = plan.units[i];
@@ -328,14 +303,14 @@ Tensors image_chain_data_jvp(const Tensor& t, const Tensor& x, Tensors params, T
   plan.check_flags(wanted);
   plan.check_record(record);
   plan.check_sums(sums, wanted);
-  const Tensor v = plan.checked("t", t, plan.units[0].in);
+  plan.check("t", t, plan.units[0].in);
   const int64_t end = plan.tangent_end(wanted, want_y), all = plan.samples(), step = samples_at_once(plan, wanted);
   std::vector<std::optional<Tensor>> totals(sums.begin(), sums.end());
   Tensors found, kept;
   for (int64_t begin = 0; begin == 0 || begin < all; begin += step) {
     const Samples samples{begin, std::min(all, begin + step), all};
     const ImageChain chain(plan, x, saved, samples);
-    Tensor flow = samples(v);
+    Tensor flow = samples(t);
     size_t sum = 0;
     for (int64_t i = 0; i < end; ++i) {
       const Unit& unit = plan.units[i];
@@ -351,7 +326,7 @@ Tensors image_chain_data_jvp(const Tensor& t, const Tensor& x, Tensors params, T
     if (step >= all) {
       found.push_back(flow);
     } else {
-      if (begin == 0) found.push_back(plan.empty(v, plan.last().out));
+      if (begin == 0) found.push_back(plan.empty(t, plan.last().out));
       Tensor part = samples(found[0]);
       torch::stable::copy_(part, flow);
     }
@@ -371,7 +346,7 @@ Tensors image_chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors
   const size_t pairs = plan.check_pairs(records, tangents, wanted);
   plan.check_sums(sums, wanted);
   DATAGRAD_CHECK(zeta || pairs > 0, plan.op, ": needs a zeta or a record");
-  if (zeta) zeta = plan.checked("zeta", *zeta, plan.last().out);
+  if (zeta) zeta = plan.entering("zeta", *zeta);
   const ImageChain chain(plan, x, saved);
   std::vector<std::optional<Tensor>> bars(params.size());
   std::vector<size_t> keeping, added;  // the units that keep pairs; the parameters that have sums

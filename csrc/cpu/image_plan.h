@@ -45,7 +45,11 @@ class ImagePlan {
   using Kind = Link::Kind;
 
   ImagePlan(const char* op, const std::string& text, const Tensors& params, const Tensor& x)
-      : op(op), params(params), links_(links_of<ImageLinks>(text)), layout(layout_of(x)) {
+      : op(op),
+        params(params),
+        links_(links_of<ImageLinks>(text)),
+        outer(layout_of(x)),
+        layout(links_.link[0].marked('l') ? Layout::channels_last : outer) {
     check_count("parameters", params.size(), links_.params);
     DATAGRAD_CHECK(x.dim() == 4, op, ": x must be (N, C, H, W), got shape ", text_of(x));
     DATAGRAD_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, op,
@@ -92,18 +96,22 @@ class ImagePlan {
     return i;
   }
 
-  // Whether images flow there, in the chain's layout.
+  // The layout of what flows there: images are in the chain's.
   Layout layout_at(const Numbers& sizes) const { return sizes.size() == 4 ? layout : Layout::contiguous; }
 
   Tensor empty(const Tensor& like, const Numbers& sizes) const {
     return empty_dense(like, sizes, like.scalar_type(), layout_at(sizes));
   }
 
-  // A tensor of these sizes in the chain's layout.
-  Tensor checked(const char* name, const Tensor& t, const Numbers& sizes) const {
+  // A cotangent of y in the chain's layout.
+  Tensor entering(const char* name, const Tensor& t) const {
+    check(name, t, last().out);
+    return in_layout(t, layout_at(last().out));
+  }
+
+  void check(const char* name, const Tensor& t, const Numbers& sizes) const {
     check_alike(op, name, t, "the weight", params[0]);
     check_shape(op, name, t, sizes);
-    return in_layout(t, layout_at(sizes));
   }
 
   void check_flags(const Flags& wanted) const { check_count("flags", wanted.size(), links_.params); }
@@ -151,7 +159,7 @@ class ImagePlan {
       for (const Unit& unit : units) {
         if (!unit.keeps(wanted)) continue;
         check_dense("record", deltas[place], unit.out);
-        check_dense("tangent", tangents[place], unit.in);
+        unit.input < 0 ? check("tangent", tangents[place], unit.in) : check_dense("tangent", tangents[place], unit.in);
         ++place;
       }
     }
@@ -165,7 +173,7 @@ class ImagePlan {
   const ImageLinks& links_;
 
  public:
-  Layout layout;
+  Layout outer, layout;  // of x, its tangents and its cotangents; of everything between
   std::vector<Unit> units;
   int64_t saved = 0, records = 0;  // how many tensors there are
 
@@ -226,9 +234,8 @@ class ImagePlan {
   }
 
   void check_dense(const char* name, const Tensor& t, const Numbers& sizes) const {
-    check_alike(op, name, t, "the weight", params[0]);
-    check_shape(op, name, t, sizes);
-    DATAGRAD_CHECK(is_dense(t, layout_at(sizes)), op, ": ", name, " must be dense in the layout of x");
+    check(name, t, sizes);
+    DATAGRAD_CHECK(is_dense(t, layout_at(sizes)), op, ": ", name, " must be dense in the layout of the chain");
   }
 
   void check_count(const char* what, size_t count, int64_t expected) const {

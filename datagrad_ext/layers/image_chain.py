@@ -31,7 +31,7 @@ _data_jvp, _reverse = direct("image_chain_data_jvp"), direct("image_chain_revers
 class ImageChain(Layer):
     """The composition of the layers, the first of them a convolution; params are theirs, in order.
 
-    Saves the links, the layouts outside and inside, x as it is inside, and what the op saves.
+    Saves the links, whether what leaves and what is inside is in channels_last, x, and what the op saves.
     """
 
     paired = True
@@ -54,11 +54,10 @@ class ImageChain(Layer):
         return self._links(x, params) is not None
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        (x,) = inputs
-        outer, inner = is_channels_last(x), is_channels_last(x) or pays(x)
-        links, x = self._links(x, params), in_layout(x, inner)
+        outer = is_channels_last(inputs[0])
+        links, x = self._links(inputs[0], params), in_layout(inputs[0], outer)
         y, *saved = _forward(x, params, links)
-        return _laid(y, outer), (links, outer, inner, x, *saved)
+        return _laid(y, outer), (links, outer, outer or pays(x), x, *saved)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         return self.data_vjp(saved, params, g, wanted)[0]
@@ -67,10 +66,10 @@ class ImageChain(Layer):
         return self.data_jvp(saved, params, tangents, record, True, (), ())[0]
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
-        links, outer, inner, x, *kept = saved
+        links, _, inner, x, *kept = saved
         g = _laid(g, inner)
         J, *record = _data_vjp(g, x, params, kept, links)
-        return (_laid(J, outer),), (*record, g) if parse(links)[-1].record is not None else tuple(record)
+        return (J,), (*record, g) if parse(links)[-1].record is not None else tuple(record)
 
     def data_jvp(
         self,
@@ -82,8 +81,8 @@ class ImageChain(Layer):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Any, Any, Tensors]:
-        links, outer, inner, x, *kept = saved
-        t, wanted = _laid(tangents[0], inner), tuple(wanted_params) or (False,) * len(params)
+        links, outer, _, x, *kept = saved
+        (t,), wanted = tangents, tuple(wanted_params) or (False,) * len(params)
         plan = _plan(links, wanted)
         known = plan.sums(sums)
         found = _data_jvp(t, x, params, kept, record, links, wanted, needed, known)
@@ -105,7 +104,7 @@ class ImageChain(Layer):
         wanted_params: Sequence[bool],
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
-        links, outer, _, x, *kept = saved
+        links, _, _, x, *kept = saved
         wanted = tuple(wanted_params) or (False,) * len(params)
         plan = _plan(links, wanted)
         known = plan.sums(sums)
@@ -113,7 +112,7 @@ class ImageChain(Layer):
         tangents = [t for _, found in pairs for t in found]
         want_x = wanted_inputs[0] and (zeta is not None or plan.curved)
         found = _reverse(zeta, records, tangents, x, params, kept, links, wanted, want_x, known)
-        x_bar = _laid(found.pop(0), outer) if want_x else None
+        x_bar = found.pop(0) if want_x else None
         return (x_bar,), _filled(sums, plan.without_sums if known else plan.wanted, found)
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
@@ -129,7 +128,7 @@ class ImageChain(Layer):
         """The links for such an input, None where they are not for the ops."""
         if not isinstance(x, Tensor) or x.device.type != "cpu":
             return None
-        key = x.shape, x.dtype
+        key = x.shape, x.dtype, pays(x)
         if key not in self._known:
             if len(self._known) >= _SHAPES:
                 self._known.clear()
@@ -143,7 +142,7 @@ class ImageChain(Layer):
             units = sizes(x, params, " ".join(self._words))
         except RuntimeError:  # the layers themselves say what is wrong
             return None
-        marks = []
+        marks: list[str] = []
         for unit, before, after in units:
             if unit.link.weight is None or unit.link.name != "convolution":
                 continue
@@ -151,7 +150,8 @@ class ImageChain(Layer):
             geometry = (numbers[:2], numbers[2:4], numbers[4:], False, (0, 0), 1)
             if few_of(x.new_empty(1).expand(before), weight, geometry, unit.rectifier is not None) is not Few.PIXELS:
                 return None
-            marks.append("@p" * (math.prod(before) + math.prod(after) <= weight.numel()))
+            mark = "l" * (not marks and pays(x)) + "p" * (math.prod(before) + math.prod(after) <= weight.numel())
+            marks.append("@" * bool(mark) + mark)
         left = iter(marks)
         return " ".join([word + next(left) if word.startswith("convolution") else word for word in self._words])
 

@@ -11,10 +11,11 @@
     avg_pool:kh:kw:sh:sw:ph:pw:c             c: 1 where padding counts, else 0
     flatten
 
-"@p" behind a convolution: sweep 3 leaves its pair (δ, t) to sweep 4, because it is smaller than the gradient. The first
-link is a convolution. A rectifier behind a convolution without a bias is one unit with it (`convolution_relu_forward`
-and its kin); any other link is a unit by itself. Images (N, C, H, W) are in the layout of x throughout, float32 or
-float64.
+The first link is a convolution. A rectifier behind a convolution without a bias is one unit with it
+(`convolution_relu_forward` and its kin); any other link is a unit by itself. Behind the first convolution images
+(N, C, H, W) are in the layout of x, or in channels_last if the first word is marked ("@l"); x, its tangents and
+cotangents are read and written as x lies. float32 or float64. "@p" behind a convolution: sweep 3 leaves its pair (δ, t)
+to sweep 4, because it is smaller than the gradient.
 
 `params`   the weight and the bias of each link, in order.
 `saved`    of each unit: its input, if it is not the first and has a weight or is smooth; bits, or the places of maxima.
@@ -108,8 +109,7 @@ def sizes(x: Tensor, params: Sequence[Tensor], links: str) -> list[tuple[Unit, l
 def image_chain_forward(x: Tensor, params: Sequence[Tensor], links: str) -> list[Tensor]:
     """Sweep 1: [y, *saved]."""
     chain = _Images("image_chain_forward", x, params, links)
-    saved: list[Tensor] = []
-    h = in_layout(x, chain.channels_last)
+    h, saved = chain.x, list[Tensor]()
     for unit in chain.units:
         h = chain.forward(unit, h, saved)
     return [h, *saved]
@@ -121,13 +121,13 @@ def image_chain_data_vjp(
 ) -> list[Tensor]:
     """Sweep 2: [J, *record without that of the last unit]."""
     chain = _Images("image_chain_data_vjp", x, params, links, saved)
-    g = chain.checked("g", g, chain.sizes[-1])
+    g = chain.entering("g", g)
     record: list[Tensor] = []
     for i, unit in reversed(list(enumerate(chain.units))):
         if unit.record is not None and i + 1 < len(chain.units):
             record.insert(0, g)
         g = chain.vjp(i, g)
-    return [g, *record]
+    return [chain.as_x(g), *record]
 
 
 @op(
@@ -152,7 +152,8 @@ def image_chain_data_jvp(
     chain.check("flags", wanted, chain.n_params)
     chain.check_record(record)
     chain.check_sums(sums, wanted)
-    t = chain.checked("t", t, chain.sizes[0])
+    chain.check_alike("t", t, chain.sizes[0])
+    t = in_layout(t, chain.channels_last)
     fresh: list[Tensor] = []
     kept: list[Tensor] = []
     totals = iter(sums)
@@ -199,7 +200,7 @@ def image_chain_reverse(
     chain.check_sums(sums, wanted)
     require(zeta is not None or len(records) > 0, f"{chain.op_name}: needs a zeta or a record")
     if zeta is not None:
-        zeta = chain.checked("zeta", zeta, chain.sizes[-1])
+        zeta = chain.entering("zeta", zeta)
     with_sums = [unit.link.weight for unit in chain.units if sums and unit.wants(wanted) and not unit.keeps(wanted)]
     bars: dict[int, Tensor] = {}
     asked = [i for i, unit in enumerate(chain.units) if unit.wants(wanted) or unit.wants_bias(wanted)]
@@ -220,7 +221,7 @@ def image_chain_reverse(
     require(zeta is not None or not want_x, sentence)
     places = [p for p, want in enumerate(wanted) if want and p not in with_sums]
     found = [bars[p] if p in bars else torch.zeros_like(params[p]) for p in places]
-    return [zeta, *found] if want_x and zeta is not None else found
+    return [chain.as_x(zeta), *found] if want_x and zeta is not None else found
 
 
 class _Images:
@@ -229,7 +230,7 @@ class _Images:
     def __init__(
         self, op_name: str, x: Tensor, params: Sequence[Tensor], links: str, saved: Sequence[Tensor] | None = None
     ) -> None:
-        self.op_name, self.x, self.params, self.units = op_name, x, params, parse(links)
+        self.op_name, self.params, self.units = op_name, params, parse(links)
         places = [p for u in self.units for p in (u.link.weight, u.bias) if p is not None]
         self.n_params = len(places)
         self.check("parameters", params, self.n_params)
@@ -240,7 +241,9 @@ class _Images:
         )
         for parameter in params:
             require_alike(op_name, "every parameter", parameter, "x", x)
-        self.channels_last = is_channels_last(x)
+        self._outer = is_channels_last(x)
+        self.channels_last = self._outer or "l" in self.units[0].link.marks
+        self.x = in_layout(x, self.channels_last)
         self.sizes = [list(x.shape)]
         for unit in self.units:
             self.sizes.append(self._output_of(unit, self.sizes[-1]))
@@ -256,7 +259,7 @@ class _Images:
         if unit.input is not None:
             saved.append(h)
         if link.name == "convolution" and unit.rectifier is None:
-            return convolution.convolution_forward(h, self._weight(unit), bias, *_window(link))
+            return self._convolution(unit, h, bias)
         if link.name in ("max_pool", "relu", "convolution"):
             y, extra = self._marking(unit, h, bias)
             saved.append(extra)
@@ -286,7 +289,7 @@ class _Images:
     def jvp(self, i: int, t: Tensor) -> Tensor:
         unit, link = self.units[i], self.units[i].link
         if link.name == "convolution":
-            y = convolution.convolution_forward(t, self._weight(unit), None, *_window(link))
+            y = self._convolution(unit, t, None)
             return y if unit.rectifier is None else self._gate(i, y)
         if link.name == "linear":
             return torch.mm(t, self._weight(unit).t())
@@ -331,12 +334,14 @@ class _Images:
     def _marking(self, unit: Unit, h: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """The output of a unit and its bits or places."""
         if unit.rectifier is not None:
-            slope = unit.rectifier.constants[0]
-            return convolution.convolution_relu_forward(h, self._weight(unit), bias, slope, *_window(unit.link))
+            return activation.relu_forward(self._convolution(unit, h, bias), None, 1, unit.rectifier.constants[0])
         if unit.link.name == "relu":
             return activation.relu_forward(h, bias, 1, unit.link.constants[0])
         y, places = _aten.max_pool2d_with_indices(h, *_pool(unit.link))
         return self._in_layout(y), self._in_layout(places)
+
+    def _convolution(self, unit: Unit, h: Tensor, bias: Tensor | None) -> Tensor:
+        return self._in_layout(convolution.convolution_forward(h, self._weight(unit), bias, *_window(unit.link)))
 
     def _linear_map(self, link: Link, h: Tensor) -> Tensor:
         """A link without parameters that is its own derivative."""
@@ -421,10 +426,18 @@ class _Images:
     def check(self, what: str, values: Sequence[object], expected: int) -> None:
         require(len(values) == expected, f"{self.op_name}: the chain has {expected} {what}, got {len(values)}")
 
-    def checked(self, name: str, t: Tensor, sizes: list[int]) -> Tensor:
+    def check_alike(self, name: str, t: Tensor, sizes: list[int]) -> None:
         require_alike(self.op_name, name, t, "the weight", self.params[0])
         require_shape(self.op_name, name, t, sizes)
-        return self._in_layout(t)
+
+    def entering(self, name: str, g: Tensor) -> Tensor:
+        """A cotangent of y in the chain's layout."""
+        self.check_alike(name, g, self.sizes[-1])
+        return self._in_layout(g)
+
+    def as_x(self, x_bar: Tensor) -> Tensor:
+        """x̄ in the layout of x."""
+        return in_layout(x_bar, self._outer)
 
     def check_record(self, record: Sequence[Tensor]) -> None:
         readers = [i for i, unit in enumerate(self.units) if unit.record is not None]
@@ -441,7 +454,7 @@ class _Images:
         for k, (delta, t) in enumerate(zip(records, tangents, strict=True)):
             i = keeping[k % n]
             self._check_dense("record", delta, self.sizes[i + 1])
-            self._check_dense("tangent", t, self.sizes[i])
+            (self._check_dense if i else self.check_alike)("tangent", t, self.sizes[i])
 
     def check_sums(self, sums: Sequence[Tensor], wanted: Sequence[bool]) -> None:
         weights = [self._weight(unit) for unit in self.units if unit.wants(wanted) and not unit.keeps(wanted)]
@@ -470,11 +483,10 @@ class _Images:
                 require_shape(self.op_name, "saved places", places, after)
 
     def _check_dense(self, name: str, t: Tensor, sizes: list[int]) -> None:
-        require_alike(self.op_name, name, t, "the weight", self.params[0])
-        require_shape(self.op_name, name, t, sizes)
+        self.check_alike(name, t, sizes)
         last = self.channels_last and len(sizes) == 4
         dense = t.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        require(dense, f"{self.op_name}: {name} must be dense in the layout of x")
+        require(dense, f"{self.op_name}: {name} must be dense in the layout of the chain")
 
 
 def _window(link: Link) -> tuple[list[int], list[int], list[int]]:
