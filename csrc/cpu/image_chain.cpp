@@ -8,6 +8,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <numeric>
+
 namespace datagrad {
 namespace {
 
@@ -29,7 +31,7 @@ struct Samples {
     return view(t, sizes, Numbers(t.strides().begin(), t.strides().end()), begin * t.stride(0));
   }
 
-  // The same of bits, so many a sample; begin is a multiple of 8.
+  // The same of bits, so many a sample; the first begins a byte.
   Tensor bits(const Tensor& t, int64_t each) const {
     return is_all() ? t : view(t, {((end - begin) * each + 7) / 8}, {1}, begin * each / 8);
   }
@@ -183,11 +185,7 @@ class ImageChain {
 
   // The bits of a unit, or the places of its maxima.
   Tensor extra(const Unit& u) const {
-    const Tensor& all = saved_[u.extra];
-    if (u.is(Kind::max_pool)) return samples_(all);
-    int64_t each = 1;
-    for (size_t d = 1; d < u.out.size(); ++d) each *= u.out[d];
-    return samples_.bits(all, each);
+    return u.has_bits() ? samples_.bits(saved_[u.extra], u.out_of_sample()) : samples_(saved_[u.extra]);
   }
 
   // The op of a unit's convolution of h, or of what is like h.
@@ -255,17 +253,19 @@ class ImageChain {
 };
 
 // So many samples go through sweep 3 at once. The cotangents of sweep 2 stay until its end, so what flows beside them must be
-// little; and it should stay in a core's cache. A multiple of 8, for the bits; all of them where the tangents are kept anyway.
+// little, and it should stay in a core's cache. All of them where the tangents are kept anyway; else at most half, so that two
+// neighbours are no more than one of the whole batch; and the bits of a part begin at a byte.
 int64_t samples_at_once(const ImagePlan& plan, const Flags& wanted) {
   constexpr int64_t kElements = 1 << 17;
-  int64_t largest = 1;
+  int64_t largest = 1, unit_of_bits = 1;
   for (const Unit& unit : plan.units) {
     if (unit.keeps(wanted)) return plan.samples();
-    int64_t size = 1;
-    for (size_t d = 1; d < unit.out.size(); ++d) size *= unit.out[d];
+    const int64_t size = unit.out_of_sample();
     largest = std::max(largest, size);
+    if (unit.has_bits()) unit_of_bits = std::max(unit_of_bits, 8 / std::gcd<int64_t>(8, size));
   }
-  return std::min(plan.samples(), std::max<int64_t>(8, kElements / largest / 8 * 8));
+  const int64_t few = std::min(kElements / largest, (plan.samples() + 1) / 2);
+  return std::min(plan.samples(), std::max<int64_t>(1, few / unit_of_bits) * unit_of_bits);
 }
 
 }  // namespace

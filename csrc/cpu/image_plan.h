@@ -6,6 +6,9 @@
 #include <common/chain_plan.h>
 #include <cpu/convolution_ops.h>
 
+#include <functional>
+#include <numeric>
+
 namespace datagrad {
 namespace {
 
@@ -20,6 +23,13 @@ struct Unit {
   bool is(Link::Kind kind) const { return link->kind == kind; }
   bool has_weight() const { return link->weight >= 0; }
   int64_t bias() const { return rectifier != nullptr ? rectifier->bias : link->bias; }
+
+  bool has_bits() const { return is(Link::Kind::relu) || rectifier != nullptr; }
+
+  // Elements of the output of one sample.
+  int64_t out_of_sample() const {
+    return std::accumulate(out.begin() + 1, out.end(), int64_t{1}, std::multiplies<>());
+  }
 
   // So many of the link's numbers.
   Numbers numbers(size_t first, size_t count) const {
@@ -188,7 +198,7 @@ class ImagePlan {
   void place(Unit& unit) {
     const bool reads = unit.has_weight() || unit.is(Kind::smooth);
     if (reads && !units.empty()) unit.input = saved++;
-    if (unit.is(Kind::relu) || unit.is(Kind::max_pool) || unit.rectifier != nullptr) unit.extra = saved++;
+    if (unit.has_bits() || unit.is(Kind::max_pool)) unit.extra = saved++;
     if (reads) unit.record = records++;
   }
 
