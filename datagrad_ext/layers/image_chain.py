@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._native import direct
@@ -43,7 +44,7 @@ class ImageChain(Layer):
         self._words = [
             str(layer.image_link(n, host)) for layer, n, host in zip(layers, n_params, hosts, strict=True)
         ]
-        self._known: dict[Any, str | None] = {}
+        self._known: dict[Any, _Form | None] = {}
 
     @property
     def name(self) -> str:
@@ -51,13 +52,16 @@ class ImageChain(Layer):
 
     def covers(self, x: Any, params: Sequence[Tensor]) -> bool:
         """Whether the ops are for such an input."""
-        return self._links(x, params) is not None
+        dense = isinstance(x, Tensor) and x.dim() == 4 and x.device.type == "cpu" and x.layout == torch.strided
+        return dense and self._form(x, params) is not None
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        outer = is_channels_last(inputs[0])
-        links, x = self._links(inputs[0], params), in_layout(inputs[0], outer)
+        form = self._form(inputs[0], params)
+        assert form is not None  # it covers the input
+        links, outer, inner = form
+        x = in_layout(inputs[0], outer)
         y, *saved = _forward(x, params, links)
-        return _laid(y, outer), (links, outer, outer or pays(x), x, *saved)
+        return _laid(y, outer), (links, outer, inner, x, *saved)
 
     def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
         return self.data_vjp(saved, params, g, wanted)[0]
@@ -124,24 +128,25 @@ class ImageChain(Layer):
             place += n
         return x
 
-    def _links(self, x: Any, params: Sequence[Tensor]) -> str | None:
-        """The links for such an input, None where they are not for the ops."""
-        if not isinstance(x, Tensor) or x.device.type != "cpu":
-            return None
-        key = x.shape, x.dtype, pays(x)
-        if key not in self._known:
+    def _form(self, x: Tensor, params: Sequence[Tensor]) -> _Form | None:
+        """How such an input is run, None where it is not for the ops."""
+        key = x.shape, x.dtype, x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)
+        try:
+            return self._known[key]
+        except KeyError:
             if len(self._known) >= _SHAPES:
                 self._known.clear()
-            self._known[key] = self._find_links(x, params)
-        return self._known[key]
+            found = self._known[key] = self._find_form(x, params)
+            return found
 
-    def _find_links(self, x: Tensor, params: Sequence[Tensor]) -> str | None:
+    def _find_form(self, x: Tensor, params: Sequence[Tensor]) -> _Form | None:
         if not all(is_native(op, "cpu") for op in self.ops):
             return None
         try:
             units = sizes(x, params, " ".join(self._words))
         except RuntimeError:  # the layers themselves say what is wrong
             return None
+        outer, enters = is_channels_last(x), pays(x)
         marks: list[str] = []
         for unit, before, after in units:
             if unit.link.weight is None or unit.link.name != "convolution":
@@ -150,10 +155,19 @@ class ImageChain(Layer):
             geometry = (numbers[:2], numbers[2:4], numbers[4:], False, (0, 0), 1)
             if few_of(x.new_empty(1).expand(before), weight, geometry, unit.rectifier is not None) is not Few.PIXELS:
                 return None
-            mark = "l" * (not marks and pays(x)) + "p" * (math.prod(before) + math.prod(after) <= weight.numel())
+            mark = "l" * (enters and not marks) + "p" * (math.prod(before) + math.prod(after) <= weight.numel())
             marks.append("@" * bool(mark) + mark)
         left = iter(marks)
-        return " ".join([word + next(left) if word.startswith("convolution") else word for word in self._words])
+        links = [word + next(left) if word.startswith("convolution") else word for word in self._words]
+        return _Form(" ".join(links), outer, outer or enters)
+
+
+class _Form(NamedTuple):
+    """How an input is run."""
+
+    links: str
+    outer: bool  # x, J and y are in channels_last
+    inner: bool  # what is between them is
 
 
 class _Plan(NamedTuple):
