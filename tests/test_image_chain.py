@@ -194,6 +194,10 @@ def test_an_error_arrives_with_its_sentence() -> None:
         torch.autograd.grad(y, x, torch.ones(2, 5, 4, 3))
     with pytest.raises(RuntimeError, match=r"4 channels|3 channels"):
         model(torch.ones(2, 4, 8, 8, requires_grad=True))
+    for pool in (nn.MaxPool2d(2, padding=2), nn.AvgPool2d(2, padding=2)):
+        model = datagrad_ext.accelerate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pool))
+        with pytest.raises(RuntimeError, match="pad should be at most half"):
+            model(x)
 
 
 def test_two_threads_train_at_once() -> None:
