@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -50,7 +50,7 @@ class Link:
     constants: tuple[float, ...]
     weight: int | None
     bias: int | None
-    marks: str = ""
+    marks: str = field(default="", compare=False)
 
     @property
     def smooth(self) -> bool:
