@@ -91,6 +91,9 @@ def work(case: Case) -> Work | None:
     found = network_of(model).latest
     if found is None or isinstance(found, Untraceable):
         return None
+    if not found.program.rows:  # the network ran as one step; its layers are the rows
+        with torch.no_grad():
+            found.program.forward((x,), found.program.thetas(found.parameters(found.slots())))
     rows = found.program.rows
     penalty_alone = case.objective.penalty_only and not any(row.step.layer.curved for row in rows)
     units = [4] * len(flops) if penalty_alone else [5, *[6] * (len(flops) - 1)]

@@ -56,7 +56,8 @@ class Stage:
     environ: dict[str, str] = field(default_factory=dict)
 
 
-CPU_ALONE = {"tests/test_ops_convolution.py", "tests/test_ops_folding.py"}  # families without kernels for CUDA
+# families without kernels for CUDA
+CPU_ALONE = {f"tests/test_ops_{family}.py" for family in ("convolution", "folding", "image_chain")}
 VENDORS = "tests/test_ops_fused_convolution.py"  # its kernels are cuDNN's: only where they read and write matters
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from .fusion import fuse, widen_chains
+from .fusion import as_image_chain, fuse, widen_chains
 from .layers import (
     Application,
     Layer,
@@ -31,8 +31,9 @@ from .layers import (
     rules_of_function,
     rules_of_method,
 )
+from .layers.image_chain import ImageChain
 from .precision import Entry, Precision, entering, insert_casts
-from .program import HostStep, Program, Ref, Step
+from .program import HostStep, Program, Ref, Row, Step
 from .trace import Untraceable, changes_in_place
 
 _DATA = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "itemsize")
@@ -93,6 +94,8 @@ class Lowered:
     entries: list[Entry] | None = None
     spec: pytree.TreeSpec | None = None
     """What the leaves in `structure` are put into."""
+    image_chain: tuple[ImageChain, Program] | None = None
+    """A step, and the same as a program of this step alone, for the inputs that it covers."""
 
     @cached_property
     def is_one_value(self) -> bool:
@@ -104,6 +107,18 @@ class Lowered:
     def _tables(self) -> list[tuple[dict[str, Any], str]] | None:
         """The fetches if every slot is a parameter as it is."""
         return None if any(map(callable, self.fetches)) else self.fetches  # type: ignore[return-value]
+
+    @property
+    def rows(self) -> list[Row]:
+        """What the first run was."""
+        return self.program.rows or ([] if self.image_chain is None else self.image_chain[1].rows)
+
+    def program_of(self, inputs: Sequence[Any], params: Sequence[Tensor]) -> Program:
+        """What runs a call, from its forward to its last sweep."""
+        if self.image_chain is None:
+            return self.program
+        layer, chain = self.image_chain
+        return chain if layer.covers(inputs[0], params) else self.program
 
     def parameters(self, slots: list[Tensor]) -> list[Tensor]:
         """What enters the program as θ, under ordinary autograd."""
@@ -182,7 +197,8 @@ class _Lowering:
         steps = [_with_params(step, places) for step in self._steps]
         program = Program(len(self._placeholders), len(used), tuple(steps), values)
         if self._precision is None:
-            return Lowered(fuse(program), self._fetches, structure, outputs, used)
+            chain = as_image_chain(program)
+            return Lowered(fuse(program), self._fetches, structure, outputs, used, image_chain=chain)
         program, entries = insert_casts(program, self._precision, self._changes)
         shapes = [_shape_of(self._fetches[slot]) for slot in used]
         program, entries = widen_chains(fuse(program), entries, shapes, self._precision)

@@ -89,7 +89,7 @@ class Network:
         if isinstance(found, Untraceable):
             value = forward(module, *args, **kwargs)
             return _refusing_second_derivatives(value) if type(found) is _Sharded else value
-        before = None if found.program.rows else _State(module)  # only the first run tells whether the program can
+        before = None if found.rows else _State(module)  # only the first run tells whether the program can
         try:
             return self._run(found, call.tensors)
         except UnsupportedOutput as error:
@@ -155,7 +155,8 @@ class Network:
 
     def _run(self, lowered: Lowered, tensors: list[Tensor]) -> Any:
         slots = lowered.slots()
-        values = apply(lowered.program, tensors, lowered.parameters(slots), self.warned)
+        params = lowered.parameters(slots)
+        values = apply(lowered.program_of(tensors, params), tensors, params, self.warned)
         if type(lowered.structure) is Value:
             return values[0]
         rest = iter(values)

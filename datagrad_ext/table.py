@@ -100,7 +100,7 @@ def _table(model: nn.Module) -> Table:
     if isinstance(found, Untraceable):
         rows = tuple(_rows_below(model, ""))
         return Table(name, rows, f"no single program: {found}. Its parts are networks of their own:")
-    return Table(name, tuple(_row(row) for row in found.program.rows))
+    return Table(name, tuple(_row(row) for row in found.rows))
 
 
 def _rows_below(module: nn.Module, path: str) -> Iterator[TableRow]:

@@ -14,6 +14,7 @@ from datagrad_ext.choices import Choice, Choices
 from datagrad_ext.fusion import convolution_chains
 from datagrad_ext.layers import fused_passes
 from datagrad_ext.layers.fused_passes import Call, Cudnn
+from datagrad_ext.layers.image_chain import ImageChain
 
 
 class HostPlans(Cudnn):
@@ -48,7 +49,11 @@ class HostPlans(Cudnn):
 
 
 def install(patch: pytest.MonkeyPatch, planner: Cudnn) -> Choices:
-    """Let convolutions be collected and take their plans from `planner`; the table that is filled."""
+    """Let convolutions be collected and take their plans from `planner`; the table that is filled.
+
+    The host is in a GPU's place, where no input is one of an image chain.
+    """
+    patch.setattr(ImageChain, "covers", lambda *_: False)
     patch.setattr(convolution_chains, "_has_plans", lambda: True)
     patch.setattr(fused_passes, "planner", planner)
     table = Choices("convolution with rectifier", Choice("any other", "ATen"))

@@ -126,7 +126,7 @@ def test_runs(case: Case, names: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     install(monkeypatch, HostPlans())
     table = datagrad_ext.program(datagrad_ext.accelerate(case.build()), *case.inputs())
     assert [row.layer for row in table.rows if "→" in row.layer and "Conv2d" in row.layer] == names
-    monkeypatch.undo()
+    monkeypatch.setattr(fusion.convolution_chains, "_has_plans", lambda: False)
     table = datagrad_ext.program(datagrad_ext.accelerate(case.build()), *case.inputs())
     assert not [row.layer for row in table.rows if "→" in row.layer and "Conv2d" in row.layer] or names == []
 

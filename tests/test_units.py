@@ -23,13 +23,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_code import data_gradient, loss_of, penalised, potential, weights
 
 import datagrad_ext
-from datagrad_ext import CentralDifference, DataGrad, FiniteDifference, Term, fusion, penalties, presets
+from datagrad_ext import CentralDifference, DataGrad, FiniteDifference, Term, fusion, lower, penalties, presets
 from datagrad_ext.fusion.chains import collect_chains
 from datagrad_ext.fusion.rectified_convolutions import rectify_convolutions
 from datagrad_ext.layers import Layer
 from datagrad_ext.layers.convolution import Convolution
 from datagrad_ext.layers.linear import Linear
-from datagrad_ext.ops import chain, convolution, fused_convolution, penalty_step
+from datagrad_ext.ops import chain, convolution, fused_convolution, image_chain, penalty_step
 
 N = 4
 aten = torch.ops.aten
@@ -51,6 +51,10 @@ REFERENCES = {
         (fused_convolution, "fused_convolution_forward"),
         (fused_convolution, "fused_convolution_vjp"),
         (fused_convolution, "fused_convolution_jvp"),
+        (image_chain, "image_chain_forward"),
+        (image_chain, "image_chain_data_vjp"),
+        (image_chain, "image_chain_data_jvp"),
+        (image_chain, "image_chain_reverse"),
         (penalty_step, "chain_penalty_step"),
     )
 }
@@ -138,6 +142,7 @@ def maps(model: nn.Module) -> Iterator[list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fusion, "PASSES", [p for p in fusion.PASSES if p not in MERGING])
+        patch.setattr(lower, "as_image_chain", lambda program: None)
         patch.setattr(Convolution, "reverse", Layer.reverse)
         for layer in (Linear, Convolution):
             for name in ("forward", "vjp", "jvp", "param_vjp"):

@@ -1,5 +1,6 @@
 // The text that names the links of a chain, as in datagrad_ext/ops/chain.py: "linear relu+b:0 linear softplus+b:1:20", with
-// "@marks" behind a word where the device should take another way to the same result.
+// "@marks" behind a word where the device should take another way to the same result. A chain of images has more kinds of links
+// (datagrad_ext/ops/image_chain.py).
 #pragma once
 
 #include <common/check.h>
@@ -13,7 +14,7 @@
 namespace datagrad {
 
 struct Link {
-  enum class Kind { linear, relu, smooth };
+  enum class Kind { linear, relu, smooth, convolution, flatten, max_pool, avg_pool };
 
   Kind kind;
   std::string name;
@@ -38,15 +39,25 @@ inline double number(const std::string& text) {
   return value;
 }
 
-struct Links {
+// A kind that is named in the text; what it takes. Any other name is that of a smooth activation.
+struct KindRow {
+  const char* name;
+  Link::Kind kind;
+  size_t constants;
+};
+
+constexpr KindRow kKinds[] = {
+    {"linear", Link::Kind::linear, 0},     {"relu", Link::Kind::relu, 1},         {"convolution", Link::Kind::convolution, 6},
+    {"flatten", Link::Kind::flatten, 0},   {"max_pool", Link::Kind::max_pool, 8}, {"avg_pool", Link::Kind::avg_pool, 7},
+};
+
+struct WordLinks {
   std::vector<Link> link;
   int64_t params = 0;
 
-  explicit Links(const std::string& text) {
+  explicit WordLinks(const std::string& text) {
     std::istringstream words(text);
     for (std::string word; words >> word;) add(word);
-    DATAGRAD_CHECK(!link.empty() && link[0].kind == Link::Kind::linear, "chain: must begin with a linear layer, got '",
-                   text, "'");
   }
 
   int64_t size() const { return static_cast<int64_t>(link.size()); }
@@ -62,23 +73,36 @@ struct Links {
     const size_t plus = next.name.find('+');
     const bool bias = plus != std::string::npos;
     next.name = next.name.substr(0, plus);
-    next.kind = next.name == "linear" ? Link::Kind::linear
-                : next.name == "relu" ? Link::Kind::relu
-                                      : Link::Kind::smooth;
-    const size_t expected = next.kind == Link::Kind::relu ? 1 : 0;
-    DATAGRAD_CHECK(next.kind == Link::Kind::smooth || next.constants.size() == expected, "chain: ", next.name, " has ",
-                   expected, " constants, got ", next.constants.size());
-    if (next.kind == Link::Kind::linear) next.weight = params++;
+    next.kind = Link::Kind::smooth;
+    for (const KindRow& row : kKinds) {
+      if (next.name != row.name) continue;
+      next.kind = row.kind;
+      DATAGRAD_CHECK(next.constants.size() == row.constants, "chain: ", row.name, " has ", row.constants,
+                     " constants, got ", next.constants.size());
+    }
+    if (next.kind == Link::Kind::linear || next.kind == Link::Kind::convolution) next.weight = params++;
     if (bias) next.bias = params++;
     link.push_back(next);
   }
 };
 
+// Links of matrices.
+struct Links : WordLinks {
+  explicit Links(const std::string& text) : WordLinks(text) {
+    DATAGRAD_CHECK(!link.empty() && link[0].kind == Link::Kind::linear, "chain: must begin with a linear layer, got '",
+                   text, "'");
+    for (const Link& each : link) {
+      DATAGRAD_CHECK(each.kind <= Link::Kind::smooth, "chain: a link of matrices cannot be ", each.name);
+    }
+  }
+};
+
 // The links of a text, read once a thread.
-inline const Links& links_of(const std::string& text) {
-  thread_local std::unordered_map<std::string, Links> known;
+template <class Kind = Links>
+const Kind& links_of(const std::string& text) {
+  thread_local std::unordered_map<std::string, Kind> known;
   const auto found = known.find(text);
-  return found != known.end() ? found->second : known.emplace(text, Links(text)).first->second;
+  return found != known.end() ? found->second : known.emplace(text, Kind(text)).first->second;
 }
 
 }  // namespace datagrad

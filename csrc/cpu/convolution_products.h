@@ -21,6 +21,7 @@ struct Gathered;
 struct Packed;
 struct WeightRows;
 struct Gradient;
+struct Turned;
 
 // Calls f(i, j) for all blocks i of `rows` and j of `columns`, in parallel if the work of all of them is large.
 template <class F>
@@ -83,12 +84,12 @@ class Convolution {
     if (!by_winograd({rows, w_.channels, 1}, vjp)) vjp(DirectConvolution<T>(w_, rows));
   }
 
-  // w̄ = Σ gᵀ patches(x) over all pairs, each g behind the gate; of direct products also the sum of the last g over all
-  // pixels.
+  // w̄ = Σ gᵀ patches(x) over all pairs, or added to w̄, each g behind the gate; of direct products also the sum of the last g
+  // over all pixels.
   void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate,
-                       const Tensor& weight_bar, T* bias_bar) {
+                       const Tensor& weight_bar, bool add, T* bias_bar) {
     T* dense = mutable_data<T>(weight_bar);
-    T* target = reorders_ ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
+    T* target = reorders_ || add ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
     if (gs.empty() || w_.batch == 0) {
       std::fill_n(target, w_.out_channels * depth_, T(0));
     } else if (!is_direct_) {
@@ -98,9 +99,21 @@ class Convolution {
                })) {
       weight_gradient_directly(gs, xs, gate, target, bias_bar);
     }
-    if (reorders_) {
-      for_each_filter([&](int64_t o) { small::transpose(target + o * depth_, area(), w_.channels, dense + o * depth_); });
-    }
+    if (!reorders_ && !add) return;
+    for_each_filter([&](int64_t o) {
+      const T* from = target + o * depth_;
+      T* to = dense + o * depth_;
+      if (reorders_ && !add) {
+        small::transpose(from, area(), w_.channels, to);
+        return;
+      }
+      if (reorders_) {
+        T* turned = thread_memory<Turned, T>(depth_);
+        small::transpose(from, area(), w_.channels, turned);
+        from = turned;
+      }
+      for (int64_t i = 0; i < depth_; ++i) to[i] += from[i];
+    });
   }
 
  private:

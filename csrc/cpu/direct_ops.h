@@ -14,6 +14,16 @@ Tensors chain_penalty_step(const Tensor& x, Tensors params, std::optional<Tensor
                            std::vector<double> main_constants, double main_weight, std::string penalties,
                            std::vector<double> constants, std::vector<double> weights, Flags wanted, bool want_x);
 
+Tensors image_chain_forward(const Tensor& x, Tensors params, std::string links);
+
+Tensors image_chain_data_vjp(const Tensor& g, const Tensor& x, Tensors params, Tensors saved, std::string links);
+
+Tensors image_chain_data_jvp(const Tensor& t, const Tensor& x, Tensors params, Tensors saved, Tensors record,
+                             std::string links, Flags wanted, bool want_y, Tensors sums);
+
+Tensors image_chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors tangents, const Tensor& x, Tensors params,
+                            Tensors saved, std::string links, Flags wanted, bool want_x, Tensors sums);
+
 Tensors fold_norm(const Tensor& weight, std::optional<Tensor> bias, const Tensor& mean, const Tensor& var,
                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps);
 

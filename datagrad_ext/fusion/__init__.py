@@ -8,6 +8,7 @@ from .biases import move_biases
 from .chains import collect_chains
 from .convolution_chains import collect_convolutions
 from .folding import fold_norms
+from .image_chains import as_image_chain
 from .layout import run_in_channels_last
 from .rectified_convolutions import rectify_convolutions
 from .rectifiers import take_in_rectifiers
@@ -33,6 +34,7 @@ def fuse(program: Program) -> Program:
 
 __all__ = [
     "PASSES",
+    "as_image_chain",
     "collect_chains",
     "collect_convolutions",
     "fold_norms",

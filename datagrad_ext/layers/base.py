@@ -76,6 +76,10 @@ class Layer:
         """How the ops of chains spell the layer if it has so many parameters; None: it cannot be a link of a chain."""
         return None
 
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        """How the ops of chains of images spell it, with so many parameters and these host arguments."""
+        return None if host else self.link(n_params)
+
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Any, tuple[Any, ...]]:
         """Value y and what the other maps need (tensors, or plain Python values)."""
         raise NotImplementedError

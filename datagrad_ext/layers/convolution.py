@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.chain import word
 from .base import Layer, Pairs, Tensors
 from .few import Few, few_of
 from .registry import Application, Expansion, function_rule, module_rule
@@ -59,6 +60,11 @@ class Convolution(Layer):
     @property
     def name(self) -> str:
         return f"Conv{'Transpose' if self.transposed else ''}{self.dims}d"
+
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        if self.dims != 2 or self.transposed or self._groups != 1 or isinstance(self.padding, str):
+            return None
+        return word("convolution", n_params == 2, (*self._stride, *self.padding, *self._dilation))
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         self._check(inputs[0])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.chain import word
 from .base import FLOAT32_ON_CPU, Layer, Parameterless, Tensors, blank
 from .registry import Application, function_rule, module_rule
 
@@ -36,6 +37,12 @@ class AvgPool(Parameterless):
     @property
     def name(self) -> str:
         return f"AvgPool{self._dims}d"
+
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        kernel, stride, padding, ceil, count, divisor = self._numbers
+        if self._dims != 2 or ceil or divisor is not None or _is_refused(kernel, padding):
+            return None
+        return word("avg_pool", False, (*kernel, *stride, *padding, count))
 
     def apply(self, *inputs: Any) -> Tensor:
         return _narrow(self._pool(_widen(inputs[0], self._dims), *self._numbers), self._dims)
@@ -109,6 +116,12 @@ class MaxPool(Layer):
     def name(self) -> str:
         return f"MaxPool{self._dims}d"
 
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        *windows, ceil = self._numbers
+        if self._dims != 2 or ceil or _is_refused(windows[0], windows[2]):
+            return None
+        return word("max_pool", False, [n for pair in windows for n in pair])
+
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x = _widen(inputs[0], self._dims)
         y, places = self._pool(x, *self._numbers)
@@ -130,6 +143,11 @@ class MaxPool(Layer):
         start = -max(self._dims, 2)
         x = _widen(x, self._dims)
         return _narrow(x.flatten(start).gather(-1, places.flatten(start)).view(places.shape), self._dims)
+
+
+def _is_refused(kernel: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether torch may refuse the padding, which it says best where the layer runs by itself."""
+    return any(2 * p > k for p, k in zip(padding, kernel, strict=True))
 
 
 def _autocast(dims: int) -> str | Mapping[str, str]:

@@ -34,6 +34,9 @@ class Reshape(Parameterless):
     def name(self) -> str:
         return self._method.__name__.capitalize()
 
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        return "flatten" if self._method is torch.Tensor.flatten and host == (1, -1) else None
+
     def apply(self, *inputs: Any) -> Tensor:
         return self._method(*inputs)
 

@@ -69,7 +69,8 @@ class Native:
         params = lowered.parameters(lowered.slots())
         known = latest.fused
         if known is None or latest.lowered() is not lowered:  # type: ignore[misc]
-            step = Step(lowered.program, network.warned, latest.heads, self._main, self._main_weight, self._terms)
+            program = lowered.program_of((x,), params)
+            step = Step(program, network.warned, latest.heads, self._main, self._main_weight, self._terms)
             known = fused.step_of(step, x, params, target)
             if known is not None:
                 self._latest = latest._replace(lowered=weakref.ref(lowered), fused=known)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -37,6 +37,7 @@ from ._library import op, require, require_alike, require_floating, require_shap
 
 _ALIGN, _LARGEST = 64, 2**20
 _SLIM = 4
+_CONSTANTS = {"linear": 0, "relu": 1, "convolution": 6, "flatten": 0, "max_pool": 8, "avg_pool": 7}
 NARROW = 128
 """Up to this width the CPU walks through a sweep tile by tile (float32, float64); wider, a vendor's products win."""
 
@@ -49,27 +50,37 @@ class Link:
     constants: tuple[float, ...]
     weight: int | None
     bias: int | None
+    marks: str = field(default="", compare=False)
 
     @property
     def smooth(self) -> bool:
         """Whether its second derivative is not zero."""
-        return self.name not in ("linear", "relu")
+        return self.name not in _CONSTANTS
+
+
+def words(links: str) -> list[Link]:
+    """The links that a text names, of matrices or of images."""
+    found: list[Link] = []
+    params = itertools.count()
+    for text in links.split():
+        spelled, _, marks = text.partition("@")
+        head, *constants = spelled.split(":")
+        name, _, bias = head.partition("+")
+        expected = _CONSTANTS.get(name, len(constants))
+        require(len(constants) == expected, f"chain: {name} has {expected} constants, got {len(constants)}")
+        weight = next(params) if name in ("linear", "convolution") else None
+        found.append(Link(name, tuple(map(float, constants)), weight, next(params) if bias else None, marks))
+    return found
 
 
 @lru_cache
 def parse(links: str) -> tuple[Link, ...]:
-    """The links that a text names."""
-    found: list[Link] = []
-    params = itertools.count()
-    for text in links.split():
-        head, *constants = text.partition("@")[0].split(":")
-        name, _, bias = head.partition("+")
-        if name in ("linear", "relu"):
-            expected = int(name == "relu")
-            require(len(constants) == expected, f"chain: {name} has {expected} constants, got {len(constants)}")
-        weight = next(params) if name == "linear" else None
-        found.append(Link(name, tuple(map(float, constants)), weight, next(params) if bias else None))
+    """The links of matrices that a text names."""
+    found = words(links)
     require(bool(found) and found[0].name == "linear", f"chain: must begin with a linear layer, got '{links}'")
+    for link in found:
+        of_matrices = link.smooth or link.name in ("linear", "relu")
+        require(of_matrices, f"chain: a link of matrices cannot be {link.name}")
     return tuple(found)
 
 

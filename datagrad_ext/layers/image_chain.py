@@ -1,0 +1,219 @@
+"""ImageChain: a run of convolutions, activations, poolings and linear layers; each sweep of it is one op
+(`ops/image_chain.py`).
+
+A fusion pass makes one of a whole network that is such a run. It covers the inputs for which all convolutions are the
+project's own products (`few.py`); for others the network runs layer by layer, where the work is so much that calls cost
+nothing, and memory goes as each layer is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._native import direct
+from ..ops import is_native
+from ..ops._library import in_layout, is_channels_last
+from ..ops.image_chain import parse, sizes
+from .base import Layer, Pairs, Tensors, reader
+from .few import Few, few_of
+from .memory_format import pays
+
+_SHAPES = 64  # that a chain remembers
+_forward, _data_vjp = direct("image_chain_forward"), direct("image_chain_data_vjp")
+_data_jvp, _reverse = direct("image_chain_data_jvp"), direct("image_chain_reverse")
+
+
+class ImageChain(Layer):
+    """The composition of the layers, the first of them a convolution; params are theirs, in order.
+
+    Saves the links, whether what leaves and what is inside is in channels_last, x, and what the op saves.
+    """
+
+    paired = True
+    curved = True  # it may leave pairs
+    ops = ("image_chain_forward", "image_chain_data_vjp", "image_chain_data_jvp", "image_chain_reverse")
+
+    def __init__(self, layers: Sequence[Layer], n_params: Sequence[int], hosts: Sequence[tuple[Any, ...]]) -> None:
+        self.layers, self.n_params, self._hosts = tuple(layers), tuple(n_params), tuple(hosts)
+        self._words = [
+            str(layer.image_link(n, host)) for layer, n, host in zip(layers, n_params, hosts, strict=True)
+        ]
+        self._known: dict[Any, _Form | None] = {}
+
+    @property
+    def name(self) -> str:
+        return " → ".join(layer.name for layer in self.layers)
+
+    def covers(self, x: Any, params: Sequence[Tensor]) -> bool:
+        """Whether the ops are for such an input."""
+        dense = isinstance(x, Tensor) and x.dim() == 4 and x.device.type == "cpu" and x.layout == torch.strided
+        return dense and self._form(x, params) is not None
+
+    def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
+        form = self._form(inputs[0], params)
+        assert form is not None  # it covers the input
+        links, outer, inner = form
+        x = in_layout(inputs[0], outer)
+        y, *saved = _forward(x, params, links)
+        return _laid(y, outer), (links, outer, inner, x, *saved)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        return self.data_vjp(saved, params, g, wanted)[0]
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        return self.data_jvp(saved, params, tangents, record, True, (), ())[0]
+
+    def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
+        links, _, inner, x, *kept = saved
+        g = _laid(g, inner)
+        J, *record = _data_vjp(g, x, params, kept, links)
+        return (J,), (*record, g) if parse(links)[-1].record is not None else tuple(record)
+
+    def data_jvp(
+        self,
+        saved: Any,
+        params: Tensors,
+        tangents: Tensors,
+        record: Any,
+        needed: bool,
+        wanted_params: Sequence[bool],
+        sums: Tensors,
+    ) -> tuple[Any, Any, Tensors]:
+        links, outer, _, x, *kept = saved
+        (t,), wanted = tangents, tuple(wanted_params) or (False,) * len(params)
+        plan = _plan(links, wanted)
+        known = plan.sums(sums)
+        found = _data_jvp(t, x, params, kept, record, links, wanted, needed, known)
+        y_tangent = _laid(found.pop(0), outer) if needed else None
+        if not known and plan.with_sums:
+            n = len(plan.with_sums)
+            sums, found = _filled(sums, plan.with_sums, found[:n]), found[n:]
+        if not plan.keeping:
+            return y_tangent, None, sums
+        return y_tangent, (plan.kept(record), (t, *found) if plan.first_keeps else tuple(found)), sums
+
+    def reverse(
+        self,
+        saved: Any,
+        params: Tensors,
+        zeta: Any,
+        pairs: Pairs,
+        wanted_inputs: Sequence[bool],
+        wanted_params: Sequence[bool],
+        sums: Tensors,
+    ) -> tuple[Tensors, Tensors]:
+        links, _, _, x, *kept = saved
+        wanted = tuple(wanted_params) or (False,) * len(params)
+        plan = _plan(links, wanted)
+        known = plan.sums(sums)
+        records = [delta for record, _ in pairs for delta in record]
+        tangents = [t for _, found in pairs for t in found]
+        want_x = wanted_inputs[0] and (zeta is not None or plan.curved)
+        found = _reverse(zeta, records, tangents, x, params, kept, links, wanted, want_x, known)
+        x_bar = found.pop(0) if want_x else None
+        return (x_bar,), _filled(sums, plan.without_sums if known else plan.wanted, found)
+
+    def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
+        (x,), place = inputs, 0
+        extras = iter([saved[4 + u.extra] for u in parse(saved[0]) if u.link.name == "max_pool"])  # type: ignore[operator]
+        for layer, word, n, host in zip(self.layers, self._words, self.n_params, self._hosts, strict=True):
+            own = (next(extras),) if word.startswith("max_pool") else ()
+            x = layer.reference(own, (x,), params[place : place + n], *host)
+            place += n
+        return x
+
+    def _form(self, x: Tensor, params: Sequence[Tensor]) -> _Form | None:
+        """How such an input is run, None where it is not for the ops."""
+        key = x.shape, x.dtype, x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)
+        try:
+            return self._known[key]
+        except KeyError:
+            if len(self._known) >= _SHAPES:
+                self._known.clear()
+            found = self._known[key] = self._find_form(x, params)
+            return found
+
+    def _find_form(self, x: Tensor, params: Sequence[Tensor]) -> _Form | None:
+        if not all(is_native(op, "cpu") for op in self.ops):
+            return None
+        try:
+            units = sizes(x, params, " ".join(self._words))
+        except RuntimeError:  # the layers themselves say what is wrong
+            return None
+        outer, enters = is_channels_last(x), pays(x)
+        marks: list[str] = []
+        for unit, before, after in units:
+            if unit.link.weight is None or unit.link.name != "convolution":
+                continue
+            weight, numbers = params[unit.link.weight], tuple(map(int, unit.link.constants))
+            geometry = (numbers[:2], numbers[2:4], numbers[4:], False, (0, 0), 1)
+            if few_of(x.new_empty(1).expand(before), weight, geometry, unit.rectifier is not None) is not Few.PIXELS:
+                return None
+            mark = "l" * (enters and not marks) + "p" * (math.prod(before) + math.prod(after) <= weight.numel())
+            marks.append("@" * bool(mark) + mark)
+        left = iter(marks)
+        links = [word + next(left) if word.startswith("convolution") else word for word in self._words]
+        return _Form(" ".join(links), outer, outer or enters)
+
+
+class _Form(NamedTuple):
+    """How an input is run."""
+
+    links: str
+    outer: bool  # x, J and y are in channels_last
+    inner: bool  # what is between them is
+
+
+class _Plan(NamedTuple):
+    """Which parameters and tensors of a record the sweeps are about."""
+
+    wanted: tuple[int, ...]  # parameters
+    with_sums: tuple[int, ...]  # wanted weights whose products sweep 3 takes
+    without_sums: tuple[int, ...]
+    keeping: tuple[int, ...]  # the cotangents of the units that leave pairs, as places in a record
+    first_keeps: bool
+    curved: bool
+
+    def sums(self, sums: Tensors) -> Tensors:
+        """Those that are there for sweep 3's weights: all or none."""
+        return tuple([sums[p] for p in self.with_sums if sums[p] is not None]) if sums else ()
+
+    def kept(self, record: Sequence[Tensor]) -> Tensors:
+        return reader(self.keeping)(record)
+
+
+@lru_cache(maxsize=1024)
+def _plan(links: str, wanted: tuple[bool, ...]) -> _Plan:
+    units = parse(links)
+    keeping = [unit for unit in units if unit.keeps(wanted)]
+    every = tuple([p for p, want in enumerate(wanted) if want])
+    with_sums = tuple([p for u in units if (p := u.link.weight) in every and p is not None and not u.keeps(wanted)])
+    return _Plan(
+        every,
+        with_sums,
+        tuple([p for p in every if p not in with_sums]),
+        tuple([unit.record for unit in keeping if unit.record is not None]),
+        units[0].keeps(wanted),
+        any(unit.link.smooth for unit in units),
+    )
+
+
+def _laid(t: Tensor, channels_last: bool) -> Tensor:
+    """An image in that layout, or a dense matrix."""
+    return in_layout(t, channels_last and t.dim() == 4)
+
+
+def _filled(sums: Tensors, places: Sequence[int], found: Sequence[Tensor]) -> Tensors:
+    """The sums with what was found in its places."""
+    if len(places) == len(sums):
+        return tuple(found)
+    bars = list(sums)
+    for place, bar in zip(places, found, strict=True):
+        bars[place] = bar
+    return tuple(bars)
