@@ -57,8 +57,8 @@ CUDA_ALONE = (
     *("product_gate", "product_relu", "product_reverse", "product_turned"),
     *("relu_reverse_turned", "smooth_reverse_turned", "turned_copy"),
 )
-# Called on the CPU alone: small products of convolutions, and a step in one op, for which a GPU has other means, and
-# folding, which is a few calls of PyTorch there.
+# Called on the CPU alone: small products of convolutions and chains of them, and a step in one op, for which a GPU has
+# other means, and folding, which is a few calls of PyTorch there.
 CPU_ALONE = (
     "chain_penalty_step",
     "convolution_forward",
@@ -68,6 +68,10 @@ CPU_ALONE = (
     "convolution_relu_vjp",
     "convolution_reverse",
     "fold_norm",
+    "image_chain_data_jvp",
+    "image_chain_data_vjp",
+    "image_chain_forward",
+    "image_chain_reverse",
     "unfold_norm",
 )
 CUDNN = "fused_convolution"  # the ops whose kernels are cuDNN's plans: a library of its own, for CUDA alone
