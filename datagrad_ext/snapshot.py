@@ -34,7 +34,7 @@ class _State(NamedTuple):
 
 def snapshot(value: Any) -> Any:
     """The state of an object now: itself where nothing else is to be compared."""
-    return _taken(value, ()) if not isinstance(value, _ATOMS) else value
+    return _taken(value, ())
 
 
 def same(a: Any, b: Any) -> bool:

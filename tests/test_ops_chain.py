@@ -100,6 +100,11 @@ def oracle(e: Example, with_zeta: bool) -> Results:
             y = y + next(rest)
         if link.name != "linear":
             y = FUNCTIONS[link.name](y, *link.constants)
+    return by_autograd(e, y, with_zeta)
+
+
+def by_autograd(e: Any, y: Tensor, with_zeta: bool) -> Results:
+    """What the sweeps find of a network's value y at an example, which has x, params, g, v and zeta."""
     J = [torch.autograd.grad(y, e.x, g, create_graph=True)[0] for g in e.g]
     total = sum(((j * v).sum() for j, v in zip(J, e.v, strict=True)), (y * e.zeta).sum() * with_zeta)
     found = torch.autograd.grad(total, [e.x, *e.params, *e.g], allow_unused=True)

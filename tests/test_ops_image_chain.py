@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from cases import data
 from kernels import assert_native, directly, same_layout
 from oracle import difference
-from test_ops_chain import FUNCTIONS, Results
+from test_ops_chain import FUNCTIONS, Results, by_autograd
 from torch import Tensor
 
 from datagrad_ext.ops import image_chain
@@ -152,14 +152,7 @@ def oracle(e: Example, with_zeta: bool) -> Results:
     y, rest = e.x, iter(e.params)
     for word in image_chain.words(e.links):
         y = _apply(word, y, rest)
-    J = [torch.autograd.grad(y, e.x, g, create_graph=True)[0] for g in e.g]
-    total = sum(((j * v).sum() for j, v in zip(J, e.v, strict=True)), (y * e.zeta).sum() * with_zeta)
-    found = torch.autograd.grad(total, [e.x, *e.params, *e.g], allow_unused=True)
-    results: dict[str, Tensor | None] = {"y": y, "x": found[0]}
-    results |= {f"J {k}": j for k, j in enumerate(J)}
-    results |= {f"parameter {i}": bar for i, bar in enumerate(found[1 : 1 + len(e.params)])}
-    results |= {f"y tangent {k}": bar for k, bar in enumerate(found[1 + len(e.params) :])}
-    return results
+    return by_autograd(e, y, with_zeta)
 
 
 def sweeps(

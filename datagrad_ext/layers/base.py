@@ -153,6 +153,32 @@ class Layer:
         return x_bars, sums
 
 
+class Composition(Layer):
+    """A run of layers, one behind the other, that overrides the sweeps whole; params are theirs, in order."""
+
+    paired = True
+
+    def __init__(self, layers: Sequence[Layer], n_params: Sequence[int]) -> None:
+        self.layers, self.n_params = tuple(layers), tuple(n_params)
+
+    @property
+    def name(self) -> str:
+        return " → ".join(layer.name for layer in self.layers)
+
+    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
+        return self.data_vjp(saved, params, g, wanted)[0]
+
+    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
+        return self.data_jvp(saved, params, tangents, record, True, (), ())[0]
+
+    def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
+        (x,), place = inputs, 0
+        for layer, n in zip(self.layers, self.n_params, strict=True):
+            x = layer.reference((), (x,), params[place : place + n])
+            place += n
+        return x
+
+
 class PerCall(Layer):
     """A layer that each forward chooses another layer for, which runs the sweeps of that call. Saves it first."""
 
@@ -184,6 +210,16 @@ class PerCall(Layer):
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Any:
         return saved[0].reference(saved[1:], inputs, params, *host)
+
+
+def with_found(sums: Tensors, places: Sequence[int], found: Sequence[Tensor]) -> Tensors:
+    """The sums with what was found in its places."""
+    if len(places) == len(sums):
+        return tuple(found)
+    bars = list(sums)
+    for place, bar in zip(places, found, strict=True):
+        bars[place] = bar
+    return tuple(bars)
 
 
 class Parameterless(Layer):

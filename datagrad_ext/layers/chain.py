@@ -15,20 +15,19 @@ from torch import Tensor
 from .._native import direct
 from ..ops.chain import parse, with_marks, word
 from . import product_choices
-from .base import Layer, Pairs, Tensors, reader
+from .base import Composition, Layer, Pairs, Tensors, reader, with_found
 
 _forward, _data_vjp = direct("chain_forward"), direct("chain_data_vjp")
 _data_jvp, _reverse = direct("chain_data_jvp"), direct("chain_reverse")
 
 
-class Chain(Layer):
+class Chain(Composition):
     """The composition of the layers, the first of them linear; params are theirs, in order."""
 
-    paired = True
     ops = ("chain_forward", "chain_data_vjp", "chain_data_jvp", "chain_reverse")
 
     def __init__(self, layers: Sequence[Layer], n_params: Sequence[int]) -> None:
-        self.layers, self.n_params = tuple(layers), tuple(n_params)
+        super().__init__(layers, n_params)
         self.links = " ".join(str(layer.link(n)) for layer, n in zip(layers, n_params, strict=True))
         links = parse(self.links)
         # Sweeps 2 and 3 read no bias but those of smooth links, and a small network notices every tensor of a call.
@@ -44,22 +43,12 @@ class Chain(Layer):
         self._weights = reader([link.weight for link in links if link.weight is not None])
         self._known_texts: dict[Any, tuple[str, str]] = {}
 
-    @property
-    def name(self) -> str:
-        return " → ".join(layer.name for layer in self.layers)
-
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x = inputs[0]
         leading = None if x.dim() == 2 else x.shape[:-1]
         rows = x if leading is None else x.reshape(-1, x.shape[-1])
         y, *saved = _forward(rows, params, self._texts(rows, params)[0])
         return y if leading is None else _unflat(y, leading), (rows, leading, *saved)
-
-    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        return self.data_vjp(saved, params, g, wanted)[0]
-
-    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
-        return self.data_jvp(saved, params, tangents, record, True, (False,) * len(params), ())[0]
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         leading = saved[1]
@@ -88,7 +77,7 @@ class Chain(Layer):
             y_tangent = _unflat(y_tangent, leading)
         places = () if known else self._places("tangent", tuple(wanted))
         pair = (record, (rows, *found[len(places) :])) if self.curved else None
-        return y_tangent, pair, _filled(sums, places, found[: len(places)]) if places else sums
+        return y_tangent, pair, with_found(sums, places, found[: len(places)]) if places else sums
 
     def reverse(
         self,
@@ -113,7 +102,7 @@ class Chain(Layer):
         if want_x and leading is not None:
             x_bar = _unflat(x_bar, leading)
         places = self._places("reverse", tuple(wanted), zeta is not None, bool(known))
-        return (x_bar,), _filled(sums, places, found)
+        return (x_bar,), with_found(sums, places, found)
 
     def _texts(self, rows: Tensor, params: Tensors) -> tuple[str, str]:
         """The links, and those of sweeps 2 and 3, with marks where a GPU has a faster way at so many rows."""
@@ -144,13 +133,6 @@ class Chain(Layer):
             self._known_places[key] = tuple(i for i, here in enumerate(found) if here)
         return self._known_places[key]
 
-    def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
-        (x,), place = inputs, 0
-        for layer, n in zip(self.layers, self.n_params, strict=True):
-            x = layer.reference((), (x,), params[place : place + n])
-            place += n
-        return x
-
 
 def _rows(g: Tensor, leading: torch.Size | None) -> Tensor:
     """A dense matrix: all leading dimensions as one."""
@@ -160,13 +142,3 @@ def _rows(g: Tensor, leading: torch.Size | None) -> Tensor:
 def _unflat(rows: Tensor, leading: torch.Size) -> Tensor:
     """The rows in the leading dimensions they had."""
     return rows.view(*leading, rows.shape[-1])
-
-
-def _filled(sums: Tensors, places: Sequence[int], found: Sequence[Tensor]) -> Tensors:
-    """The sums with what was found in its places."""
-    if len(places) == len(sums):
-        return tuple(found)
-    bars = list(sums)
-    for place, bar in zip(places, found, strict=True):
-        bars[place] = bar
-    return tuple(bars)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..ops.fused_convolution import gate_by_value
 from . import fused_passes
 from .activation import Rectifier
-from .base import Layer, Pairs, Tensors, add
+from .base import Composition, Layer, Pairs, Tensors, add
 from .convolution import Convolution
 
 _CONVOLUTION_KEEPS = 4
@@ -73,14 +73,13 @@ class _Link:
         return bar, sums
 
 
-class ConvolutionChain(Layer):
+class ConvolutionChain(Composition):
     """The composition of convolutions, each but maybe the last followed by a rectifier; params are theirs, in order."""
 
-    paired = True
     ops = ("relu_forward", "relu_gate", "relu_reverse")
 
     def __init__(self, layers: Sequence[Layer], n_params: Sequence[int]) -> None:
-        self.layers, self.n_params = tuple(layers), tuple(n_params)
+        super().__init__(layers, n_params)
         self._links: list[_Link] = []
         place = 0
         for i, layer in enumerate(layers):
@@ -90,22 +89,12 @@ class ConvolutionChain(Layer):
                 self._links.append(_Link(layer, behind, counts, place))  # type: ignore[arg-type]
                 place += sum(counts)
 
-    @property
-    def name(self) -> str:
-        return " → ".join(layer.name for layer in self.layers)
-
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x, saved = inputs[0], []
         for link in self._links:
             x, kept = link.forward(x, params)
             saved.append(kept)
         return x, _flat(saved)
-
-    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        return self.data_vjp(saved, params, g, wanted)[0]
-
-    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
-        return self.data_jvp(saved, params, tangents, record, True, (), ())[0]
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         kept, links = _nested(saved), self._links
@@ -190,13 +179,6 @@ class ConvolutionChain(Layer):
                 below, totals[bias] = links[i - 1].gated_sum(kept[i - 1], bar, wanted[bias], tuple(totals[bias]))
             zeta = below
         return (bar,), tuple(totals)
-
-    def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
-        (x,), place = inputs, 0
-        for layer, n in zip(self.layers, self.n_params, strict=True):
-            x = layer.reference((), (x,), params[place : place + n])
-            place += n
-        return x
 
     def _fused_below(self, i: int, kept: Sequence[Any], params: Tensors, g: Tensor) -> Tensor | None:
         """f′_{i-1} (w_iᵀ g) in one pass, if a plan is taken."""

@@ -20,7 +20,7 @@ from .._native import direct
 from ..ops import is_native
 from ..ops._library import in_layout, is_channels_last
 from ..ops.image_chain import parse, sizes
-from .base import Layer, Pairs, Tensors, reader
+from .base import Composition, Layer, Pairs, Tensors, reader, with_found
 from .few import Few, few_of
 from .memory_format import pays
 
@@ -29,26 +29,22 @@ _forward, _data_vjp = direct("image_chain_forward"), direct("image_chain_data_vj
 _data_jvp, _reverse = direct("image_chain_data_jvp"), direct("image_chain_reverse")
 
 
-class ImageChain(Layer):
+class ImageChain(Composition):
     """The composition of the layers, the first of them a convolution; params are theirs, in order.
 
     Saves the links, whether what leaves and what is inside is in channels_last, x, and what the op saves.
     """
 
-    paired = True
     curved = True  # it may leave pairs
     ops = ("image_chain_forward", "image_chain_data_vjp", "image_chain_data_jvp", "image_chain_reverse")
 
     def __init__(self, layers: Sequence[Layer], n_params: Sequence[int], hosts: Sequence[tuple[Any, ...]]) -> None:
-        self.layers, self.n_params, self._hosts = tuple(layers), tuple(n_params), tuple(hosts)
+        super().__init__(layers, n_params)
+        self._hosts = tuple(hosts)
         self._words = [
             str(layer.image_link(n, host)) for layer, n, host in zip(layers, n_params, hosts, strict=True)
         ]
         self._known: dict[Any, _Form | None] = {}
-
-    @property
-    def name(self) -> str:
-        return " → ".join(layer.name for layer in self.layers)
 
     def covers(self, x: Any, params: Sequence[Tensor]) -> bool:
         """Whether the ops are for such an input."""
@@ -62,12 +58,6 @@ class ImageChain(Layer):
         x = in_layout(inputs[0], outer)
         y, *saved = _forward(x, params, links)
         return _laid(y, outer), (links, outer, inner, x, *saved)
-
-    def vjp(self, saved: Any, params: Tensors, g: Tensor, wanted: Sequence[bool]) -> Tensors:
-        return self.data_vjp(saved, params, g, wanted)[0]
-
-    def jvp(self, saved: Any, params: Tensors, tangents: Tensors, record: Any) -> Tensor:
-        return self.data_jvp(saved, params, tangents, record, True, (), ())[0]
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
         links, _, inner, x, *kept = saved
@@ -93,7 +83,7 @@ class ImageChain(Layer):
         y_tangent = _laid(found.pop(0), outer) if needed else None
         if not known and plan.with_sums:
             n = len(plan.with_sums)
-            sums, found = _filled(sums, plan.with_sums, found[:n]), found[n:]
+            sums, found = with_found(sums, plan.with_sums, found[:n]), found[n:]
         if not plan.keeping:
             return y_tangent, None, sums
         return y_tangent, (plan.kept(record), (t, *found) if plan.first_keeps else tuple(found)), sums
@@ -117,7 +107,7 @@ class ImageChain(Layer):
         want_x = wanted_inputs[0] and (zeta is not None or plan.curved)
         found = _reverse(zeta, records, tangents, x, params, kept, links, wanted, want_x, known)
         x_bar = found.pop(0) if want_x else None
-        return (x_bar,), _filled(sums, plan.without_sums if known else plan.wanted, found)
+        return (x_bar,), with_found(sums, plan.without_sums if known else plan.wanted, found)
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         (x,), place = inputs, 0
@@ -207,13 +197,3 @@ def _plan(links: str, wanted: tuple[bool, ...]) -> _Plan:
 def _laid(t: Tensor, channels_last: bool) -> Tensor:
     """An image in that layout, or a dense matrix."""
     return in_layout(t, channels_last and t.dim() == 4)
-
-
-def _filled(sums: Tensors, places: Sequence[int], found: Sequence[Tensor]) -> Tensors:
-    """The sums with what was found in its places."""
-    if len(places) == len(sums):
-        return tuple(found)
-    bars = list(sums)
-    for place, bar in zip(places, found, strict=True):
-        bars[place] = bar
-    return tuple(bars)
