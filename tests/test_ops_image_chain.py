@@ -73,13 +73,35 @@ CHAINS: dict[str, tuple[str, tuple[int, ...], list[tuple[int, ...]]]] = {
     ),
     "one channel": (f"{SAME} relu+b:0.0 {SAME} relu+b:0.0", (2, 1, 4, 4), [(1, 1, 3, 3), (3, 1, 3, 3)]),
     "one channel between": (f"{SAME} relu+b:0.0 {SAME} relu+b:0.0", (2, 3, 4, 4), [(1, 3, 3, 3), (3, 1, 3, 3)]),
+    "norms": (
+        f"{CONV} normalise+w+b:0:1e-3:1 relu:0.0 {SAME} normalise+b:2:1e-3:0 {CONV} normalise:0:1e-2:1 relu:0.1 flatten "
+        "linear normalise+w:0:1e-3:0 relu:0.0 linear+b",
+        (3, 3, 8, 8),
+        [(4, 3, 4, 4), (4,), (6, 4, 3, 3), (5, 6, 4, 4), (6, 20), (6,), (2, 6)],
+    ),
+    "block": (
+        f"{SAME} normalise+w+b:0:1e-3:1 relu:0.0 {SAME} normalise+w+b:0:1e-3:1 relu:0.0 {SAME} normalise+w+b:0:1e-3:1 "
+        f"add<8<3 relu:0.0 {CONV} normalise+w+b:0:1e-3:0 {CONV}<10 add<12<13 relu:0.2 avg_pool:0:0:1:1:0:0:1 flatten linear",
+        (3, 2, 6, 6),
+        [(4, 2, 3, 3), (4,), (4, 4, 3, 3), (4,), (4, 4, 3, 3), (4,), (5, 4, 4, 4), (5,), (5, 4, 4, 4), (2, 5)],
+    ),
+    "branches": (
+        f"{BIASED} {BIASED}<0 add<1<2 add<3<1 {SAME}<3 relu:0.0 softplus:1.0:20.0<5 add<4<6 add<7<8 add<9<9",
+        (2, 3, 5, 4),
+        [(4, 3, 2, 2), (4, 3, 2, 2), (4, 4, 3, 3)],
+    ),
+    "branches in parts": (
+        f"{SAME} relu+b:0.0 {SAME} relu+b:0.0 {SAME} add<5<2 relu:0.0 {SAME}<0 add<7<8 max_pool:2:2:2:2:0:0:1:1",
+        (21, 3, 32, 32),
+        [(8, 3, 3, 3), (8, 8, 3, 3), (8, 8, 3, 3), (8, 3, 3, 3)],
+    ),
     "in parts": (
         f"{SAME} relu+b:0.0 max_pool:2:2:2:2:0:0:1:1 {PLAIN} relu+b:0.1 flatten linear+b",
         (37, 3, 32, 32),
         [(9, 3, 3, 3), (2, 9, 2, 2), (3, 450)],
     ),
 }
-FAST = [name for name in CHAINS if name != "in parts"]
+FAST = [name for name in CHAINS if "in parts" not in name]
 
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 chains = pytest.mark.parametrize("name", CHAINS)
@@ -116,7 +138,7 @@ def example(name: str, pairs: int = 1) -> Example:
     links, shape, weights = CHAINS[name]
     rest, params, width = iter(weights), [], shape[1]
     for seed, word in enumerate(links.split()):
-        if word.startswith(("convolution", "linear")):
+        if word.startswith(("convolution", "linear")) or "+w" in word:
             weight = next(rest)
             width = weight[0]
             params.append(data(*weight, seed=seed) / math.sqrt(math.prod(weight[1:])))
@@ -128,9 +150,18 @@ def example(name: str, pairs: int = 1) -> Example:
     return Example(links, params, x, data(*y_shape, seed=7), g, v)
 
 
-def _apply(word: Any, x: Tensor, rest: Any) -> Tensor:
+def _apply(word: Any, operands: Sequence[Tensor], rest: Any) -> Tensor:
     """A link in plain PyTorch."""
-    numbers = [int(n) for n in word.constants]
+    numbers, x = [int(n) for n in word.constants], operands[0]
+    if word.name == "normalise":
+        groups, eps, _ = word.constants
+        weight, bias = (None if place is None else next(rest) for place in (word.weight, word.bias))
+        if not groups:
+            return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+        ones = torch.ones(x.shape[1], dtype=x.dtype)  # torch's second derivative fails without a weight
+        return F.group_norm(x, int(groups), ones if weight is None else weight, bias, eps)
+    if word.name == "add":
+        return operands[0] + operands[1]
     if word.name == "convolution":
         x = F.conv2d(x, next(rest), None, numbers[:2], numbers[2:4], numbers[4:])
     elif word.name == "linear":
@@ -140,7 +171,8 @@ def _apply(word: Any, x: Tensor, rest: Any) -> Tensor:
     if word.name == "max_pool":
         return F.max_pool2d(x, numbers[:2], numbers[2:4], numbers[4:6], numbers[6:])
     if word.name == "avg_pool":
-        return F.avg_pool2d(x, numbers[:2], numbers[2:4], numbers[4:6], False, numbers[6] == 1)
+        kernel = [k or n for k, n in zip(numbers, x.shape[2:], strict=False)]
+        return F.avg_pool2d(x, kernel, numbers[2:4], numbers[4:6], False, numbers[6] == 1)
     if word.name == "flatten":
         return x.flatten(1)
     return FUNCTIONS[word.name](x, *word.constants) if word.name in FUNCTIONS else x
@@ -149,10 +181,26 @@ def _apply(word: Any, x: Tensor, rest: Any) -> Tensor:
 def oracle(e: Example, with_zeta: bool) -> Results:
     """The same by autograd in float64."""
     e = e.map(lambda t: t.detach().double().contiguous().requires_grad_())
-    y, rest = e.x, iter(e.params)
+    values, rest = [e.x], iter(e.params)
+    statistics, momenta = running(e)
     for word in image_chain.words(e.links):
-        y = _apply(word, y, rest)
-    return by_autograd(e, y, with_zeta)
+        values.append(_apply(word, [values[v] for v in word.reads or (-1,)], rest))
+    for unit, k in zip((u for u in parse(e.links) if u.updates), range(len(momenta)), strict=True):
+        x = values[unit.reads[0]].detach()
+        F.batch_norm(x, *statistics[2 * k : 2 * k + 2], None, None, True, momenta[k])
+    return by_autograd(e, values[-1], with_zeta) | _numbered(statistics)
+
+
+def _numbered(statistics: Sequence[Tensor]) -> Results:
+    return {f"running {k}": t for k, t in enumerate(statistics)}
+
+
+def running(e: Example) -> tuple[list[Tensor], list[float]]:
+    """Running means and variances of the norms that have some, and momenta."""
+    units = image_chain.sizes(e.x, e.params, e.links)
+    widths = [size[1] for unit, size, _ in units if unit.updates]
+    found = [e.x.new_tensor(range(width)) + k for width in widths for k in (0, 1)]
+    return found, [0.25 + k / 8 for k in range(len(widths))]
 
 
 def sweeps(
@@ -169,8 +217,9 @@ def sweeps(
     flags = [True] * len(e.params) if wanted is None else list(wanted)
     weights = [u.link.weight for u in units if u.wants(flags) and not u.keeps(flags)]
     keeping = [u for u in units if u.keeps(flags)]
-    y, *saved = ops["image_chain_forward"](e.x, e.params, e.links)
-    results: dict[str, Tensor | None] = {"y": y}
+    statistics, momenta = running(e)
+    y, *saved = ops["image_chain_forward"](e.x, e.params, e.links, statistics, momenta)
+    results: dict[str, Tensor | None] = {"y": y} | _numbered(statistics)
     sums: list[Tensor] = []
     records, tangents = [], []
     for k, (g, v) in enumerate(zip(e.g, e.v, strict=True)):
@@ -182,7 +231,7 @@ def sweeps(
         sums = sums or rest[:n_sums]
         records += [record[u.record] for u in keeping]  # type: ignore[index]
         tangents += [v] * (units[0] in keeping) + rest[n_sums:]
-    want_x = want_x and (with_zeta or any(u.link.smooth for u in units))
+    want_x = want_x and (with_zeta or any(u.curved for u in units))
     found: Any = iter(())
     if with_zeta or records:
         zeta = e.zeta if with_zeta else None
@@ -292,7 +341,8 @@ def test_two_threads_at_once() -> None:
 def calls(e: Example) -> dict[str, dict[str, Any]]:
     """Arguments of a right call of every op."""
     ops = IMPLEMENTATIONS["reference"]
-    _, *saved = ops["image_chain_forward"](e.x, e.params, e.links)
+    statistics, momenta = running(e)
+    _, *saved = ops["image_chain_forward"](e.x, e.params, e.links, statistics, momenta)
     common = dict(x=e.x, params=e.params, saved=saved, links=e.links)
     record = [*ops["image_chain_data_vjp"](g=e.g[0], **common)[1:], e.g[0]]
     flags = dict(wanted=[True] * len(e.params), sums=[])
@@ -303,7 +353,7 @@ def calls(e: Example) -> dict[str, dict[str, Any]]:
     first = [e.v[0]] * units[0].keeps(flags["wanted"])
     pairs = dict(records=[record[k] for k in kept], tangents=[*first, *rest])
     return {
-        "image_chain_forward": dict(x=e.x, params=e.params, links=e.links),
+        "image_chain_forward": dict(x=e.x, params=e.params, links=e.links, running=statistics, momenta=momenta),
         "image_chain_data_vjp": dict(g=e.g[0], **common),
         "image_chain_data_jvp": dict(t=e.v[0], record=record, want_y=True, **common, **flags),
         "image_chain_reverse": dict(zeta=e.zeta, want_x=True, **pairs, **common, **flags),
@@ -363,7 +413,7 @@ def test_reverse_needs_something_to_reverse(implementation: str) -> None:
     reverse = IMPLEMENTATIONS[implementation]["image_chain_reverse"]
     with pytest.raises(RuntimeError, match="needs a zeta or a record"):
         reverse(**calls(example("critic"))["image_chain_reverse"] | dict(zeta=None))
-    with pytest.raises(RuntimeError, match="without a zeta a chain without smooth links has no cotangent of x"):
+    with pytest.raises(RuntimeError, match="without a zeta a chain without curved links has no cotangent of x"):
         reverse(**calls(example("left to sweep 4"))["image_chain_reverse"] | dict(zeta=None))
 
 

@@ -1,8 +1,10 @@
-// The image chain family on the CPU: the sweeps of a run of convolutions, activations, poolings and linear layers, unit by unit, each
+// The image chain family on the CPU: the sweeps of convolutions, norms, activations, poolings, linear layers and sums, unit by unit, each
 // by the functions that its own ops call. Ops and letters as in datagrad_ext/ops/image_chain.py.
 #include <common/activation_arguments.h>
+#include <common/normalisation_ops.h>
 #include <cpu/direct_ops.h>
 #include <cpu/image_plan.h>
+#include <cpu/image_values.h>
 #include <cpu/matrix_products.h>
 #include <cpu/pooling.h>
 
@@ -40,6 +42,12 @@ struct Samples {
   bool is_all() const { return end - begin == of; }
 };
 
+// The running statistics of a norm, if it updates some.
+struct Moving {
+  std::optional<Tensor> mean, var;
+  double momentum = 0;
+};
+
 class ImageChain {
  public:
   using Kind = Link::Kind;
@@ -52,8 +60,9 @@ class ImageChain {
       : ImageChain(plan, x, saved, {0, plan.samples(), plan.samples()}) {}
 
   // The output of a unit; what it saves goes to the end of `saved`.
-  Tensor forward(const Unit& u, const Tensor& h, Tensors& saved) const {
-    if (u.input >= 0) saved.push_back(h);
+  Tensor forward(const Unit& u, const Values& values, const Moving& moving, Tensors& saved) const {
+    const Tensor& h = values[u.reads()[0]];
+    if (u.saves_input) saved.push_back(h);
     switch (u.link->kind) {
       case Kind::convolution: {
         const ConvolutionOp op = convolution(u, h);
@@ -86,11 +95,23 @@ class ImageChain {
         saved.push_back(places);
         return y;
       }
+      case Kind::normalise: return normalised(u, h, moving, saved);
+      case Kind::add: {
+        const Tensor& other = values[u.reads()[1]];
+        if (u.rectifier == nullptr) return sum_of(h, other);
+        PreActivation z(p_.op, h, std::nullopt, 0);
+        z.plus(p_.op, other);
+        const Tensor y = z.empty();
+        saved.push_back(z.empty_bits());
+        relu_forward_into(z, u.rectifier->slope(), y, saved.back());
+        return y;
+      }
       case Kind::flatten: return flat(u, h);
       default: return avg_pool(u, h, p_.layout);
     }
   }
 
+  // What goes to each of the values that the unit reads.
   Tensor vjp(const Unit& u, const Tensor& g) const {
     switch (u.link->kind) {
       case Kind::convolution: return convolution_gradients(u, {g, {}, {}, true, false, false})[0];
@@ -102,11 +123,20 @@ class ImageChain {
       case Kind::max_pool: return max_pool_vjp(u, g, extra(u), p_.empty(g, sizes_of(g, u.in)), p_.layout);
       case Kind::avg_pool: return avg_pool_vjp(u, g, p_.empty(g, sizes_of(g, u.in)), p_.layout);
       case Kind::flatten: return in_layout(view(g, sizes_of(g, u.in), dense_strides(u.in, Layout::contiguous), 0), p_.layout);
+      case Kind::normalise: {
+        const auto [x, mean, rstd] = point(u);
+        return normalise_vjp(g, x, mean, rstd, p_.scale(u), groups(u), bits(u), slope(u));
+      }
+      case Kind::add: return u.rectifier == nullptr ? g : gate(u, g);
       default: return gate(u, g);
     }
   }
 
-  Tensor jvp(const Unit& u, const Tensor& t) const {
+  // Whether what a unit's vjp returns is nobody else's.
+  static bool makes_own(const Unit& u) { return !u.is(Kind::add) && !u.is(Kind::flatten); }
+
+  Tensor jvp(const Unit& u, const Values& tangents) const {
+    const Tensor& t = tangents[u.reads()[0]];
     switch (u.link->kind) {
       case Kind::convolution:
         if (u.rectifier == nullptr) return convolution_forward(convolution(u, t), std::nullopt);
@@ -125,6 +155,19 @@ class ImageChain {
       }
       case Kind::avg_pool: return avg_pool(u, t, p_.layout);
       case Kind::flatten: return flat(u, t);
+      case Kind::normalise: {
+        const auto [x, mean, rstd] = point(u);
+        return normalise_jvp(t, x, mean, rstd, p_.scale(u), groups(u), bits(u), slope(u));
+      }
+      case Kind::add: {
+        const Tensor& other = tangents[u.reads()[1]];
+        if (u.rectifier == nullptr) return sum_of(t, other);
+        Gated in(p_.op, t, extra(u), is_channels_last_at(u));
+        in.plus(p_.op, other);
+        const Tensor y = in.empty();
+        relu_gate_into(in, u.rectifier->slope(), y);
+        return y;
+      }
       default: return gate(u, t);
     }
   }
@@ -146,6 +189,7 @@ class ImageChain {
   std::optional<Tensor> reverse(const Unit& u, const std::optional<Tensor>& zeta, const Tensors& deltas, const Tensors& tangents,
                                 bool want_x, std::optional<Tensor>* weight, std::optional<Tensor>* bias) const {
     if (u.is(Kind::smooth)) return reverse_smooth(u, zeta, deltas, tangents, bias);
+    if (u.is(Kind::normalise)) return reverse_normalised(u, zeta, deltas, tangents, want_x, weight, bias);
     if (u.is(Kind::convolution)) return reverse_convolution(u, zeta, deltas, tangents, want_x, weight, bias);
     if (!zeta) return std::nullopt;
     if (u.is(Kind::relu) && bias != nullptr) {
@@ -231,12 +275,57 @@ class ImageChain {
     return out;
   }
 
-  // f'(z) g at an activation.
+  Tensor normalised(const Unit& u, const Tensor& h, const Moving& moving, Tensors& saved) const {
+    const double momentum = moving.momentum, eps = u.link->constants[1];
+    const auto keep = [&](const Tensor& y, const auto&... kept) {
+      (saved.push_back(kept), ...);
+      return y;
+    };
+    if (u.rectifier == nullptr) {
+      return std::apply(keep, normalise_forward(h, p_.scale(u), p_.bias(u), moving.mean, moving.var, groups(u), momentum, eps));
+    }
+    return std::apply(keep, normalise_relu_forward(h, p_.scale(u), p_.bias(u), moving.mean, moving.var, groups(u), momentum,
+                                                   eps, u.rectifier->slope()));
+  }
+
+  std::optional<Tensor> reverse_normalised(const Unit& u, const std::optional<Tensor>& zeta, const Tensors& deltas,
+                                           const Tensors& tangents, bool want_x, std::optional<Tensor>* weight,
+                                           std::optional<Tensor>* bias) const {
+    if (!zeta && deltas.empty()) return std::nullopt;
+    const auto [x, mean, rstd] = point(u);
+    const auto [x_bar, weight_bar, bias_bar] =
+        normalise_reverse(zeta, tangents, deltas, x, mean, rstd, p_.scale(u), groups(u), bits(u), slope(u), want_x,
+                          weight != nullptr || bias != nullptr);
+    if (weight != nullptr) *weight = weight_bar;
+    if (bias != nullptr) *bias = bias_bar;
+    return want_x ? std::optional<Tensor>(x_bar) : std::nullopt;
+  }
+
+  // Where a norm is linearised: x, μ and r.
+  std::tuple<Tensor, Tensor, Tensor> point(const Unit& u) const {
+    return {input(u), saved_[u.statistics], saved_[u.statistics + 1]};
+  }
+
+  static int64_t groups(const Unit& u) { return static_cast<int64_t>(u.link->constants[0]); }
+
+  // Of the rectifier that a unit took in.
+  std::optional<Tensor> bits(const Unit& u) const {
+    return u.rectifier == nullptr ? std::nullopt : std::optional<Tensor>(extra(u));
+  }
+  static double slope(const Unit& u) { return u.rectifier == nullptr ? 0.0 : u.rectifier->slope(); }
+
+  Tensor sum_of(const Tensor& a, const Tensor& b) const {
+    const Tensor sum = torch::stable::empty_like(a);
+    add_into(a, b, sum);
+    return sum;
+  }
+
+  // f'(z) g at an activation, or at the rectifier that a sum took in.
   Tensor gate(const Unit& u, const Tensor& g) const {
-    if (u.is(Kind::relu)) {
+    if (u.has_bits()) {
       const Gated in(p_.op, g, extra(u), is_channels_last_at(u));
       const Tensor out = in.empty();
-      relu_gate_into(in, u.link->slope(), out);
+      relu_gate_into(in, u.rectifier == nullptr ? u.link->slope() : u.rectifier->slope(), out);
       return out;
     }
     Curved in(p_.op, std::nullopt, {}, {}, PreActivation(p_.op, input(u), p_.bias(u), 1));
@@ -251,6 +340,8 @@ class ImageChain {
   Tensor x_;
   const Tensors& saved_;
 };
+
+void let_go(Tensor& t) { t = Tensor(); }
 
 // So many samples go through sweep 3 at once. The cotangents of sweep 2 stay until its end, so what flows beside them must be
 // little, and it should stay in a core's cache. All of them where the tangents are kept anyway; else at most half, so that two
@@ -270,29 +361,44 @@ int64_t samples_at_once(const ImagePlan& plan, const Flags& wanted) {
 
 }  // namespace
 
-Tensors image_chain_forward(const Tensor& x, Tensors params, std::string links) {
+Tensors image_chain_forward(const Tensor& x, Tensors params, std::string links, Tensors running, std::vector<double> momenta) {
   const ImagePlan plan("image_chain_forward", links, params, x);
+  plan.check_running(running, momenta);
   const Tensors none;
   const ImageChain chain(plan, x, none);
-  Tensor h = x;
-  Tensors saved;
-  for (const Unit& unit : plan.units) h = chain.forward(unit, h, saved);
-  saved.insert(saved.begin(), h);
-  return saved;
+  Values values(plan.readers());
+  values.put(0, x);
+  Tensors found(1, x);
+  size_t norm = 0;
+  for (const Unit& unit : plan.units) {
+    Moving moving;
+    if (unit.updates()) {
+      moving = {running[2 * norm], running[2 * norm + 1], momenta[norm]};
+      ++norm;
+    }
+    const Tensor y = chain.forward(unit, values, moving, found);
+    for (const int64_t value : unit.reads()) values.read(value);
+    values.put(unit.output, y);
+  }
+  found[0] = values[plan.last().output];
+  return found;
 }
 
 Tensors image_chain_data_vjp(const Tensor& g, const Tensor& x, Tensors params, Tensors saved, std::string links) {
   const ImagePlan plan("image_chain_data_vjp", links, params, x);
   plan.check_saved(saved);
   const ImageChain chain(plan, x, saved);
-  Tensor flow = plan.entering("g", g);
-  Tensors found(1 + plan.made(), flow);
+  Cotangents flow(plan.readers().size());
+  flow.add(plan.last().output, plan.entering("g", g), false);
+  Tensors found(1 + plan.made(), g);
   for (int64_t i = plan.size() - 1; i >= 0; --i) {
     const Unit& unit = plan.units[i];
-    if (unit.record >= 0 && unit.record < plan.made()) found[1 + unit.record] = flow;
-    flow = chain.vjp(unit, flow);
+    const Tensor delta = *flow.take(unit.output);
+    if (unit.record >= 0 && unit.record < plan.made()) found[1 + unit.record] = delta;
+    const Tensor part = chain.vjp(unit, delta);
+    for (const int64_t value : unit.reads()) flow.add(value, part, chain.makes_own(unit));
   }
-  found[0] = flow;
+  found[0] = *flow.take(0);
   return found;
 }
 
@@ -304,31 +410,37 @@ Tensors image_chain_data_jvp(const Tensor& t, const Tensor& x, Tensors params, T
   plan.check_record(record);
   plan.check_sums(sums, wanted);
   plan.check("t", t, plan.units[0].in);
-  const int64_t end = plan.tangent_end(wanted, want_y), all = plan.samples(), step = samples_at_once(plan, wanted);
+  const Needs needs(plan.units, wanted, false, want_y);
+  const int64_t all = plan.samples(), step = samples_at_once(plan, wanted);
   std::vector<std::optional<Tensor>> totals(sums.begin(), sums.end());
   Tensors found, kept;
   for (int64_t begin = 0; begin == 0 || begin < all; begin += step) {
     const Samples samples{begin, std::min(all, begin + step), all};
     const ImageChain chain(plan, x, saved, samples);
-    Tensor flow = samples(t);
+    Values flow(plan.readers());
+    flow.put(0, samples(t));
     size_t sum = 0;
-    for (int64_t i = 0; i < end; ++i) {
+    for (int64_t i = 0; i < plan.size(); ++i) {
       const Unit& unit = plan.units[i];
+      const int64_t value = unit.reads()[0];
       if (unit.keeps(wanted)) {
-        if (i > 0) kept.push_back(flow);
-      } else if (plan.wants_weight(unit, wanted)) {
+        if (value > 0) kept.push_back(flow[value]);
+      } else if (unit.wants_weight(wanted)) {
         if (totals.size() == sum) totals.emplace_back();
-        chain.add_weight_bar(unit, samples(record[unit.record]), flow, totals[sum++]);
+        chain.add_weight_bar(unit, samples(record[unit.record]), flow[value], totals[sum++]);
       }
-      if (want_y || i + 1 < end) flow = chain.jvp(unit, flow);
+      if (unit.record >= 0 && samples.end == all) let_go(record[unit.record]);
+      if (needs.tangents[i]) flow.put(unit.output, chain.jvp(unit, flow));
+      for (const int64_t each : unit.reads()) flow.read(each);
     }
     if (!want_y) continue;
+    const Tensor& y = flow[plan.last().output];
     if (step >= all) {
-      found.push_back(flow);
+      found.push_back(y);
     } else {
       if (begin == 0) found.push_back(plan.empty(t, plan.last().out));
       Tensor part = samples(found[0]);
-      torch::stable::copy_(part, flow);
+      torch::stable::copy_(part, y);
     }
   }
   if (sums.empty()) {
@@ -346,36 +458,47 @@ Tensors image_chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors
   const size_t pairs = plan.check_pairs(records, tangents, wanted);
   plan.check_sums(sums, wanted);
   DATAGRAD_CHECK(zeta || pairs > 0, plan.op, ": needs a zeta or a record");
-  if (zeta) zeta = plan.entering("zeta", *zeta);
   const ImageChain chain(plan, x, saved);
+  const Needs needs(plan.units, wanted, want_x, false);
+  Cotangents flow(plan.readers().size());
+  if (zeta) flow.add(plan.last().output, plan.entering("zeta", *zeta), false);
   std::vector<std::optional<Tensor>> bars(params.size());
   std::vector<size_t> keeping, added;  // the units that keep pairs; the parameters that have sums
   for (size_t i = 0; i < plan.units.size(); ++i) {
     const Unit& unit = plan.units[i];
     if (unit.keeps(wanted)) {
       keeping.push_back(i);
-    } else if (!sums.empty() && plan.wants_weight(unit, wanted)) {
+    } else if (!sums.empty() && unit.wants_weight(wanted)) {
       bars[unit.link->weight] = sums[added.size()];
       added.push_back(unit.link->weight);
     }
   }
-  const int64_t stop = want_x ? 0 : plan.first_wanted(wanted);
-  for (int64_t i = plan.size() - 1; i >= stop; --i) {
+  for (int64_t i = plan.size() - 1; i >= 0; --i) {
     const Unit& unit = plan.units[i];
     Tensors deltas, ts;
     const size_t here = std::find(keeping.begin(), keeping.end(), i) - keeping.begin();
     for (size_t place = here; here < keeping.size() && place < records.size(); place += keeping.size()) {
-      deltas.push_back(records[place]);
-      ts.push_back(tangents[place]);
+      deltas.push_back(std::exchange(records[place], Tensor()));
+      ts.push_back(std::exchange(tangents[place], Tensor()));
     }
-    const bool wants_bias = unit.bias() >= 0 && wanted[unit.bias()];
-    zeta = chain.reverse(unit, zeta, deltas, ts, i > stop || want_x,
-                         plan.wants_weight(unit, wanted) ? &bars[unit.link->weight] : nullptr,
-                         wants_bias ? &bars[unit.bias()] : nullptr);
+    if (!needs.cotangents[unit.output]) continue;
+    bool goes_on = false;
+    for (const int64_t value : unit.reads()) goes_on = goes_on || needs.cotangents[value];
+    const std::optional<Tensor> part =
+        chain.reverse(unit, flow.take(unit.output), deltas, ts, goes_on,
+                      unit.wants_weight(wanted) ? &bars[unit.link->weight] : nullptr,
+                      unit.wants_bias(wanted) ? &bars[unit.bias()] : nullptr);
+    for (const int64_t value : unit.reads()) {
+      if (part && needs.cotangents[value]) flow.add(value, *part, chain.makes_own(unit));
+    }
+    for (const int64_t place : unit.saves()) let_go(saved[place]);
   }
-  DATAGRAD_CHECK(zeta || !want_x, plan.op, ": without a zeta a chain without smooth links has no cotangent of x");
   Tensors found;
-  if (want_x) found.push_back(*zeta);
+  if (want_x) {
+    const std::optional<Tensor> x_bar = flow.take(0);
+    DATAGRAD_CHECK(x_bar, plan.op, ": without a zeta a chain without curved links has no cotangent of x");
+    found.push_back(*x_bar);
+  }
   for (size_t i = 0; i < params.size(); ++i) {
     if (!wanted[i] || std::find(added.begin(), added.end(), i) != added.end()) continue;
     found.push_back(bars[i] ? *bars[i] : torch::stable::new_zeros(params[i], params[i].sizes()));
