@@ -97,6 +97,30 @@ class Residual(nn.Module):
         return nn.functional.relu_(y)
 
 
+def evaluated() -> nn.Module:
+    """Norms for whose folding a convolution has a bias, or a linear layer, with and without a rectifier behind."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, affine=False),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(4, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(80, 6, bias=False),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Linear(6, 5),
+    )
+
+
+def _trained(model: nn.Module) -> nn.Module:
+    """With running statistics that are not those of a new norm."""
+    for seed in range(3):
+        model(data(*_PHOTO[0], seed=seed).float())
+    return model
+
+
 def residual() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1),
@@ -137,6 +161,8 @@ CASES = [
     Case("normalised", normalised, _PHOTO),
     Case("residual", residual, _PHOTO),
     Case("without_norms", without_norms, _PHOTO),
+    Case("evaluated", lambda: _trained(residual()), _PHOTO, train=False),
+    Case("evaluated_head", lambda: _trained(evaluated()), _PHOTO, train=False),
     Case("frozen_norm", lambda: frozen(normalised(), "1"), _PHOTO),
     Case("frozen_stem", lambda: frozen(residual(), "0"), _PHOTO),
     Case("frozen_first", lambda: frozen(pooled(), "0"), _PHOTO),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from ..layers.folded import FoldedNorm
+from ..layers.folded_image_chain import FoldedImageChain
 from ..layers.image_chain import ImageChain
 from ..program import Program, Ref, Step
 from ..single import Single
 from .biases import move_biases
+from .folding import fold_norms
 
 
 def as_image_chain(program: Program) -> tuple[ImageChain, Program] | None:
@@ -14,7 +17,7 @@ def as_image_chain(program: Program) -> tuple[ImageChain, Program] | None:
 
     It does not take the place of the program that `fuse` makes: which of the two runs depends on the input's shape.
     """
-    program = move_biases(program)
+    program = fold_norms(move_biases(program))
     steps = [step for step in program.steps if isinstance(step, Step) and _fits(step)]
     if len(steps) < max(2, len(program.steps)) or program.outputs != (steps[-1].output,):
         return None
@@ -31,11 +34,13 @@ def _fits(step: Step) -> bool:
 
 def _chain(steps: list[Step]) -> Step:
     places = {0: 0} | {step.output: i for i, step in enumerate(steps, start=1)}
-    layer = ImageChain(
+    kind = FoldedImageChain if any(isinstance(step.layer, FoldedNorm) for step in steps) else ImageChain
+    layer = kind(
         [step.layer for step in steps],
         [len(step.params) for step in steps],
         [step.host for step in steps],
         [tuple([places[value] for value in step.inputs]) for step in steps],
     )
     params = tuple([place for step in steps for place in step.params])
-    return Step(layer, (0,), steps[-1].output, params, name=f"{steps[0].name}…{steps[-1].name}")
+    host = tuple([argument for step in steps for argument in step.host])
+    return Step(layer, (0,), steps[-1].output, params, host, name=f"{steps[0].name}…{steps[-1].name}")

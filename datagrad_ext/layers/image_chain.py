@@ -9,8 +9,9 @@ nothing, and memory goes as each layer is done.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from .._native import direct
 from ..ops import is_native
 from ..ops._library import in_layout, is_channels_last
 from ..ops.image_chain import parse, sizes
+from ..ops.image_links import Unit
 from .base import Composition, Layer, Pairs, Tensors, reader, with_found
 from .few import Few, few_of
 from .memory_format import pays
@@ -34,7 +36,8 @@ _reverse = direct("image_chain_reverse", given=(1, 2, 5))  # the pairs, and what
 class ImageChain(Composition):
     """The composition of the layers, the first of them a convolution; params are theirs, in order.
 
-    `reads` are the values that each reads: 0 is x, k the output of the k-th layer. Saves the links, whether what leaves and what is inside is in channels_last, x, and what the op saves.
+    `reads` are the values that each reads: 0 is x, k the output of the k-th layer. Saves the links, whether what leaves
+    and what is inside is in channels_last, x, and what the op saves.
     """
 
     curved = True  # it may leave pairs
@@ -128,17 +131,23 @@ class ImageChain(Composition):
         return (x_bar,), with_found(sums, plan.without_sums if known else plan.wanted, found)
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
-        values, place = [inputs[0]], 0
-        units = {unit.word: unit for unit in parse(saved[0])}
-        for i, (layer, n, given) in enumerate(zip(self.layers, self.n_params, self._hosts, strict=True)):
-            unit, own = units.get(i), ()
+        places = [0, *accumulate(self.n_params)]
+
+        def value(i: int, own: Tensors, operands: Tensors) -> Tensor:
+            return self.layers[i].reference(own, operands, params[places[i] : places[i + 1]], *self._hosts[i])
+
+        return self._value(saved, inputs[0], value)
+
+    def _value(self, saved: Any, x: Tensor, value: Callable[[int, Tensors, Tensors], Tensor]) -> Tensor:
+        """The value of the last layer, where `value` is that of one, by its number, what it saved, and its inputs."""
+        values, units = [x], {unit.word: unit for unit in parse(saved[0])}
+        for i, reads in enumerate(self._reads):
+            unit, own = units.get(i), ()  # type: tuple[Unit | None, Tensors]
             if unit is not None and unit.link.name == "max_pool":
-                own = (saved[4 + unit.extra],)
+                own = (saved[4 + unit.extra],)  # type: ignore[operator]
             elif unit is not None and unit.link.name == "normalise":
                 own = (None, None, None, int(unit.link.constants[0]), None, None)
-            operands = tuple([values[value] for value in self._reads[i]])
-            values.append(layer.reference(own, operands, params[place : place + n], *given))
-            place += n
+            values.append(value(i, own, tuple([values[v] for v in reads])))
         return values[-1]
 
     def _form(self, x: Tensor, params: Sequence[Tensor]) -> _Form | None:
