@@ -75,8 +75,8 @@ class Single(Program):
         sums = left.sums.pop(0, None) or (None,) * self.n_params
         if (zeta is None and not left.pairs.get(0)) or True not in left.wanted:
             return [None, *sums]
-        pairs = left.pairs.pop(0, [])
-        bars, sums = layer.reverse(saved.pop(), thetas[0], zeta, pairs, left.wanted_inputs, left.wanted_params, sums)
+        wanted, params = left.wanted_inputs, left.wanted_params
+        bars, sums = layer.reverse(saved.pop(), thetas[0], zeta, left.pairs.pop(0, []), wanted, params, sums)
         x_bar = bars[0] if left.wanted_inputs[0] else None
         if False not in left.wanted_params:
             return [x_bar, *sums]

@@ -285,6 +285,11 @@ def test_a_norm_of_one_value_is_refused(shape: tuple[int, ...]) -> None:
         model(x)
 
 
+def _two(join: Any, channels: int) -> nn.Module:
+    """Two convolutions of x, joined."""
+    return Body(lambda m, x: join(m.f(x), m.g(x)), f=nn.Conv2d(3, 6, 3), g=nn.Conv2d(3, channels, 3))
+
+
 _SMALL, _LARGE = (2, 3, 16, 16), (3, 3, 90, 90)
 # the module in front of a ReLU and a Linear-free end, shape, whether one step runs it
 INPUTS = [
@@ -297,9 +302,11 @@ INPUTS = [
     pytest.param(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.MaxPool2d(2, ceil_mode=True)), _SMALL, False, id="ceil"),
     pytest.param(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)), _SMALL, True, id="norm"),
     pytest.param(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6)), _SMALL, False, id="instance norm"),
-    pytest.param(lambda: Body(lambda m, x: m.f(x) + x, f=nn.Conv2d(3, 3, 3, padding=1)), _SMALL, False, id="x in a sum"),
-    pytest.param(lambda: Body(lambda m, x: m.f(x) + m.g(x), f=nn.Conv2d(3, 3, 3), g=nn.Conv2d(3, 1, 3)), _SMALL, False, id="broadcast"),
-    pytest.param(lambda: Body(lambda m, x: m.f(x) - m.f(x), f=nn.Conv2d(3, 3, 3)), _SMALL, False, id="difference"),
+    pytest.param(lambda: Body(lambda m, x: m.f(x) + x, f=nn.Conv2d(3, 3, 1)), _SMALL, False, id="x in a sum"),
+    pytest.param(lambda: _two(lambda f, g: f + g, 6), _SMALL, True, id="sum"),
+    pytest.param(lambda: _two(lambda f, g: f - g, 6), _SMALL, False, id="difference"),
+    pytest.param(lambda: _two(lambda f, g: f + g, 1), _SMALL, False, id="a sum that broadcasts"),
+    pytest.param(lambda: _two(lambda f, g: f, 6), _SMALL, False, id="a value that nobody reads"),
 ]
 
 

@@ -35,6 +35,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 CONV, PLAIN = "convolution:2:2:1:1:1:1", "convolution:1:1:0:0:1:1"
 SAME, WIDE = "convolution:1:1:1:1:1:1", "convolution+b:1:2:2:0:2:1"
+NORM = "normalise+w+b:0:1e-3:"
 BIASED = "convolution+b:1:1:0:0:1:1"
 # links, the shape of x, the shapes of the weights
 CHAINS: dict[str, tuple[str, tuple[int, ...], list[tuple[int, ...]]]] = {
@@ -74,14 +75,14 @@ CHAINS: dict[str, tuple[str, tuple[int, ...], list[tuple[int, ...]]]] = {
     "one channel": (f"{SAME} relu+b:0.0 {SAME} relu+b:0.0", (2, 1, 4, 4), [(1, 1, 3, 3), (3, 1, 3, 3)]),
     "one channel between": (f"{SAME} relu+b:0.0 {SAME} relu+b:0.0", (2, 3, 4, 4), [(1, 3, 3, 3), (3, 1, 3, 3)]),
     "norms": (
-        f"{CONV} normalise+w+b:0:1e-3:1 relu:0.0 {SAME} normalise+b:2:1e-3:0 {CONV} normalise:0:1e-2:1 relu:0.1 flatten "
-        "linear normalise+w:0:1e-3:0 relu:0.0 linear+b",
+        f"{CONV} {NORM}1 relu:0.0 {SAME} normalise+b:2:1e-3:0 {CONV} normalise:0:1e-2:1 relu:0.1 flatten linear "
+        "normalise+w:0:1e-3:0 relu:0.0 linear+b",
         (3, 3, 8, 8),
         [(4, 3, 4, 4), (4,), (6, 4, 3, 3), (5, 6, 4, 4), (6, 20), (6,), (2, 6)],
     ),
     "block": (
-        f"{SAME} normalise+w+b:0:1e-3:1 relu:0.0 {SAME} normalise+w+b:0:1e-3:1 relu:0.0 {SAME} normalise+w+b:0:1e-3:1 "
-        f"add<8<3 relu:0.0 {CONV} normalise+w+b:0:1e-3:0 {CONV}<10 add<12<13 relu:0.2 avg_pool:0:0:1:1:0:0:1 flatten linear",
+        f"{SAME} {NORM}1 relu:0.0 {SAME} {NORM}1 relu:0.0 {SAME} {NORM}1 add<8<3 relu:0.0 {CONV} {NORM}0 {CONV}<10 "
+        "add<12<13 relu:0.2 avg_pool:0:0:1:1:0:0:1 flatten linear",
         (3, 2, 6, 6),
         [(4, 2, 3, 3), (4,), (4, 4, 3, 3), (4,), (4, 4, 3, 3), (4,), (5, 4, 4, 4), (5,), (5, 4, 4, 4), (2, 5)],
     ),

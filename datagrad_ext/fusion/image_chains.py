@@ -24,7 +24,7 @@ def as_image_chain(program: Program) -> tuple[ImageChain, Program] | None:
     if not str(steps[0].layer.image_link(len(steps[0].params), steps[0].host)).startswith("convolution"):
         return None
     chain = Single.of(program.with_steps([_chain(steps)]))
-    return (chain.steps[0].layer, chain) if isinstance(chain, Single) else None  # type: ignore[union-attr,return-value]
+    return (chain.steps[0].layer, chain) if isinstance(chain, Single) else None  # type: ignore[return-value]
 
 
 def _fits(step: Step) -> bool:

@@ -18,7 +18,7 @@ from .folded import Fold, Folded, FoldedNorm, split_pairs
 
 
 class WithFolds(Composition):
-    """What a chain of folded layers does besides; the chain is the class behind. Host values are the layers', in order."""
+    """What a chain of folded layers does besides; the chain is the class behind. Host values are the layers'."""
 
     def _fold(self, layers: Sequence[Layer], n_params: Sequence[int], n_host: Sequence[int]) -> list[int]:
         """How many parameters of each layer the chain sees."""

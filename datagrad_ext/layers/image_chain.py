@@ -1,9 +1,9 @@
 """ImageChain: convolutions, norms, activations, poolings, linear layers and sums; each sweep of them is one op
 (`ops/image_chain.py`).
 
-A fusion pass makes one of a whole network that has nothing else. It covers the inputs for which all convolutions are the
-project's own products (`few.py`); for others the network runs layer by layer, where the work is so much that calls cost
-nothing, and memory goes as each layer is done.
+A fusion pass makes one of a whole network that has nothing else. It covers the inputs for which all convolutions are
+the project's own products (`few.py`); for others the network runs layer by layer, where the work is so much that calls
+cost nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from .._native import direct
 from ..ops import is_native
 from ..ops._library import in_layout, is_channels_last
 from ..ops.image_chain import parse, sizes
-from ..ops.image_links import Unit
 from .base import Composition, Layer, Pairs, Tensors, reader, with_found
 from .few import Few, few_of
 from .memory_format import pays
@@ -124,7 +123,7 @@ class ImageChain(Composition):
         known = plan.sums(sums)
         records = [delta for record, _ in pairs for delta in record]
         tangents = [t for _, kept_tangents in pairs for t in kept_tangents]
-        pairs.clear()
+        del pairs
         want_x = wanted_inputs[0] and (zeta is not None or plan.curved)
         found = _reverse(zeta, records, tangents, x, params, kept, links, wanted, want_x, known)
         x_bar = found.pop(0) if want_x else None
@@ -140,9 +139,10 @@ class ImageChain(Composition):
 
     def _value(self, saved: Any, x: Tensor, value: Callable[[int, Tensors, Tensors], Tensor]) -> Tensor:
         """The value of the last layer, where `value` is that of one, by its number, what it saved, and its inputs."""
+        own: Tensors
         values, units = [x], {unit.word: unit for unit in parse(saved[0])}
         for i, reads in enumerate(self._reads):
-            unit, own = units.get(i), ()  # type: tuple[Unit | None, Tensors]
+            unit, own = units.get(i), ()
             if unit is not None and unit.link.name == "max_pool":
                 own = (saved[4 + unit.extra],)  # type: ignore[operator]
             elif unit is not None and unit.link.name == "normalise":

@@ -9,19 +9,19 @@
     convolution:sh:sw:ph:pw:dh:dw            a product of `convolution.py`: its stride, padding and dilation
     max_pool:kh:kw:sh:sw:ph:pw:dh:dw         and kernel
     avg_pool:kh:kw:sh:sw:ph:pw:c             c: 1 where padding counts, else 0; a side of 0 is that of the images
-    normalise:g:eps:r                        `normalisation.py`: its groups; "+w" for a weight; r: 1 where it has running
-                                             statistics to update, else 0
+    normalise:g:eps:r                        `normalisation.py`: its groups; "+w" for a weight; r: 1 where it updates
+                                             running statistics, else 0
     add                                      the sum of two values of one shape
     flatten
 
-A link reads the value before it, or those that it names: "add<4<7". Value 0 is x, which convolutions alone read, value k the output of
-the k-th link; each but the last is read. A cotangent is the sum over the readers.
+A link reads the value before it, or those that it names: "add<4<7". Value 0 is x, which convolutions alone read, value
+k the output of the k-th link; each but the last is read. A cotangent is the sum over the readers.
 
 The first link is a convolution. A rectifier behind a convolution without a bias, a norm or a sum, which alone reads it,
 is one unit with it (`convolution_relu_forward`, `normalise_relu_forward` and their kin); any other link is a unit by
 itself. Behind x images (N, C, H, W) are in the layout of x, or in channels_last if the first word is marked ("@l"); x,
-its tangents and cotangents are read and written as x lies. float32 or float64. "@p" behind a convolution: sweep 3 leaves
-its pair (δ, t) to sweep 4, because it is smaller than the gradient.
+its tangents and cotangents are read and written as x lies. float32 or float64. "@p" behind a convolution: sweep 3
+leaves its pair (δ, t) to sweep 4, because it is smaller than the gradient.
 
 `params`   the weight and the bias of each link, in order.
 `running`  the running mean and variance of each norm that has some, updated in place, with `momenta`.
@@ -305,7 +305,7 @@ class _Images:
     def reverse(
         self, unit: Unit, zeta: Tensor | None, pairs: Sequence[tuple[Tensor, Tensor]], want_x: bool, want_weight: bool
     ) -> tuple[Sequence[Tensor | None], Tensor | None, Tensor | None]:
-        """Sweep 4: the cotangents of inputs, weight and bias, None where nothing reaches them or they are not wanted."""
+        """Sweep 4: cotangents of inputs, weight and bias, None where nothing reaches them or they are not wanted."""
         link, nothing = unit.link, [None] * len(unit.reads)
         if zeta is None and not pairs:
             return nothing, None, None
@@ -318,9 +318,9 @@ class _Images:
             )
             return [x_bar], None, bias_bar
         if link.name == "normalise":
-            point = self._normalised(unit)
-            x_bar, *bars = normalisation.normalise_reverse(zeta, tangents, deltas, *point, want_x, True)
-            return [x_bar], *bars
+            point: Any = (*self._normalised(unit), want_x, True)
+            x_bar, weight_bar, bias_bar = normalisation.normalise_reverse(zeta, tangents, deltas, *point)
+            return [x_bar], weight_bar, bias_bar
         if link.name == "convolution":
             if not want_weight and zeta is None:
                 return nothing, None, None
@@ -344,7 +344,7 @@ class _Images:
     def _normalised(self, unit: Unit) -> tuple[Any, ...]:
         """The point at which a norm is linearised, as its ops take it."""
         place, rectifier = unit.statistics, unit.rectifier
-        mean, rstd = self.saved[place : place + 2]  # type: ignore[operator,misc]
+        mean, rstd = self.saved[place : place + 2]  # type: ignore[operator]
         bits, slope = (None, 0.0) if rectifier is None else (self.saved[unit.extra], rectifier.constants[0])  # type: ignore[index]
         return self._input(unit), mean, rstd, self._scale(unit), int(unit.link.constants[0]), bits, slope
 
