@@ -376,6 +376,7 @@ ERRORS: list[tuple[Sequence[str], str, Callable[[Any], Any], str]] = [
     (ALL, "params", lambda params: [params[0][:, 1:], *params[1:]], "does not fit an input of shape"),
     (ALL, "x", lambda x: x[0], "x must be .N, C, H, W., got shape"),
     (ALL, "x", lambda x: x.long(), "x must be float32 or float64, got int64"),
+    (ALL[:1], "running", lambda _: [torch.zeros(2).double()], "the chain has 0 running statistics, got 1"),
     (ALL[:1], "params", lambda params: [params[0], params[1][1:], *params[2:]], "bias must have shape .4., got .3."),
     (LATER, "saved", lambda saved: saved[1:], "the chain has 6 saved tensors, got 5"),
     (LATER, "saved", lambda saved: [saved[0][:1], *saved[1:]], "saved input must have shape"),
@@ -407,6 +408,31 @@ def test_wrong_arguments(
     arguments[argument] = change(arguments[argument])
     with pytest.raises(RuntimeError, match=message):
         IMPLEMENTATIONS[implementation][name](**arguments)
+
+
+_ONE = "convolution:1:1:0:0:1:1"
+# a text of which every convolution has the weight (3, 2, 2, 2), of x (1, 2, 3, 3), and what is wrong with it
+LINKS: list[tuple[str, str]] = [
+    (f"{_ONE} add<1", "add reads 2 values, got 1"),
+    (f"{_ONE} relu:0.0<1<1", "relu reads 1 values, got 2"),
+    (f"{_ONE} add<1<2", "link 2 can read values 0 to 1, got 2"),
+    (f"{_ONE} add<1<-1", "link 2 can read values 0 to 1, got -1"),
+    (f"{_ONE} relu:0.0<0 add<1<2", "convolutions alone can read x"),
+    (f"{_ONE} relu:0.0 relu:0.1<1", "nothing reads value 2"),
+    (f"{_ONE} relu:0.0 avg_pool:2:2:1:1:0:0:1<1 add<2<3", "add needs two values of one shape, got"),
+    (f"{_ONE} normalise:2:1e-3:0", "groups must be 0 .statistics over the batch. or divide C = 3, got 2"),
+    (f"{_ONE} avg_pool:0:0:1:1:0:0:1 normalise:0:1e-3:0", "normalise needs several values, got shape"),
+    (f"{_ONE} normalise:0:1e-3", "normalise has 3 constants, got 2"),
+    (f"{_ONE} normalise:0:1e-3:1", "the chain has 1 momenta, got 0"),
+]
+
+
+@implementations
+@pytest.mark.parametrize(("links", "message"), LINKS)
+def test_wrong_links(links: str, message: str, implementation: str) -> None:
+    forward = IMPLEMENTATIONS[implementation]["image_chain_forward"]
+    with pytest.raises(RuntimeError, match=message):
+        forward(data(1, 2, 3, 3), [data(3, 2, 2, 2)], links, [], [])
 
 
 @implementations
