@@ -227,7 +227,7 @@ def test_float32(case: Case) -> None:
         assert ours.is_contiguous()
 
 
-@pytest.mark.parametrize("make", [pooled, curved])
+@pytest.mark.parametrize("make", [pooled, curved, normalised, residual, without_norms])
 def test_several_data_gradients_and_third_order(make: Any) -> None:
     def code(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         y = model(x)
@@ -241,8 +241,9 @@ def test_several_data_gradients_and_third_order(make: Any) -> None:
         check(make().double(), [data(*_PHOTO[0])], code, datagrad_ext.accelerate)
 
 
-def test_a_retained_graph_gives_the_same_twice() -> None:
-    model = datagrad_ext.accelerate(curved().double())
+@pytest.mark.parametrize("make", [pooled, curved, normalised, residual, without_norms])
+def test_a_retained_graph_gives_the_same_twice(make: Any) -> None:
+    model = datagrad_ext.accelerate(make().double())
     x = data(*_PHOTO[0]).requires_grad_()
     y = model(x)
     total = y.square().sum() + data_gradient(potential(y), x).square().sum()

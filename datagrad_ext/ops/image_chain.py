@@ -319,8 +319,8 @@ class _Images:
             return [x_bar], None, bias_bar
         if link.name == "normalise":
             point: Any = (*self._normalised(unit), want_x, True)
-            x_bar, weight_bar, bias_bar = normalisation.normalise_reverse(zeta, tangents, deltas, *point)
-            return [x_bar], weight_bar, bias_bar
+            x_bar, *bars = normalisation.normalise_reverse(zeta, tangents, deltas, *point)
+            return [x_bar], bars[0], bars[1]
         if link.name == "convolution":
             if not want_weight and zeta is None:
                 return nothing, None, None
