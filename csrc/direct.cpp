@@ -1,5 +1,6 @@
 // A direct call hands tensors over as AOTInductor's generated code does. It is made where nobody looks at the calls of ops (modes,
-// transforms, tracing, the profiler, autograd) and every tensor is a plain one; else torch's op is called with the same arguments.
+// transforms, tracing, autograd) and every tensor is a plain one; else torch's op is called with the same arguments. The profiler is
+// told of a direct call.
 #include <direct.h>
 
 #include <common/direct.h>
@@ -21,7 +22,7 @@ py::object checked(PyObject* result) {
 
 // What of torch a call needs.
 struct Torch {
-  py::object tensor, parameter, is_negated, to_handles, from_handles;
+  py::object tensor, parameter, is_negated, to_handles, from_handles, is_profiled, record;
   std::vector<py::object> watchers;  // functions of nothing: whether somebody looks, or how many
 
   Torch() {
@@ -31,12 +32,13 @@ struct Torch {
     is_negated = tensor.attr("is_neg");
     to_handles = C.attr("_aoti").attr("unsafe_alloc_void_ptrs_from_tensors");
     from_handles = C.attr("_aoti").attr("alloc_tensors_by_stealing_from_void_ptrs");
+    is_profiled = C.attr("_autograd").attr("_profiler_enabled");
+    record = C.attr("_profiler").attr("_RecordFunctionFast");
     watchers = {torch.attr("is_grad_enabled"),
                 C.attr("_len_torch_dispatch_stack"),
                 C.attr("_len_torch_function_stack"),
                 C.attr("_get_tracing_state"),
-                C.attr("_are_functorch_transforms_active"),
-                C.attr("_autograd").attr("_profiler_enabled")};
+                C.attr("_are_functorch_transforms_active")};
   }
 
   // Outlives the interpreter.
@@ -92,6 +94,7 @@ class Reader {
       PyObject* handle = PyList_GET_ITEM(handles.ptr(), i);
       call_.tensors.push_back(PyCapsule_GetPointer(handle, PyCapsule_GetName(handle)));
     }
+    tensors_ = py::list();
   }
 
  private:
@@ -120,9 +123,39 @@ class Reader {
   py::list tensors_;
 };
 
+// Tells the profiler, if it runs, of a call.
+class Recorded {
+ public:
+  Recorded(const Torch& torch, const char* name) {
+    if (!checked(PyObject_CallNoArgs(torch.is_profiled.ptr())).is(py::bool_(true))) return;
+    record_ = torch.record(std::string("datagrad::") + name);
+    record_.attr("__enter__")();
+  }
+  Recorded(const Recorded&) = delete;
+  ~Recorded() {
+    if (record_) record_.attr("__exit__")(py::none(), py::none(), py::none());
+  }
+
+ private:
+  py::object record_;
+};
+
 struct Op {
   const DirectOp* direct;
   py::object dispatched;
+  std::vector<size_t> given;  // arguments that are lists of the op's own: it may let go of a tensor before it ends
+};
+
+// The lists that go to the op when it begins.
+struct Given {
+  std::vector<PyObject*> lists;
+
+  static void* unlock(void* given) {
+    for (PyObject* list : static_cast<Given*>(given)->lists) {
+      if (PyList_SetSlice(list, 0, PyList_GET_SIZE(list), nullptr) != 0) throw py::error_already_set();
+    }
+    return PyEval_SaveThread();
+  }
 };
 
 py::object tensors_of(const Torch& torch, const std::vector<void*>& results) {
@@ -138,13 +171,19 @@ py::object call_directly(const Op& op, PyObject* const* values, Py_ssize_t count
   const Torch& torch = Torch::get();
   if (static_cast<size_t>(count) != op.direct->arguments || torch.is_watched()) return {};
   DirectCall call;
-  call.unlock = [] { return static_cast<void*>(PyEval_SaveThread()); };
+  Given given;
+  for (const size_t place : op.given) {
+    if (PyList_CheckExact(values[place])) given.lists.push_back(values[place]);
+  }
+  call.caller = &given;
+  call.unlock = &Given::unlock;
   call.lock = [](void* state) { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); };
   Reader reader(torch, call);
   for (Py_ssize_t i = 0; i < count; ++i) {
     if (!reader.read(call.arguments[i], values[i])) return {};
   }
   reader.hand_over_tensors();
+  const Recorded recorded(torch, op.direct->name);
   return op.direct->run(call) ? tensors_of(torch, call.results) : py::object();
 }
 
@@ -175,8 +214,10 @@ const DirectOp& find(const DirectOps& ops, const std::string& name) {
 void define_direct(py::module_& m, void* library) {
   const DirectOps ops = reinterpret_cast<decltype(&datagrad_direct_ops)>(dlsym(library, "datagrad_direct_ops"))();
   m.def("find_torch", [] { Torch::get(); });
-  m.def("direct", [ops](const std::string& name, py::object op) {
-    const py::capsule self(new Op{&find(ops, name), std::move(op)}, [](void* op) { delete static_cast<Op*>(op); });
+  m.def("direct", [ops](const std::string& name, py::object op, const py::tuple& given) {
+    std::vector<size_t> places;
+    for (const py::handle& place : given) places.push_back(place.cast<size_t>());
+    const py::capsule self(new Op{&find(ops, name), std::move(op), std::move(places)}, [](void* op) { delete static_cast<Op*>(op); });
     return checked(PyCFunction_New(&kCall, self.ptr()));
   });
 }

@@ -55,13 +55,14 @@ def _why_pure() -> str:
 _compiled, _reason = _load()
 
 
-def direct(name: str) -> Callable[..., Any]:
+def direct(name: str, given: tuple[int, ...] = ()) -> Callable[..., Any]:
     """The op, called past torch's dispatcher where the CPU library and this torch can and nobody could tell.
 
-    The arguments are those of `torch.ops.datagrad.<name>.default`, by position.
+    The arguments are those of `torch.ops.datagrad.<name>.default`, by position. `given` are the places of lists that
+    the caller gives away: they may come back empty, as the op lets go of each tensor when it is done with it.
     """
     op = getattr(torch.ops.datagrad, name).default
-    return op if _why_dispatched else _compiled.direct(name, op)  # type: ignore[union-attr]
+    return op if _why_dispatched else _compiled.direct(name, op, given)  # type: ignore[union-attr]
 
 
 def _same_objects(tables: list[dict], known: list[tuple]) -> bool:

@@ -171,6 +171,8 @@ class _Lowering:
             "call_method": self._call,
         }
         for node in self._graph.nodes:
+            if node.op == "get_attr" and not node.users:  # a rule looked at a module
+                continue
             if node.op in handlers:
                 with _blame(node):
                     target = self._in_place_target(node)

@@ -1,6 +1,7 @@
 """A program of one step: the sweeps of `Program` without the numbered values, which cost as much as a small layer.
 
-Most small networks are one chain, and every call of `datagrad_ext.functional` is one layer.
+Most small networks are one chain, and every call of `datagrad_ext.functional` is one layer. What a sweep consumes, the
+layer alone holds, so that it can let go of a part before it is done.
 """
 
 from __future__ import annotations
@@ -56,26 +57,26 @@ class Single(Program):
         wanted: Flags,
         left: Left | None,
     ) -> list[Any]:
-        layer, record = self.steps[0].layer, records.pop()
-        if seeds[0] is None or (record is None and layer.paired):
+        layer = self.steps[0].layer
+        if seeds[0] is None or (records[0] is None and layer.paired):
             return [None]
         if left is None or not layer.paired:
-            return [layer.jvp(saved[0], thetas[0], tuple(seeds), record) if wanted[0] else None]
+            return [layer.jvp(saved[0], thetas[0], tuple(seeds), records.pop()) if wanted[0] else None]
         sums = left.sums.get(0) or (None,) * self.n_params
         y_tangent, pair, left.sums[0] = layer.data_jvp(
-            saved[0], thetas[0], tuple(seeds), record, wanted[0], left.wanted_params, sums
+            saved[0], thetas[0], tuple(seeds), records.pop(), wanted[0], left.wanted_params, sums
         )
         if pair is not None:
             left.pairs.setdefault(0, []).append(pair)
         return [y_tangent if wanted[0] else None]
 
     def reverse(self, saved: list[Any], thetas: list[Tensors], cotangents: Sequence[Any], left: Left) -> list[Any]:
-        zeta, kept, pairs = cotangents[0], saved.pop(), left.pairs.pop(0, [])
+        zeta, layer = cotangents[0], self.steps[0].layer
         sums = left.sums.pop(0, None) or (None,) * self.n_params
-        if (zeta is None and not pairs) or True not in left.wanted:
+        if (zeta is None and not left.pairs.get(0)) or True not in left.wanted:
             return [None, *sums]
-        layer = self.steps[0].layer
-        bars, sums = layer.reverse(kept, thetas[0], zeta, pairs, left.wanted_inputs, left.wanted_params, sums)
+        wanted, params = left.wanted_inputs, left.wanted_params
+        bars, sums = layer.reverse(saved.pop(), thetas[0], zeta, left.pairs.pop(0, []), wanted, params, sums)
         x_bar = bars[0] if left.wanted_inputs[0] else None
         if False not in left.wanted_params:
             return [x_bar, *sums]

@@ -10,11 +10,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CE, MLPS, Case, Objective, conv_net, data, ids, mlp, network
+from cases import CE, MLPS, Body, Case, Objective, conv_net, data, ids, mlp, network
 from oracle import assert_equal, check, leaf, observe
+from test_native import needs_native
 from torch import Tensor, nn
 
 import datagrad_ext
+from datagrad_ext.layers.image_chain import ImageChain
 
 OBJECTIVE = Objective(CE, ((CE, "l2_squared"),))
 KINDS = [network(name) for name in ("mlp_relu", "conv_vgg", "conv_resnet_batch_norm", "tied", "untraceable")]
@@ -529,7 +531,8 @@ def test_program_of_a_plain_module_says_what_to_do() -> None:
         datagrad_ext.program(nn.Linear(2, 2), torch.ones(1, 2))
 
 
-def test_table() -> None:
+def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageChain, "covers", lambda *_: False)
     case = network("conv_resnet_batch_norm")
     ours = datagrad_ext.accelerate(case.build())
     before = copy.deepcopy(ours.state_dict())
@@ -548,6 +551,15 @@ def test_table() -> None:
     first = table.rows[0]
     assert (tuple(first.input_shape), tuple(first.output_shape)) == ((3, 3, 8, 8), (3, 4, 8, 8))
     assert {row.kind for row in table.rows if row.layer == "BatchNorm"} <= {"native", "reference"}
+
+
+@needs_native
+def test_table_of_a_chain() -> None:
+    """One row names the layers, and what they read that is not before them."""
+    convolutions = {"f": nn.Conv2d(3, 4, 3), "g": nn.Conv2d(3, 4, 3)}
+    block = Body(lambda m, x: (m.norm(m.f(x)) + m.g(x)).relu(), norm=nn.BatchNorm2d(4), **convolutions)
+    (row,) = datagrad_ext.program(datagrad_ext.accelerate(block), torch.ones(2, 3, 5, 5)).rows
+    assert row.layer == "Conv2d → BatchNorm → Conv2d<0 → Add<2<3 → ReLU"
 
 
 @pytest.mark.parametrize("name", ["dag_cumsum", "opaque_gru"])

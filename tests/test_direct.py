@@ -123,6 +123,27 @@ def test_who_watches_ops_sees_it(seen: Callable[[Callable[[], Any]], bool]) -> N
         assert seen(lambda: direct(x, theta, LINKS))
 
 
+@needs_native
+def test_given_lists_come_back_empty() -> None:
+    """The op owns their tensors: nobody else's live longer than it needs them. Through torch's op the caller does."""
+    direct, theta = _native.direct("chain_forward", given=(1,)), params()
+    given = [t.clone() for t in theta]
+    alive = [weakref.ref(t) for t in given]
+    with torch.no_grad():
+        y = direct(rows(), given, LINKS)[0]
+        assert given == []
+        assert all(t() is None for t in alive)
+        kept = list(theta)
+        assert torch.equal(direct(rows(), kept, LINKS)[0], y)
+        assert kept == []
+        with Seen():
+            again = list(theta)
+            assert torch.equal(direct(rows(), again, LINKS)[0], y)
+        assert len(again) == len(theta)
+        with pytest.raises(RuntimeError, match="parameters"):
+            direct(rows(), theta[:-1], LINKS)
+
+
 @contextmanager
 def _fake() -> Iterator[Callable[[Tensor], Tensor]]:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:

@@ -56,6 +56,100 @@ def deep_and_few() -> nn.Module:
     )
 
 
+def normalised() -> nn.Module:
+    """Norms of every sort: counted by themselves, without parameters, without running statistics, of groups."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4, momentum=None),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, 2, bias=False),
+        nn.BatchNorm2d(6, affine=False, eps=0.3),
+        nn.Softplus(),
+        nn.Conv2d(6, 4, 3, stride=2, bias=False),
+        nn.GroupNorm(2, 4),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 6, bias=False),
+        nn.BatchNorm1d(6, track_running_stats=False),
+        nn.ReLU(),
+        nn.Linear(6, 5),
+    )
+
+
+class Residual(nn.Module):
+    """A block of a residual network, its sum in place."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, width, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        self.way = nn.Identity() if stride == 1 else nn.Conv2d(inputs, width, 2, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        y += self.way(x)
+        return nn.functional.relu_(y)
+
+
+def evaluated() -> nn.Module:
+    """Norms for whose folding a convolution has a bias, or a linear layer, with and without a rectifier behind."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, affine=False),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(4, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(80, 6, bias=False),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Linear(6, 5),
+    )
+
+
+def _trained(model: nn.Module) -> nn.Module:
+    """With running statistics that are not those of a new norm."""
+    for seed in range(3):
+        model(data(*_PHOTO[0], seed=seed).float())
+    return model
+
+
+def residual() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        Residual(4, 4, 1),
+        Residual(4, 6, 2),
+        nn.AdaptiveAvgPool2d((1, 1)),
+        nn.Flatten(),
+        nn.Linear(6, 5),
+    )
+
+
+def without_norms() -> nn.Module:
+    """Branches of x and of values, values that many read, sums of sums."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, b = m.first(x), m.second(x)
+        c = torch.relu(a + b)
+        d = m.third(c) + c + a
+        return torch.flatten(nn.functional.softplus(d) + (d + d).relu(), 1)
+
+    return Body(
+        forward,
+        first=nn.Conv2d(3, 4, 3),
+        second=nn.Conv2d(3, 4, 3, bias=False),
+        third=nn.Conv2d(4, 4, 3, padding=1),
+    )
+
+
 CASES = [
     network("conv_critic"),
     Case("pooled", pooled, _PHOTO),
@@ -64,6 +158,13 @@ CASES = [
     Case("ends_in_a_rectifier", lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.ReLU()), _PHOTO),
     Case("deep_and_few", deep_and_few, ((1, 3, 8, 8),)),
     Case("one_channel", lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3)), ((2, 1, 7, 7),)),
+    Case("normalised", normalised, _PHOTO),
+    Case("residual", residual, _PHOTO),
+    Case("without_norms", without_norms, _PHOTO),
+    Case("evaluated", lambda: _trained(residual()), _PHOTO, train=False),
+    Case("evaluated_head", lambda: _trained(evaluated()), _PHOTO, train=False),
+    Case("frozen_norm", lambda: frozen(normalised(), "1"), _PHOTO),
+    Case("frozen_stem", lambda: frozen(residual(), "0"), _PHOTO),
     Case("frozen_first", lambda: frozen(pooled(), "0"), _PHOTO),
     Case("frozen_weight", lambda: frozen(curved(), "2.weight"), _PHOTO),
     Case("frozen_head", lambda: frozen(pooled(), "9"), _PHOTO),
@@ -126,7 +227,7 @@ def test_float32(case: Case) -> None:
         assert ours.is_contiguous()
 
 
-@pytest.mark.parametrize("make", [pooled, curved])
+@pytest.mark.parametrize("make", [pooled, curved, normalised, residual, without_norms])
 def test_several_data_gradients_and_third_order(make: Any) -> None:
     def code(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         y = model(x)
@@ -140,13 +241,54 @@ def test_several_data_gradients_and_third_order(make: Any) -> None:
         check(make().double(), [data(*_PHOTO[0])], code, datagrad_ext.accelerate)
 
 
-def test_a_retained_graph_gives_the_same_twice() -> None:
-    model = datagrad_ext.accelerate(curved().double())
+@pytest.mark.parametrize("make", [pooled, curved, normalised, residual, without_norms])
+def test_a_retained_graph_gives_the_same_twice(make: Any) -> None:
+    model = datagrad_ext.accelerate(make().double())
     x = data(*_PHOTO[0]).requires_grad_()
     y = model(x)
     total = y.square().sum() + data_gradient(potential(y), x).square().sum()
     found = [torch.autograd.grad(total, [x, *model.parameters()], retain_graph=True) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_running_statistics() -> None:
+    """They are updated once a forward, whatever follows, by each norm's own momentum; none in evaluation mode."""
+    plain = normalised().double()
+    model = datagrad_ext.accelerate(copy.deepcopy(plain))
+
+    def buffers(of: nn.Module) -> list[Tensor]:
+        return list(of.buffers())
+
+    for seed in range(3):
+        x = data(*_PHOTO[0], seed=seed).requires_grad_()
+        plain(x)
+        y = model(x)
+        for _ in range(2):
+            J = data_gradient(potential(y), x)
+            J.square().sum().backward(retain_graph=True)
+        y.square().sum().backward()
+        assert _is_chain(model)
+        for ours, truth in zip(buffers(model), buffers(plain), strict=True):
+            assert difference(ours.double(), truth.double()).norm < 1e-12
+    before = [t.clone() for t in buffers(model)]
+    model.eval()(x).sum().backward()
+    assert all(map(torch.equal, before, buffers(model)))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3, 3), (2, 3, 3, 3)], ids=str)
+def test_a_norm_of_one_value_is_refused(shape: tuple[int, ...]) -> None:
+    model = datagrad_ext.accelerate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    x = torch.ones(shape, requires_grad=True)
+    if shape[0] > 1:
+        model(x)
+        return
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(x)
+
+
+def _two(join: Any, channels: int) -> nn.Module:
+    """Two convolutions of x, joined."""
+    return Body(lambda m, x: join(m.f(x), m.g(x)), f=nn.Conv2d(3, 6, 3), g=nn.Conv2d(3, channels, 3))
 
 
 _SMALL, _LARGE = (2, 3, 16, 16), (3, 3, 90, 90)
@@ -159,7 +301,13 @@ INPUTS = [
     pytest.param(lambda: nn.Conv2d(3, 6, 3, padding="same"), _SMALL, False, id="same"),
     pytest.param(lambda: nn.Conv2d(3, 6, 3), _SMALL[1:], False, id="unbatched"),
     pytest.param(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.MaxPool2d(2, ceil_mode=True)), _SMALL, False, id="ceil"),
-    pytest.param(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)), _SMALL, False, id="norm"),
+    pytest.param(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)), _SMALL, True, id="norm"),
+    pytest.param(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6)), _SMALL, False, id="instance norm"),
+    pytest.param(lambda: Body(lambda m, x: m.f(x) + x, f=nn.Conv2d(3, 3, 1)), _SMALL, False, id="x in a sum"),
+    pytest.param(lambda: _two(lambda f, g: f + g, 6), _SMALL, True, id="sum"),
+    pytest.param(lambda: _two(lambda f, g: f - g, 6), _SMALL, False, id="difference"),
+    pytest.param(lambda: _two(lambda f, g: f + g, 1), _SMALL, False, id="a sum that broadcasts"),
+    pytest.param(lambda: _two(lambda f, g: f, 6), _SMALL, False, id="a value that nobody reads"),
 ]
 
 

@@ -329,6 +329,7 @@ LATER = NAMES[1:]
 ERRORS: list[tuple[Sequence[str], str, Callable[[Any], Any], str]] = [
     (ALL, "links", lambda links: "relu:0.0", "must begin with a linear layer"),
     (ALL, "links", lambda links: "linear:2.0", "linear has 0 constants, got 1"),
+    (ALL, "links", lambda links: "linear linear<1", "a link of matrices reads what is before it"),
     (ALL, "params", lambda params: params[:-1], "the chain has 6 parameters, got 5"),
     (("chain_forward",), "x", lambda x: x[0], "x must be a matrix, got shape"),
     (("chain_forward",), "x", lambda x: x[:, 1:], "mat1 and mat2 shapes cannot be multiplied"),

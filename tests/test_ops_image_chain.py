@@ -35,6 +35,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 CONV, PLAIN = "convolution:2:2:1:1:1:1", "convolution:1:1:0:0:1:1"
 SAME, WIDE = "convolution:1:1:1:1:1:1", "convolution+b:1:2:2:0:2:1"
+NORM = "normalise+w+b:0:1e-3:"
 BIASED = "convolution+b:1:1:0:0:1:1"
 # links, the shape of x, the shapes of the weights
 CHAINS: dict[str, tuple[str, tuple[int, ...], list[tuple[int, ...]]]] = {
@@ -73,13 +74,35 @@ CHAINS: dict[str, tuple[str, tuple[int, ...], list[tuple[int, ...]]]] = {
     ),
     "one channel": (f"{SAME} relu+b:0.0 {SAME} relu+b:0.0", (2, 1, 4, 4), [(1, 1, 3, 3), (3, 1, 3, 3)]),
     "one channel between": (f"{SAME} relu+b:0.0 {SAME} relu+b:0.0", (2, 3, 4, 4), [(1, 3, 3, 3), (3, 1, 3, 3)]),
+    "norms": (
+        f"{CONV} {NORM}1 relu:0.0 {SAME} normalise+b:2:1e-3:0 {CONV} normalise:0:1e-2:1 relu:0.1 flatten linear "
+        "normalise+w:0:1e-3:0 relu:0.0 linear+b",
+        (3, 3, 8, 8),
+        [(4, 3, 4, 4), (4,), (6, 4, 3, 3), (5, 6, 4, 4), (6, 20), (6,), (2, 6)],
+    ),
+    "block": (
+        f"{SAME} {NORM}1 relu:0.0 {SAME} {NORM}1 relu:0.0 {SAME} {NORM}1 add<8<3 relu:0.0 {CONV} {NORM}0 {CONV}<10 "
+        "add<12<13 relu:0.2 avg_pool:0:0:1:1:0:0:1 flatten linear",
+        (3, 2, 6, 6),
+        [(4, 2, 3, 3), (4,), (4, 4, 3, 3), (4,), (4, 4, 3, 3), (4,), (5, 4, 4, 4), (5,), (5, 4, 4, 4), (2, 5)],
+    ),
+    "branches": (
+        f"{BIASED} {BIASED}<0 add<1<2 add<3<1 {SAME}<3 relu:0.0 softplus:1.0:20.0<5 add<4<6 add<7<8 add<9<9",
+        (2, 3, 5, 4),
+        [(4, 3, 2, 2), (4, 3, 2, 2), (4, 4, 3, 3)],
+    ),
+    "branches in parts": (
+        f"{SAME} relu+b:0.0 {SAME} relu+b:0.0 {SAME} add<5<2 relu:0.0 {SAME}<0 add<7<8 max_pool:2:2:2:2:0:0:1:1",
+        (21, 3, 32, 32),
+        [(8, 3, 3, 3), (8, 8, 3, 3), (8, 8, 3, 3), (8, 3, 3, 3)],
+    ),
     "in parts": (
         f"{SAME} relu+b:0.0 max_pool:2:2:2:2:0:0:1:1 {PLAIN} relu+b:0.1 flatten linear+b",
         (37, 3, 32, 32),
         [(9, 3, 3, 3), (2, 9, 2, 2), (3, 450)],
     ),
 }
-FAST = [name for name in CHAINS if name != "in parts"]
+FAST = [name for name in CHAINS if "in parts" not in name]
 
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 chains = pytest.mark.parametrize("name", CHAINS)
@@ -116,7 +139,7 @@ def example(name: str, pairs: int = 1) -> Example:
     links, shape, weights = CHAINS[name]
     rest, params, width = iter(weights), [], shape[1]
     for seed, word in enumerate(links.split()):
-        if word.startswith(("convolution", "linear")):
+        if word.startswith(("convolution", "linear")) or "+w" in word:
             weight = next(rest)
             width = weight[0]
             params.append(data(*weight, seed=seed) / math.sqrt(math.prod(weight[1:])))
@@ -128,9 +151,18 @@ def example(name: str, pairs: int = 1) -> Example:
     return Example(links, params, x, data(*y_shape, seed=7), g, v)
 
 
-def _apply(word: Any, x: Tensor, rest: Any) -> Tensor:
+def _apply(word: Any, operands: Sequence[Tensor], rest: Any) -> Tensor:
     """A link in plain PyTorch."""
-    numbers = [int(n) for n in word.constants]
+    numbers, x = [int(n) for n in word.constants], operands[0]
+    if word.name == "normalise":
+        groups, eps, _ = word.constants
+        weight, bias = (None if place is None else next(rest) for place in (word.weight, word.bias))
+        if not groups:
+            return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+        ones = torch.ones(x.shape[1], dtype=x.dtype)  # torch's second derivative fails without a weight
+        return F.group_norm(x, int(groups), ones if weight is None else weight, bias, eps)
+    if word.name == "add":
+        return operands[0] + operands[1]
     if word.name == "convolution":
         x = F.conv2d(x, next(rest), None, numbers[:2], numbers[2:4], numbers[4:])
     elif word.name == "linear":
@@ -140,7 +172,8 @@ def _apply(word: Any, x: Tensor, rest: Any) -> Tensor:
     if word.name == "max_pool":
         return F.max_pool2d(x, numbers[:2], numbers[2:4], numbers[4:6], numbers[6:])
     if word.name == "avg_pool":
-        return F.avg_pool2d(x, numbers[:2], numbers[2:4], numbers[4:6], False, numbers[6] == 1)
+        kernel = [k or n for k, n in zip(numbers, x.shape[2:], strict=False)]
+        return F.avg_pool2d(x, kernel, numbers[2:4], numbers[4:6], False, numbers[6] == 1)
     if word.name == "flatten":
         return x.flatten(1)
     return FUNCTIONS[word.name](x, *word.constants) if word.name in FUNCTIONS else x
@@ -149,10 +182,26 @@ def _apply(word: Any, x: Tensor, rest: Any) -> Tensor:
 def oracle(e: Example, with_zeta: bool) -> Results:
     """The same by autograd in float64."""
     e = e.map(lambda t: t.detach().double().contiguous().requires_grad_())
-    y, rest = e.x, iter(e.params)
+    values, rest = [e.x], iter(e.params)
+    statistics, momenta = running(e)
     for word in image_chain.words(e.links):
-        y = _apply(word, y, rest)
-    return by_autograd(e, y, with_zeta)
+        values.append(_apply(word, [values[v] for v in word.reads or (-1,)], rest))
+    for unit, k in zip((u for u in parse(e.links) if u.updates), range(len(momenta)), strict=True):
+        x = values[unit.reads[0]].detach()
+        F.batch_norm(x, *statistics[2 * k : 2 * k + 2], None, None, True, momenta[k])
+    return by_autograd(e, values[-1], with_zeta) | _numbered(statistics)
+
+
+def _numbered(statistics: Sequence[Tensor]) -> Results:
+    return {f"running {k}": t for k, t in enumerate(statistics)}
+
+
+def running(e: Example) -> tuple[list[Tensor], list[float]]:
+    """Running means and variances of the norms that have some, and momenta."""
+    units = image_chain.sizes(e.x, e.params, e.links)
+    widths = [size[1] for unit, size, _ in units if unit.updates]
+    found = [e.x.new_tensor(range(width)) + k for width in widths for k in (0, 1)]
+    return found, [0.25 + k / 8 for k in range(len(widths))]
 
 
 def sweeps(
@@ -169,8 +218,9 @@ def sweeps(
     flags = [True] * len(e.params) if wanted is None else list(wanted)
     weights = [u.link.weight for u in units if u.wants(flags) and not u.keeps(flags)]
     keeping = [u for u in units if u.keeps(flags)]
-    y, *saved = ops["image_chain_forward"](e.x, e.params, e.links)
-    results: dict[str, Tensor | None] = {"y": y}
+    statistics, momenta = running(e)
+    y, *saved = ops["image_chain_forward"](e.x, e.params, e.links, statistics, momenta)
+    results: dict[str, Tensor | None] = {"y": y} | _numbered(statistics)
     sums: list[Tensor] = []
     records, tangents = [], []
     for k, (g, v) in enumerate(zip(e.g, e.v, strict=True)):
@@ -182,7 +232,7 @@ def sweeps(
         sums = sums or rest[:n_sums]
         records += [record[u.record] for u in keeping]  # type: ignore[index]
         tangents += [v] * (units[0] in keeping) + rest[n_sums:]
-    want_x = want_x and (with_zeta or any(u.link.smooth for u in units))
+    want_x = want_x and (with_zeta or any(u.curved for u in units))
     found: Any = iter(())
     if with_zeta or records:
         zeta = e.zeta if with_zeta else None
@@ -292,7 +342,8 @@ def test_two_threads_at_once() -> None:
 def calls(e: Example) -> dict[str, dict[str, Any]]:
     """Arguments of a right call of every op."""
     ops = IMPLEMENTATIONS["reference"]
-    _, *saved = ops["image_chain_forward"](e.x, e.params, e.links)
+    statistics, momenta = running(e)
+    _, *saved = ops["image_chain_forward"](e.x, e.params, e.links, statistics, momenta)
     common = dict(x=e.x, params=e.params, saved=saved, links=e.links)
     record = [*ops["image_chain_data_vjp"](g=e.g[0], **common)[1:], e.g[0]]
     flags = dict(wanted=[True] * len(e.params), sums=[])
@@ -303,7 +354,7 @@ def calls(e: Example) -> dict[str, dict[str, Any]]:
     first = [e.v[0]] * units[0].keeps(flags["wanted"])
     pairs = dict(records=[record[k] for k in kept], tangents=[*first, *rest])
     return {
-        "image_chain_forward": dict(x=e.x, params=e.params, links=e.links),
+        "image_chain_forward": dict(x=e.x, params=e.params, links=e.links, running=statistics, momenta=momenta),
         "image_chain_data_vjp": dict(g=e.g[0], **common),
         "image_chain_data_jvp": dict(t=e.v[0], record=record, want_y=True, **common, **flags),
         "image_chain_reverse": dict(zeta=e.zeta, want_x=True, **pairs, **common, **flags),
@@ -325,6 +376,7 @@ ERRORS: list[tuple[Sequence[str], str, Callable[[Any], Any], str]] = [
     (ALL, "params", lambda params: [params[0][:, 1:], *params[1:]], "does not fit an input of shape"),
     (ALL, "x", lambda x: x[0], "x must be .N, C, H, W., got shape"),
     (ALL, "x", lambda x: x.long(), "x must be float32 or float64, got int64"),
+    (ALL[:1], "running", lambda _: [torch.zeros(2).double()], "the chain has 0 running statistics, got 1"),
     (ALL[:1], "params", lambda params: [params[0], params[1][1:], *params[2:]], "bias must have shape .4., got .3."),
     (LATER, "saved", lambda saved: saved[1:], "the chain has 6 saved tensors, got 5"),
     (LATER, "saved", lambda saved: [saved[0][:1], *saved[1:]], "saved input must have shape"),
@@ -358,12 +410,37 @@ def test_wrong_arguments(
         IMPLEMENTATIONS[implementation][name](**arguments)
 
 
+_ONE = "convolution:1:1:0:0:1:1"
+# a text of which every convolution has the weight (3, 2, 2, 2), of x (1, 2, 3, 3), and what is wrong with it
+LINKS: list[tuple[str, str]] = [
+    (f"{_ONE} add<1", "add reads 2 values, got 1"),
+    (f"{_ONE} relu:0.0<1<1", "relu reads 1 values, got 2"),
+    (f"{_ONE} add<1<2", "link 2 can read values 0 to 1, got 2"),
+    (f"{_ONE} add<1<-1", "link 2 can read values 0 to 1, got -1"),
+    (f"{_ONE} relu:0.0<0 add<1<2", "convolutions alone can read x"),
+    (f"{_ONE} relu:0.0 relu:0.1<1", "nothing reads value 2"),
+    (f"{_ONE} relu:0.0 avg_pool:2:2:1:1:0:0:1<1 add<2<3", "add needs two values of one shape, got"),
+    (f"{_ONE} normalise:2:1e-3:0", "groups must be 0 .statistics over the batch. or divide C = 3, got 2"),
+    (f"{_ONE} avg_pool:0:0:1:1:0:0:1 normalise:0:1e-3:0", "normalise needs several values, got shape"),
+    (f"{_ONE} normalise:0:1e-3", "normalise has 3 constants, got 2"),
+    (f"{_ONE} normalise:0:1e-3:1", "the chain has 1 momenta, got 0"),
+]
+
+
+@implementations
+@pytest.mark.parametrize(("links", "message"), LINKS)
+def test_wrong_links(links: str, message: str, implementation: str) -> None:
+    forward = IMPLEMENTATIONS[implementation]["image_chain_forward"]
+    with pytest.raises(RuntimeError, match=message):
+        forward(data(1, 2, 3, 3), [data(3, 2, 2, 2)], links, [], [])
+
+
 @implementations
 def test_reverse_needs_something_to_reverse(implementation: str) -> None:
     reverse = IMPLEMENTATIONS[implementation]["image_chain_reverse"]
     with pytest.raises(RuntimeError, match="needs a zeta or a record"):
         reverse(**calls(example("critic"))["image_chain_reverse"] | dict(zeta=None))
-    with pytest.raises(RuntimeError, match="without a zeta a chain without smooth links has no cotangent of x"):
+    with pytest.raises(RuntimeError, match="without a zeta a chain without curved links has no cotangent of x"):
         reverse(**calls(example("left to sweep 4"))["image_chain_reverse"] | dict(zeta=None))
 
 

@@ -1,6 +1,6 @@
 // The text that names the links of a chain, as in datagrad_ext/ops/chain.py: "linear relu+b:0 linear softplus+b:1:20", with
-// "@marks" behind a word where the device should take another way to the same result. A chain of images has more kinds of links
-// (datagrad_ext/ops/image_chain.py).
+// "@marks" behind a word where the device should take another way to the same result. A chain of images has more kinds of links, and
+// "<k" for each value that a link names to read (datagrad_ext/ops/image_chain.py).
 #pragma once
 
 #include <common/check.h>
@@ -14,13 +14,14 @@
 namespace datagrad {
 
 struct Link {
-  enum class Kind { linear, relu, smooth, convolution, flatten, max_pool, avg_pool };
+  enum class Kind { linear, relu, smooth, convolution, flatten, max_pool, avg_pool, normalise, add };
 
   Kind kind;
   std::string name;
   std::vector<double> constants;
   int64_t weight = -1, bias = -1;  // places among the parameters
   std::string marks;
+  std::vector<int64_t> reads;  // the values that the word names
 
   bool marked(char mark) const { return marks.find(mark) != std::string::npos; }
 
@@ -49,6 +50,7 @@ struct KindRow {
 constexpr KindRow kKinds[] = {
     {"linear", Link::Kind::linear, 0},     {"relu", Link::Kind::relu, 1},         {"convolution", Link::Kind::convolution, 6},
     {"flatten", Link::Kind::flatten, 0},   {"max_pool", Link::Kind::max_pool, 8}, {"avg_pool", Link::Kind::avg_pool, 7},
+    {"normalise", Link::Kind::normalise, 3}, {"add", Link::Kind::add, 0},
 };
 
 struct WordLinks {
@@ -67,12 +69,17 @@ struct WordLinks {
     Link next;
     const size_t at = word.find('@');
     if (at != std::string::npos) next.marks = word.substr(at + 1);
-    std::istringstream parts(word.substr(0, at));
-    std::getline(parts, next.name, ':');
+    std::istringstream spelled(word.substr(0, at));
+    std::string text;
+    std::getline(spelled, text, '<');
+    for (std::string value; std::getline(spelled, value, '<');) next.reads.push_back(static_cast<int64_t>(number(value)));
+    std::istringstream parts(text);
+    std::getline(parts, text, ':');
     for (std::string constant; std::getline(parts, constant, ':');) next.constants.push_back(number(constant));
-    const size_t plus = next.name.find('+');
-    const bool bias = plus != std::string::npos;
-    next.name = next.name.substr(0, plus);
+    std::istringstream named(text);
+    std::getline(named, next.name, '+');
+    bool weight = false, bias = false;
+    for (std::string own; std::getline(named, own, '+');) weight |= own == "w", bias |= own == "b";
     next.kind = Link::Kind::smooth;
     for (const KindRow& row : kKinds) {
       if (next.name != row.name) continue;
@@ -80,7 +87,7 @@ struct WordLinks {
       DATAGRAD_CHECK(next.constants.size() == row.constants, "chain: ", row.name, " has ", row.constants,
                      " constants, got ", next.constants.size());
     }
-    if (next.kind == Link::Kind::linear || next.kind == Link::Kind::convolution) next.weight = params++;
+    if (weight || next.kind == Link::Kind::linear || next.kind == Link::Kind::convolution) next.weight = params++;
     if (bias) next.bias = params++;
     link.push_back(next);
   }
@@ -93,6 +100,7 @@ struct Links : WordLinks {
                    text, "'");
     for (const Link& each : link) {
       DATAGRAD_CHECK(each.kind <= Link::Kind::smooth, "chain: a link of matrices cannot be ", each.name);
+      DATAGRAD_CHECK(each.reads.empty(), "chain: a link of matrices reads what is before it, got '", text, "'");
     }
   }
 };

@@ -26,7 +26,8 @@ struct DirectCall {
   std::vector<bool> flags;
   std::vector<double> numbers;
   std::vector<void*> results;  // handles that _C owns
-  void* (*unlock)();           // lets other threads of Python run, until `lock` is called with what it returned
+  void* caller = nullptr;
+  void* (*unlock)(void* caller);  // lets other threads of Python run, until `lock` is called with what it returned
   void (*lock)(void*);
 };
 

@@ -1,4 +1,4 @@
-// The ops of the normalisation family: check, allocate, call the kernel of this library's device. Included once per library.
+// The ops of the normalisation family as functions: check, allocate, call the kernel of this library's device.
 #pragma once
 
 #include <common/activation_arguments.h>
@@ -9,9 +9,8 @@
 #include <tuple>
 
 namespace datagrad {
-namespace {
 
-std::tuple<Tensor, Tensor, Tensor> value_and_statistics(const char* op, const Tensor& x,
+inline std::tuple<Tensor, Tensor, Tensor> value_and_statistics(const char* op, const Tensor& x,
                                                         const std::optional<Tensor>& weight,
                                                         const std::optional<Tensor>& bias,
                                                         const std::optional<Tensor>& running_mean,
@@ -31,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor> value_and_statistics(const char* op, const Te
   return {y, mean, rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor> normalise_forward(const Tensor& x, std::optional<Tensor> weight,
+inline std::tuple<Tensor, Tensor, Tensor> normalise_forward(const Tensor& x, std::optional<Tensor> weight,
                                                      std::optional<Tensor> bias, std::optional<Tensor> running_mean,
                                                      std::optional<Tensor> running_var, int64_t groups, double momentum,
                                                      double eps) {
@@ -39,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> normalise_forward(const Tensor& x, std::optio
 }
 
 // The rectifier works in place.
-std::tuple<Tensor, Tensor, Tensor, Tensor> normalise_relu_forward(
+inline std::tuple<Tensor, Tensor, Tensor, Tensor> normalise_relu_forward(
     const Tensor& x, std::optional<Tensor> weight, std::optional<Tensor> bias, std::optional<Tensor> running_mean,
     std::optional<Tensor> running_var, int64_t groups, double momentum, double eps, double slope) {
   const char* op = "normalise_relu_forward";
@@ -51,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalise_relu_forward(
   return {y, mean, rstd, bits};
 }
 
-Tensor normalise_vjp(const Tensor& g, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+inline Tensor normalise_vjp(const Tensor& g, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                      std::optional<Tensor> weight, int64_t groups, std::optional<Tensor> bits, double slope) {
   const Linearised at("normalise_vjp", x, mean, rstd, weight, groups);
   const Terms terms{at.in.like_x("g", g), {}, {}, Rectified(at.in, bits, slope)};
@@ -60,7 +59,7 @@ Tensor normalise_vjp(const Tensor& g, const Tensor& x, const Tensor& mean, const
   return out;
 }
 
-Tensor normalise_jvp(const Tensor& t, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+inline Tensor normalise_jvp(const Tensor& t, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                      std::optional<Tensor> weight, int64_t groups, std::optional<Tensor> bits, double slope) {
   const Linearised at("normalise_jvp", x, mean, rstd, weight, groups);
   const Terms terms{at.in.like_x("t", t), {}, {}, {}};
@@ -73,7 +72,7 @@ Tensor normalise_jvp(const Tensor& t, const Tensor& x, const Tensor& mean, const
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> normalise_reverse(std::optional<Tensor> zeta, std::vector<Tensor> tangents,
+inline std::tuple<Tensor, Tensor, Tensor> normalise_reverse(std::optional<Tensor> zeta, std::vector<Tensor> tangents,
                                                      std::vector<Tensor> cotangents, const Tensor& x, const Tensor& mean,
                                                      const Tensor& rstd, std::optional<Tensor> weight, int64_t groups,
                                                      std::optional<Tensor> bits, double slope, bool input_grad,
@@ -106,5 +105,4 @@ void register_normalisation(Library& m) {
   m.impl("normalise_reverse", TORCH_BOX(&normalise_reverse));
 }
 
-}  // namespace
 }  // namespace datagrad

@@ -4,6 +4,7 @@
 #include <common/chain_plan.h>
 #include <common/direct.h>
 
+#include <iterator>
 #include <type_traits>
 #include <utility>
 
@@ -36,50 +37,52 @@ struct Many {
 
 template <>
 struct Taken<Tensor> : One<Argument::tensor> {
-  static const Tensor& from(const Argument& a, const DirectCall&, const Tensors& all) { return all[a.first]; }
+  static const Tensor& from(const Argument& a, const DirectCall&, Tensors& all) { return all[a.first]; }
 };
 
 template <>
 struct Taken<std::optional<Tensor>> : One<Argument::tensor, true> {
-  static std::optional<Tensor> from(const Argument& a, const DirectCall&, const Tensors& all) {
+  static std::optional<Tensor> from(const Argument& a, const DirectCall&, Tensors& all) {
     return a.count == 0 ? std::nullopt : std::optional<Tensor>(all[a.first]);
   }
 };
 
 template <>
 struct Taken<Tensors> : Many<Argument::tensor> {
-  static Tensors from(const Argument& a, const DirectCall&, const Tensors& all) {
-    return Tensors(all.begin() + a.first, all.begin() + a.first + a.count);
+  // The op's own, which may let go of one before it ends.
+  static Tensors from(const Argument& a, const DirectCall&, Tensors& all) {
+    const auto first = std::make_move_iterator(all.begin() + static_cast<int64_t>(a.first));
+    return Tensors(first, first + static_cast<int64_t>(a.count));
   }
 };
 
 template <>
 struct Taken<Flags> : Many<Argument::flag> {
-  static Flags from(const Argument& a, const DirectCall& call, const Tensors&) {
+  static Flags from(const Argument& a, const DirectCall& call, Tensors&) {
     return Flags(call.flags.begin() + a.first, call.flags.begin() + a.first + a.count);
   }
 };
 
 template <>
 struct Taken<bool> : One<Argument::flag> {
-  static bool from(const Argument& a, const DirectCall& call, const Tensors&) { return call.flags[a.first]; }
+  static bool from(const Argument& a, const DirectCall& call, Tensors&) { return call.flags[a.first]; }
 };
 
 template <>
 struct Taken<std::vector<double>> : Many<Argument::number> {
-  static std::vector<double> from(const Argument& a, const DirectCall& call, const Tensors&) {
+  static std::vector<double> from(const Argument& a, const DirectCall& call, Tensors&) {
     return std::vector<double>(call.numbers.begin() + a.first, call.numbers.begin() + a.first + a.count);
   }
 };
 
 template <>
 struct Taken<double> : One<Argument::number> {
-  static double from(const Argument& a, const DirectCall& call, const Tensors&) { return call.numbers[a.first]; }
+  static double from(const Argument& a, const DirectCall& call, Tensors&) { return call.numbers[a.first]; }
 };
 
 template <>
 struct Taken<std::string> : One<Argument::text> {
-  static std::string from(const Argument& a, const DirectCall&, const Tensors&) { return a.characters; }
+  static std::string from(const Argument& a, const DirectCall&, Tensors&) { return a.characters; }
 };
 
 template <class... Parameters, size_t... place>
@@ -88,10 +91,10 @@ bool fit(Tensors (*)(Parameters...), const DirectCall& call, std::index_sequence
 }
 
 template <class... Parameters, size_t... place>
-Tensors run_unlocked(Tensors (*op)(Parameters...), const DirectCall& call, const Tensors& all, std::index_sequence<place...>) {
+Tensors run_unlocked(Tensors (*op)(Parameters...), const DirectCall& call, Tensors& all, std::index_sequence<place...>) {
   struct Unlocked {
     const DirectCall& call;
-    void* state = call.unlock();
+    void* state = call.unlock(call.caller);
     ~Unlocked() { call.lock(state); }
   } unlocked{call};
   return op(Taken<std::decay_t<Parameters>>::from(call.arguments[place], call, all)...);
@@ -106,7 +109,7 @@ constexpr size_t count_of(Tensors (*)(Parameters...)) {
 template <auto op>
 bool run_directly(DirectCall& call) {
   constexpr auto places = std::make_index_sequence<count_of(op)>();
-  Tensors all;  // let go of under the lock, which a tensor of Python's needs for it
+  Tensors all;  // what the op does not let go of goes under the lock
   all.reserve(call.tensors.size());
   for (void* handle : call.tensors) all.emplace_back(static_cast<AtenTensorHandle>(handle));
   if (!fit(op, call, places) || !std::all_of(all.begin(), all.end(), is_plain)) return false;

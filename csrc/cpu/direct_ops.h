@@ -14,7 +14,7 @@ Tensors chain_penalty_step(const Tensor& x, Tensors params, std::optional<Tensor
                            std::vector<double> main_constants, double main_weight, std::string penalties,
                            std::vector<double> constants, std::vector<double> weights, Flags wanted, bool want_x);
 
-Tensors image_chain_forward(const Tensor& x, Tensors params, std::string links);
+Tensors image_chain_forward(const Tensor& x, Tensors params, std::string links, Tensors running, std::vector<double> momenta);
 
 Tensors image_chain_data_vjp(const Tensor& g, const Tensor& x, Tensors params, Tensors saved, std::string links);
 

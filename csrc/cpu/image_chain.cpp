@@ -1,10 +1,7 @@
-// The image chain family on the CPU: the sweeps of a run of convolutions, activations, poolings and linear layers, unit by unit, each
-// by the functions that its own ops call. Ops and letters as in datagrad_ext/ops/image_chain.py.
-#include <common/activation_arguments.h>
+// The image chain family on the CPU: the sweeps of convolutions, norms, activations, poolings, linear layers and sums, unit by unit. Ops
+// and letters as in datagrad_ext/ops/image_chain.py.
 #include <cpu/direct_ops.h>
-#include <cpu/image_plan.h>
-#include <cpu/matrix_products.h>
-#include <cpu/pooling.h>
+#include <cpu/image_units.h>
 
 #include <torch/csrc/stable/library.h>
 
@@ -13,244 +10,7 @@
 namespace datagrad {
 namespace {
 
-Tensor view(const Tensor& t, const Numbers& sizes, const Numbers& strides, int64_t offset) {
-  AtenTensorHandle found = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                        strides.data(), offset, &found));
-  return Tensor(found);
-}
-
-// Samples [begin, end) of a tensor.
-struct Samples {
-  int64_t begin, end, of;
-
-  Tensor operator()(const Tensor& t) const {
-    if (is_all()) return t;
-    Numbers sizes(t.sizes().begin(), t.sizes().end());
-    sizes[0] = end - begin;
-    return view(t, sizes, Numbers(t.strides().begin(), t.strides().end()), begin * t.stride(0));
-  }
-
-  // The same of bits, so many a sample; the first begins a byte.
-  Tensor bits(const Tensor& t, int64_t each) const {
-    return is_all() ? t : view(t, {((end - begin) * each + 7) / 8}, {1}, begin * each / 8);
-  }
-
- private:
-  bool is_all() const { return end - begin == of; }
-};
-
-class ImageChain {
- public:
-  using Kind = Link::Kind;
-
-  // The chain at some of its samples.
-  ImageChain(const ImagePlan& plan, const Tensor& x, const Tensors& saved, Samples samples)
-      : p_(plan), samples_(samples), x_(samples(x)), saved_(saved) {}
-
-  ImageChain(const ImagePlan& plan, const Tensor& x, const Tensors& saved)
-      : ImageChain(plan, x, saved, {0, plan.samples(), plan.samples()}) {}
-
-  // The output of a unit; what it saves goes to the end of `saved`.
-  Tensor forward(const Unit& u, const Tensor& h, Tensors& saved) const {
-    if (u.input >= 0) saved.push_back(h);
-    switch (u.link->kind) {
-      case Kind::convolution: {
-        const ConvolutionOp op = convolution(u, h);
-        if (u.rectifier == nullptr) return convolution_forward(op, p_.bias(u));
-        const auto [y, bits] = convolution_relu_forward(op, p_.bias(u), u.rectifier->slope());
-        saved.push_back(bits);
-        return y;
-      }
-      case Kind::linear: {
-        const Tensor y = p_.empty(h, sizes_of(h, u.out));
-        const std::optional<Tensor> bias = p_.bias(u);
-        CpuProducts::nt(y, h, p_.weight(u), bias ? &*bias : nullptr);
-        return y;
-      }
-      case Kind::relu: {
-        const PreActivation z(p_.op, h, p_.bias(u), 1);
-        const Tensor y = z.empty();
-        saved.push_back(z.empty_bits());
-        relu_forward_into(z, u.link->slope(), y, saved.back());
-        return y;
-      }
-      case Kind::smooth: {
-        const PreActivation z(p_.op, h, p_.bias(u), 1);
-        const Tensor y = z.empty();
-        smooth_forward_into(p_.op, z, u.link->name, u.link->constants, y);
-        return y;
-      }
-      case Kind::max_pool: {
-        const auto [y, places] = max_pool_forward(u, h, p_.layout);
-        saved.push_back(places);
-        return y;
-      }
-      case Kind::flatten: return flat(u, h);
-      default: return avg_pool(u, h, p_.layout);
-    }
-  }
-
-  Tensor vjp(const Unit& u, const Tensor& g) const {
-    switch (u.link->kind) {
-      case Kind::convolution: return convolution_gradients(u, {g, {}, {}, true, false, false})[0];
-      case Kind::linear: {
-        const Tensor x_bar = p_.empty(g, sizes_of(g, u.in));
-        CpuProducts::nn(x_bar, g, p_.weight(u));
-        return x_bar;
-      }
-      case Kind::max_pool: return max_pool_vjp(u, g, extra(u), p_.empty(g, sizes_of(g, u.in)), p_.layout);
-      case Kind::avg_pool: return avg_pool_vjp(u, g, p_.empty(g, sizes_of(g, u.in)), p_.layout);
-      case Kind::flatten: return in_layout(view(g, sizes_of(g, u.in), dense_strides(u.in, Layout::contiguous), 0), p_.layout);
-      default: return gate(u, g);
-    }
-  }
-
-  Tensor jvp(const Unit& u, const Tensor& t) const {
-    switch (u.link->kind) {
-      case Kind::convolution:
-        if (u.rectifier == nullptr) return convolution_forward(convolution(u, t), std::nullopt);
-        return convolution_relu_jvp(convolution(u, t), t, extra(u), u.rectifier->slope());
-      case Kind::linear: {
-        const Tensor y = p_.empty(t, sizes_of(t, u.out));
-        CpuProducts::nt(y, t, p_.weight(u), nullptr);
-        return y;
-      }
-      case Kind::max_pool: {
-        const Tensor y = p_.empty(t, sizes_of(t, u.out));
-        const bool channels_last = p_.layout == Layout::channels_last;
-        t.scalar_type() == ScalarType::Float ? gather_places<float>(t, extra(u), y, channels_last)
-                                             : gather_places<double>(t, extra(u), y, channels_last);
-        return y;
-      }
-      case Kind::avg_pool: return avg_pool(u, t, p_.layout);
-      case Kind::flatten: return flat(u, t);
-      default: return gate(u, t);
-    }
-  }
-
-  // Adds the gradient of the weight from (δ, t) to the sum; without one, it becomes that.
-  void add_weight_bar(const Unit& u, const Tensor& delta, const Tensor& t, std::optional<Tensor>& sum) const {
-    if (u.is(Kind::linear)) {
-      const bool adds = sum.has_value();
-      if (!adds) sum = empty_matrix(t, u.out[1], u.in[1]);
-      CpuProducts::tn(*sum, delta, t, adds);
-      return;
-    }
-    ConvolutionAsked asked{std::nullopt, {delta}, {t}, false, true, false};
-    asked.sum = sum;
-    sum = convolution_gradients(u, asked)[0];
-  }
-
-  // Sweep 4 at a unit: the cotangent of its input if it is wanted; gradients are added to `weight`, and become `bias`.
-  std::optional<Tensor> reverse(const Unit& u, const std::optional<Tensor>& zeta, const Tensors& deltas, const Tensors& tangents,
-                                bool want_x, std::optional<Tensor>* weight, std::optional<Tensor>* bias) const {
-    if (u.is(Kind::smooth)) return reverse_smooth(u, zeta, deltas, tangents, bias);
-    if (u.is(Kind::convolution)) return reverse_convolution(u, zeta, deltas, tangents, want_x, weight, bias);
-    if (!zeta) return std::nullopt;
-    if (u.is(Kind::relu) && bias != nullptr) {
-      const Gated in(p_.op, *zeta, extra(u), is_channels_last_at(u));
-      const Tensor out = in.empty();
-      *bias = vector_of(*zeta, u.in[1]);
-      relu_reverse_into(in, channel_view(in.g.sizes(), 1, in.layout), u.link->slope(), out, **bias);
-      return out;
-    }
-    if (weight != nullptr) add_weight_bar(u, *zeta, input(u), *weight);
-    if (bias != nullptr) *bias = sum_over_all_but_channels(*zeta);
-    return want_x ? std::optional<Tensor>(vjp(u, *zeta)) : std::nullopt;
-  }
-
- private:
-  static Tensor vector_of(const Tensor& like, int64_t size) { return empty_vector(like, size, like.scalar_type()); }
-
-  // The sizes with as many samples as the tensor has.
-  static Numbers sizes_of(const Tensor& t, Numbers sizes) {
-    sizes[0] = t.size(0);
-    return sizes;
-  }
-
-  static Tensor sum_over_all_but_channels(const Tensor& g) {
-    const Numbers dims = g.dim() == 4 ? Numbers{0, 2, 3} : Numbers{0};
-    return torch::stable::sum(g, IntHeaderOnlyArrayRef(dims.data(), dims.size()));
-  }
-
-  bool is_channels_last_at(const Unit& u) const { return p_.layout_at(u.in) == Layout::channels_last; }
-
-  Tensor flat(const Unit& u, const Tensor& h) const {
-    return view(in_layout(h, Layout::contiguous), sizes_of(h, u.out), {u.out[1], 1}, 0);
-  }
-
-  // The input of a unit in sweep 1.
-  Tensor input(const Unit& u) const { return u.input < 0 ? x_ : samples_(saved_[u.input]); }
-
-  // The bits of a unit, or the places of its maxima.
-  Tensor extra(const Unit& u) const {
-    return u.has_bits() ? samples_.bits(saved_[u.extra], u.out_of_sample()) : samples_(saved_[u.extra]);
-  }
-
-  // The op of a unit's convolution of h, or of what is like h.
-  ConvolutionOp convolution(const Unit& u, const Tensor& h) const {
-    return {p_.op, h, p_.weight(u), u.numbers(0, 2), u.numbers(2, 2), u.numbers(4, 2), p_.layout};
-  }
-
-  std::vector<Tensor> convolution_gradients(const Unit& u, ConvolutionAsked asked) const {
-    if (u.rectifier != nullptr) {
-      asked.bits = extra(u);
-      asked.slope = u.rectifier->slope();
-    }
-    const Tensor h = input(u);
-    return convolution_reverse(convolution(u, h), asked);
-  }
-
-  std::optional<Tensor> reverse_convolution(const Unit& u, const std::optional<Tensor>& zeta, const Tensors& deltas,
-                                            const Tensors& tangents, bool want_x, std::optional<Tensor>* weight,
-                                            std::optional<Tensor>* bias) const {
-    const bool want_weight = weight != nullptr && (zeta || !deltas.empty()), want_bias = bias != nullptr && zeta;
-    ConvolutionAsked asked{zeta, deltas, tangents, want_x && zeta, want_weight, want_bias && u.rectifier != nullptr};
-    if (want_weight) asked.sum = *weight;
-    std::optional<Tensor> x_bar;
-    if (asked.x || asked.weight || asked.bias) {
-      const std::vector<Tensor> found = convolution_gradients(u, asked);
-      size_t place = 0;
-      if (asked.x) x_bar = found[place++];
-      if (asked.weight) *weight = found[place++];
-      if (asked.bias) *bias = found[place];
-    }
-    if (want_bias && !asked.bias) *bias = sum_over_all_but_channels(*zeta);
-    return x_bar;
-  }
-
-  std::optional<Tensor> reverse_smooth(const Unit& u, const std::optional<Tensor>& zeta, const Tensors& deltas,
-                                       const Tensors& tangents, std::optional<Tensor>* bias) const {
-    if (!zeta && deltas.empty()) return std::nullopt;
-    const PreActivation z(p_.op, input(u), p_.bias(u), 1, bias != nullptr);
-    const Tensor out = z.empty();
-    if (bias != nullptr) *bias = vector_of(z.x, u.in[1]);
-    smooth_reverse_into(p_.op, Curved(p_.op, zeta, tangents, deltas, z), u.link->name, u.link->constants, out,
-                        bias != nullptr ? &**bias : nullptr);
-    return out;
-  }
-
-  // f'(z) g at an activation.
-  Tensor gate(const Unit& u, const Tensor& g) const {
-    if (u.is(Kind::relu)) {
-      const Gated in(p_.op, g, extra(u), is_channels_last_at(u));
-      const Tensor out = in.empty();
-      relu_gate_into(in, u.link->slope(), out);
-      return out;
-    }
-    Curved in(p_.op, std::nullopt, {}, {}, PreActivation(p_.op, input(u), p_.bias(u), 1));
-    in.zeta = in.z.like_x(p_.op, "g", g);
-    const Tensor out = in.z.empty();
-    smooth_reverse_into(p_.op, in, u.link->name, u.link->constants, out, nullptr);
-    return out;
-  }
-
-  const ImagePlan& p_;
-  Samples samples_;
-  Tensor x_;
-  const Tensors& saved_;
-};
+void let_go(Tensor& t) { t = Tensor(); }
 
 // So many samples go through sweep 3 at once. The cotangents of sweep 2 stay until its end, so what flows beside them must be
 // little, and it should stay in a core's cache. All of them where the tangents are kept anyway; else at most half, so that two
@@ -270,29 +30,44 @@ int64_t samples_at_once(const ImagePlan& plan, const Flags& wanted) {
 
 }  // namespace
 
-Tensors image_chain_forward(const Tensor& x, Tensors params, std::string links) {
+Tensors image_chain_forward(const Tensor& x, Tensors params, std::string links, Tensors running, std::vector<double> momenta) {
   const ImagePlan plan("image_chain_forward", links, params, x);
+  plan.check_running(running, momenta);
   const Tensors none;
   const ImageChain chain(plan, x, none);
-  Tensor h = x;
-  Tensors saved;
-  for (const Unit& unit : plan.units) h = chain.forward(unit, h, saved);
-  saved.insert(saved.begin(), h);
-  return saved;
+  Values values(plan.readers());
+  values.put(0, x);
+  Tensors found(1, x);
+  size_t norm = 0;
+  for (const Unit& unit : plan.units) {
+    Moving moving;
+    if (unit.updates()) {
+      moving = {running[2 * norm], running[2 * norm + 1], momenta[norm]};
+      ++norm;
+    }
+    const Tensor y = chain.forward(unit, values, moving, found);
+    for (const int64_t value : unit.reads()) values.read(value);
+    values.put(unit.output, y);
+  }
+  found[0] = values[plan.last().output];
+  return found;
 }
 
 Tensors image_chain_data_vjp(const Tensor& g, const Tensor& x, Tensors params, Tensors saved, std::string links) {
   const ImagePlan plan("image_chain_data_vjp", links, params, x);
   plan.check_saved(saved);
   const ImageChain chain(plan, x, saved);
-  Tensor flow = plan.entering("g", g);
-  Tensors found(1 + plan.made(), flow);
+  Cotangents flow(plan.readers().size());
+  flow.add(plan.last().output, plan.entering("g", g), false);
+  Tensors found(1 + plan.made(), g);
   for (int64_t i = plan.size() - 1; i >= 0; --i) {
     const Unit& unit = plan.units[i];
-    if (unit.record >= 0 && unit.record < plan.made()) found[1 + unit.record] = flow;
-    flow = chain.vjp(unit, flow);
+    const Tensor delta = *flow.take(unit.output);
+    if (unit.record >= 0 && unit.record < plan.made()) found[1 + unit.record] = delta;
+    const Tensor part = chain.vjp(unit, delta);
+    for (const int64_t value : unit.reads()) flow.add(value, part, chain.makes_own(unit));
   }
-  found[0] = flow;
+  found[0] = *flow.take(0);
   return found;
 }
 
@@ -304,31 +79,37 @@ Tensors image_chain_data_jvp(const Tensor& t, const Tensor& x, Tensors params, T
   plan.check_record(record);
   plan.check_sums(sums, wanted);
   plan.check("t", t, plan.units[0].in);
-  const int64_t end = plan.tangent_end(wanted, want_y), all = plan.samples(), step = samples_at_once(plan, wanted);
+  const Needs needs(plan.units, wanted, false, want_y);
+  const int64_t all = plan.samples(), step = samples_at_once(plan, wanted);
   std::vector<std::optional<Tensor>> totals(sums.begin(), sums.end());
   Tensors found, kept;
   for (int64_t begin = 0; begin == 0 || begin < all; begin += step) {
     const Samples samples{begin, std::min(all, begin + step), all};
     const ImageChain chain(plan, x, saved, samples);
-    Tensor flow = samples(t);
+    Values flow(plan.readers());
+    flow.put(0, samples(t));
     size_t sum = 0;
-    for (int64_t i = 0; i < end; ++i) {
+    for (int64_t i = 0; i < plan.size(); ++i) {
       const Unit& unit = plan.units[i];
+      const int64_t value = unit.reads()[0];
       if (unit.keeps(wanted)) {
-        if (i > 0) kept.push_back(flow);
-      } else if (plan.wants_weight(unit, wanted)) {
+        if (value > 0) kept.push_back(flow[value]);
+      } else if (unit.wants_weight(wanted)) {
         if (totals.size() == sum) totals.emplace_back();
-        chain.add_weight_bar(unit, samples(record[unit.record]), flow, totals[sum++]);
+        chain.add_weight_bar(unit, samples(record[unit.record]), flow[value], totals[sum++]);
       }
-      if (want_y || i + 1 < end) flow = chain.jvp(unit, flow);
+      if (unit.record >= 0 && samples.end == all) let_go(record[unit.record]);
+      if (needs.tangents[i]) flow.put(unit.output, chain.jvp(unit, flow));
+      for (const int64_t each : unit.reads()) flow.read(each);
     }
     if (!want_y) continue;
+    const Tensor& y = flow[plan.last().output];
     if (step >= all) {
-      found.push_back(flow);
+      found.push_back(y);
     } else {
       if (begin == 0) found.push_back(plan.empty(t, plan.last().out));
       Tensor part = samples(found[0]);
-      torch::stable::copy_(part, flow);
+      torch::stable::copy_(part, y);
     }
   }
   if (sums.empty()) {
@@ -346,36 +127,47 @@ Tensors image_chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors
   const size_t pairs = plan.check_pairs(records, tangents, wanted);
   plan.check_sums(sums, wanted);
   DATAGRAD_CHECK(zeta || pairs > 0, plan.op, ": needs a zeta or a record");
-  if (zeta) zeta = plan.entering("zeta", *zeta);
   const ImageChain chain(plan, x, saved);
+  const Needs needs(plan.units, wanted, want_x, false);
+  Cotangents flow(plan.readers().size());
+  if (zeta) flow.add(plan.last().output, plan.entering("zeta", *zeta), false);
   std::vector<std::optional<Tensor>> bars(params.size());
   std::vector<size_t> keeping, added;  // the units that keep pairs; the parameters that have sums
   for (size_t i = 0; i < plan.units.size(); ++i) {
     const Unit& unit = plan.units[i];
     if (unit.keeps(wanted)) {
       keeping.push_back(i);
-    } else if (!sums.empty() && plan.wants_weight(unit, wanted)) {
+    } else if (!sums.empty() && unit.wants_weight(wanted)) {
       bars[unit.link->weight] = sums[added.size()];
       added.push_back(unit.link->weight);
     }
   }
-  const int64_t stop = want_x ? 0 : plan.first_wanted(wanted);
-  for (int64_t i = plan.size() - 1; i >= stop; --i) {
+  for (int64_t i = plan.size() - 1; i >= 0; --i) {
     const Unit& unit = plan.units[i];
     Tensors deltas, ts;
     const size_t here = std::find(keeping.begin(), keeping.end(), i) - keeping.begin();
     for (size_t place = here; here < keeping.size() && place < records.size(); place += keeping.size()) {
-      deltas.push_back(records[place]);
-      ts.push_back(tangents[place]);
+      deltas.push_back(std::exchange(records[place], Tensor()));
+      ts.push_back(std::exchange(tangents[place], Tensor()));
     }
-    const bool wants_bias = unit.bias() >= 0 && wanted[unit.bias()];
-    zeta = chain.reverse(unit, zeta, deltas, ts, i > stop || want_x,
-                         plan.wants_weight(unit, wanted) ? &bars[unit.link->weight] : nullptr,
-                         wants_bias ? &bars[unit.bias()] : nullptr);
+    if (!needs.cotangents[unit.output]) continue;
+    bool goes_on = false;
+    for (const int64_t value : unit.reads()) goes_on = goes_on || needs.cotangents[value];
+    const std::optional<Tensor> part =
+        chain.reverse(unit, flow.take(unit.output), deltas, ts, goes_on,
+                      unit.wants_weight(wanted) ? &bars[unit.link->weight] : nullptr,
+                      unit.wants_bias(wanted) ? &bars[unit.bias()] : nullptr);
+    for (const int64_t value : unit.reads()) {
+      if (part && needs.cotangents[value]) flow.add(value, *part, chain.makes_own(unit));
+    }
+    for (const int64_t place : unit.saves()) let_go(saved[place]);
   }
-  DATAGRAD_CHECK(zeta || !want_x, plan.op, ": without a zeta a chain without smooth links has no cotangent of x");
   Tensors found;
-  if (want_x) found.push_back(*zeta);
+  if (want_x) {
+    const std::optional<Tensor> x_bar = flow.take(0);
+    DATAGRAD_CHECK(x_bar, plan.op, ": without a zeta a chain without curved links has no cotangent of x");
+    found.push_back(*x_bar);
+  }
   for (size_t i = 0; i < params.size(); ++i) {
     if (!wanted[i] || std::find(added.begin(), added.end(), i) != added.end()) continue;
     found.push_back(bars[i] ? *bars[i] : torch::stable::new_zeros(params[i], params[i].sizes()));

@@ -2,53 +2,12 @@
 // checks. Ops and letters as in datagrad_ext/ops/image_chain.py.
 #pragma once
 
-#include <common/chain_links.h>
-#include <common/chain_plan.h>
-#include <cpu/convolution_ops.h>
+#include <cpu/image_links.h>
 
-#include <functional>
-#include <numeric>
+#include <algorithm>
 
 namespace datagrad {
 namespace {
-
-// A link; a rectifier behind a convolution without a bias is in the passes of that.
-struct Unit {
-  const Link* link;
-  const Link* rectifier;
-  Numbers in, out;  // sizes of its input and output
-  int64_t input = -1, extra = -1;  // places among `saved`: of its input; of its bits, or the places of its maxima
-  int64_t record = -1;             // place of the cotangent of its output in a record
-
-  bool is(Link::Kind kind) const { return link->kind == kind; }
-  bool has_weight() const { return link->weight >= 0; }
-  int64_t bias() const { return rectifier != nullptr ? rectifier->bias : link->bias; }
-
-  bool has_bits() const { return is(Link::Kind::relu) || rectifier != nullptr; }
-
-  // Elements of the output of one sample.
-  int64_t out_of_sample() const {
-    return std::accumulate(out.begin() + 1, out.end(), int64_t{1}, std::multiplies<>());
-  }
-
-  // So many of the link's numbers.
-  Numbers numbers(size_t first, size_t count) const {
-    return Numbers(link->constants.begin() + first, link->constants.begin() + first + count);
-  }
-
-  // Whether sweep 3 leaves (δ, t) to sweep 4: where the unit is curved, or its mark says that the pair is smaller than its product.
-  bool keeps(const Flags& wanted) const {
-    return is(Link::Kind::smooth) || (link->marked('p') && wanted[link->weight]);
-  }
-};
-
-// Links of images.
-struct ImageLinks : WordLinks {
-  explicit ImageLinks(const std::string& text) : WordLinks(text) {
-    DATAGRAD_CHECK(!link.empty() && link[0].kind == Link::Kind::convolution,
-                   "image chain: must begin with a convolution, got '", text, "'");
-  }
-};
 
 class ImagePlan {
  public:
@@ -65,14 +24,14 @@ class ImagePlan {
     DATAGRAD_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, op,
                    ": x must be float32 or float64, got ", datagrad::text(x.scalar_type()), "; convert it first");
     for (const Tensor& parameter : params) check_alike(op, "every parameter", parameter, "x", x);
-    Numbers flow(x.sizes().begin(), x.sizes().end());
+    std::vector<Numbers> sizes(links_.readers.size());
+    std::vector<int64_t> inputs(sizes.size(), -1);
+    sizes[0].assign(x.sizes().begin(), x.sizes().end());
     for (int64_t i = 0; i < links_.size(); ++i) {
       const Link& link = links_.link[i];
-      const bool takes_next = link.kind == Kind::convolution && link.bias < 0 && i + 1 < links_.size() &&
-                              links_.link[i + 1].kind == Kind::relu;
-      Unit unit{&link, takes_next ? &links_.link[++i] : nullptr, flow, {}};
-      unit.out = flow = output_of(unit);
-      place(unit);
+      Unit unit{&link, links_.takes_next(i) ? &links_.link[++i] : nullptr, i + 1, sizes[link.reads[0]], {}};
+      unit.out = sizes[unit.output] = output_of(unit, sizes[link.reads.back()]);
+      place(unit, inputs[link.reads[0]]);
       units.push_back(unit);
     }
   }
@@ -81,7 +40,15 @@ class ImagePlan {
   const Unit& last() const { return units.back(); }
   int64_t samples() const { return units[0].in[0]; }
 
+  // How many read each value.
+  const std::vector<int64_t>& readers() const { return links_.readers; }
+
   const Tensor& weight(const Unit& unit) const { return params[unit.link->weight]; }
+
+  // The weight of a norm, if it has one.
+  std::optional<Tensor> scale(const Unit& unit) const {
+    return unit.has_weight() ? std::optional<Tensor>(weight(unit)) : std::nullopt;
+  }
 
   std::optional<Tensor> bias(const Unit& unit) const {
     return unit.bias() < 0 ? std::nullopt : std::optional<Tensor>(params[unit.bias()]);
@@ -89,22 +56,6 @@ class ImagePlan {
 
   // Tensors of a record that sweep 2 returns: that of the last unit is what it began with.
   int64_t made() const { return records - (last().record >= 0 ? 1 : 0); }
-
-  bool wants_weight(const Unit& unit, const Flags& wanted) const { return unit.has_weight() && wanted[unit.link->weight]; }
-
-  // Units up to the last that sweep 3 visits: all for the tangent of y, else up to the last that reads a tangent.
-  int64_t tangent_end(const Flags& wanted, bool want_y) const {
-    int64_t i = size();
-    while (!want_y && i > 0 && !units[i - 1].keeps(wanted) && !wants_weight(units[i - 1], wanted)) --i;
-    return i;
-  }
-
-  // The first unit with a parameter that is asked for; behind the last if there is none.
-  int64_t first_wanted(const Flags& wanted) const {
-    int64_t i = 0;
-    while (i < size() && !wants_weight(units[i], wanted) && !(units[i].bias() >= 0 && wanted[units[i].bias()])) ++i;
-    return i;
-  }
 
   // The layout of what flows there: images are in the chain's.
   Layout layout_at(const Numbers& sizes) const { return sizes.size() == 4 ? layout : Layout::contiguous; }
@@ -124,12 +75,18 @@ class ImagePlan {
     check_shape(op, name, t, sizes);
   }
 
+  void check_running(const Tensors& running, const std::vector<double>& momenta) const {
+    const auto updating = std::count_if(units.begin(), units.end(), [](const Unit& u) { return u.updates(); });
+    check_count("momenta", momenta.size(), updating);
+    check_count("running statistics", running.size(), 2 * updating);
+  }
+
   void check_flags(const Flags& wanted) const { check_count("flags", wanted.size(), links_.params); }
 
   void check_saved(const Tensors& tensors) const {
     check_count("saved tensors", tensors.size(), saved);
     for (const Unit& unit : units) {
-      if (unit.input >= 0) check_dense("saved input", tensors[unit.input], unit.in);
+      if (unit.saves_input) check_dense("saved input", tensors[unit.input], unit.in);
       if (unit.is(Kind::max_pool)) {
         check_dtype(op, "saved places", tensors[unit.extra], ScalarType::Long);
         check_shape(op, "saved places", tensors[unit.extra], unit.out);
@@ -149,7 +106,7 @@ class ImagePlan {
     if (sums.empty()) return;
     size_t place = 0;
     for (const Unit& unit : units) {
-      if (!wants_weight(unit, wanted) || unit.keeps(wanted)) continue;
+      if (!unit.wants_weight(wanted) || unit.keeps(wanted)) continue;
       DATAGRAD_CHECK(place < sums.size(), op, ": needs a sum for every wanted weight, got ", sums.size());
       const Tensor& sum = sums[place++];
       check_alike(op, "sum", sum, "the weight", weight(unit));
@@ -194,15 +151,20 @@ class ImagePlan {
     return layout == Layout::contiguous ? t.is_contiguous() : is_channels_last(t);
   }
 
-  // Places of what the unit saves and of its cotangent.
-  void place(Unit& unit) {
-    const bool reads = unit.has_weight() || unit.is(Kind::smooth);
-    if (reads && !units.empty()) unit.input = saved++;
+  // Places of what the unit saves and of its cotangent; `input` is where the value that it reads is saved.
+  void place(Unit& unit, int64_t& input) {
+    if (unit.has_weight() || unit.is_curved()) {
+      unit.saves_input = unit.reads()[0] > 0 && input < 0;
+      if (unit.saves_input) input = saved++;
+      unit.input = input;
+      unit.record = records++;
+    }
+    if (unit.is(Kind::normalise)) unit.statistics = std::exchange(saved, saved + 2);
     if (unit.has_bits() || unit.is(Kind::max_pool)) unit.extra = saved++;
-    if (reads) unit.record = records++;
   }
 
-  Numbers output_of(const Unit& unit) const {
+  // `other`: sizes of what a sum reads besides.
+  Numbers output_of(const Unit& unit, const Numbers& other) const {
     const Numbers& in = unit.in;
     switch (unit.link->kind) {
       case Kind::convolution: {
@@ -214,7 +176,7 @@ class ImagePlan {
       case Kind::max_pool:
       case Kind::avg_pool:
         DATAGRAD_CHECK(in.size() == 4, op, ": pooling needs images, got shape ", datagrad::text(in));
-        return window(unit, in[1], unit.numbers(0, 2), 2);
+        return window(unit, in[1], unit.kernel(), 2);
       case Kind::flatten:
         DATAGRAD_CHECK(in.size() == 4, op, ": flatten needs images, got shape ", datagrad::text(in));
         return {in[0], in[1] * in[2] * in[3]};
@@ -223,6 +185,19 @@ class ImagePlan {
                        ": a linear link needs a matrix of as many columns as its weight has, got shapes ", datagrad::text(in),
                        " and ", text_of(weight(unit)));
         return {in[0], weight(unit).size(0)};
+      case Kind::add:
+        DATAGRAD_CHECK(in == other, op, ": add needs two values of one shape, got ", datagrad::text(in), " and ",
+                       datagrad::text(other));
+        return in;
+      case Kind::normalise: {
+        const auto groups = static_cast<int64_t>(unit.link->constants[0]);
+        DATAGRAD_CHECK(groups >= 0 && (groups == 0 || in[1] % groups == 0), op,
+                       ": groups must be 0 (statistics over the batch) or divide C = ", in[1], ", got ", groups);
+        const int64_t all = std::accumulate(in.begin(), in.end(), int64_t{1}, std::multiplies<>());
+        DATAGRAD_CHECK(all / std::max<int64_t>(1, groups == 0 ? in[1] : groups) > 1, op,
+                       ": normalise needs several values, got shape ", datagrad::text(in));
+        return in;
+      }
       default: return in;
     }
   }

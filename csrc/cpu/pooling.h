@@ -10,7 +10,7 @@ namespace {
 
 // y and the places of the maxima within their planes, both in the layout of x.
 inline std::pair<Tensor, Tensor> max_pool_forward(const Unit& unit, const Tensor& x, Layout layout) {
-  const Numbers kernel = unit.numbers(0, 2), stride = unit.numbers(2, 2), padding = unit.numbers(4, 2),
+  const Numbers kernel = unit.kernel(), stride = unit.numbers(2, 2), padding = unit.numbers(4, 2),
                 dilation = unit.numbers(6, 2);
   AtenTensorHandle y = nullptr, places = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_max_pool2d_with_indices(x.get(), kernel.data(), 2, stride.data(), 2, padding.data(),
@@ -20,7 +20,7 @@ inline std::pair<Tensor, Tensor> max_pool_forward(const Unit& unit, const Tensor
 
 // `like`: a tensor of x's sizes and layout, whose elements nobody reads.
 inline Tensor max_pool_vjp(const Unit& unit, const Tensor& g, const Tensor& places, const Tensor& like, Layout layout) {
-  const Numbers kernel = unit.numbers(0, 2), stride = unit.numbers(2, 2), padding = unit.numbers(4, 2),
+  const Numbers kernel = unit.kernel(), stride = unit.numbers(2, 2), padding = unit.numbers(4, 2),
                 dilation = unit.numbers(6, 2);
   AtenTensorHandle x_bar = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_max_pool2d_with_indices_backward(g.get(), like.get(), kernel.data(), 2, stride.data(),
@@ -49,7 +49,7 @@ void gather_places(const Tensor& t, const Tensor& places, const Tensor& out, boo
 }
 
 inline Tensor avg_pool(const Unit& unit, const Tensor& x, Layout layout) {
-  const Numbers kernel = unit.numbers(0, 2), stride = unit.numbers(2, 2), padding = unit.numbers(4, 2);
+  const Numbers kernel = unit.kernel(), stride = unit.numbers(2, 2), padding = unit.numbers(4, 2);
   AtenTensorHandle y = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_avg_pool2d(x.get(), kernel.data(), 2, stride.data(), 2, padding.data(), 2, 0,
                                                    unit.link->constants[6] != 0, nullptr, &y));
@@ -57,7 +57,7 @@ inline Tensor avg_pool(const Unit& unit, const Tensor& x, Layout layout) {
 }
 
 inline Tensor avg_pool_vjp(const Unit& unit, const Tensor& g, const Tensor& like, Layout layout) {
-  const Numbers kernel = unit.numbers(0, 2), stride = unit.numbers(2, 2), padding = unit.numbers(4, 2);
+  const Numbers kernel = unit.kernel(), stride = unit.numbers(2, 2), padding = unit.numbers(4, 2);
   AtenTensorHandle x_bar = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_avg_pool2d_backward(g.get(), like.get(), kernel.data(), 2, stride.data(), 2,
                                                             padding.data(), 2, 0, unit.link->constants[6] != 0, nullptr,

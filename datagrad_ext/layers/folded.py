@@ -112,6 +112,9 @@ class FoldedNorm(Folded):
     def link(self, n_params: int) -> str | None:
         return self.fold.linear.link(2)  # W′ and b′
 
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        return self.fold.linear.image_link(2, ())
+
 
 class _Together(Layer):
     """The one layer by W′ and b′. Sweep 3 leaves its part of W̄′ with the layer's pair: sweep 4 unfolds the sum once."""

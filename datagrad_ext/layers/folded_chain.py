@@ -1,4 +1,4 @@
-"""FoldedChain: a chain some of whose linear layers have a norm by running statistics behind them, folded into them.
+"""Chains some of whose linear layers or convolutions have a norm by running statistics behind them, folded into them.
 
 The ops of chains see W′ and b′ (`folded.py`), which are computed once a forward. Sweep 3 leaves its part of the
 weights' gradients with the chain's pair, and sweep 4 unfolds the sums once.
@@ -12,37 +12,29 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Layer, Tensors, add_each
+from .base import Composition, Layer, Tensors, add_each
 from .chain import Chain
-from .folded import Folded, FoldedNorm, split_pairs
+from .folded import Fold, Folded, FoldedNorm, split_pairs
 
 
-class FoldedChain(Folded):
-    """The composition of the layers; params and host values are theirs, in order."""
+class WithFolds(Composition):
+    """What a chain of folded layers does besides; the chain is the class behind. Host values are the layers'."""
 
-    ops = Chain.ops
-
-    def __init__(self, layers: Sequence[Layer], n_params: Sequence[int], n_host: Sequence[int]) -> None:
-        together = _Together(layers, n_params, n_host)
-        self.curved = together.curved
-        super().__init__(together, 2, together.in_turn)
-
-
-class _Together(Chain):
-    """The chain of the folded layers."""
-
-    def __init__(self, layers: Sequence[Layer], n_params: Sequence[int], n_host: Sequence[int]) -> None:
+    def _fold(self, layers: Sequence[Layer], n_params: Sequence[int], n_host: Sequence[int]) -> list[int]:
+        """How many parameters of each layer the chain sees."""
         folds = [layer.fold if isinstance(layer, FoldedNorm) else None for layer in layers]
         inner = [n if fold is None else 2 for fold, n in zip(folds, n_params, strict=True)]
-        super().__init__(layers, inner)
         # Of each layer: its fold or None, where its parameters are inside and outside, and its host values.
         self._parts = list(zip(folds, _slices(inner), _slices(n_params), _slices(n_host), strict=True))
+        return inner
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         inner: Tensors = ()
         kept: Tensors = ()
         for fold, _, own, given in self._parts:
-            part, factors = (params[own], ()) if fold is None else fold.folded(inputs[0], params[own], host[given])
+            part, factors = params[own], ()
+            if fold is not None:
+                part, factors = fold.folded(_of_rank(fold, inputs[0]), params[own], host[given])
             inner, kept = inner + part, (*kept, factors)
         y, saved = super().forward(inputs, inner)
         return y, (saved, inner, kept)
@@ -75,15 +67,30 @@ class _Together(Chain):
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
         x_bars: Tensors = (None,)
-        own, bars = split_pairs(pairs, (None,) * len(saved[1]))
+        (*inner_saved, inner, kept), saved = saved, None
+        own, bars = split_pairs(pairs, (None,) * len(inner))
         if zeta is not None or own:
             wanted = self._wanted_inside(wanted_params)
-            x_bars, bars = super().reverse(saved[0], saved[1], zeta, own, wanted_inputs, wanted, bars)
+            x_bars, bars = super().reverse(inner_saved.pop(), inner, zeta, own, wanted_inputs, wanted, bars)
         found: Tensors = ()
-        for (fold, inside, outside, _), factors in zip(self._parts, saved[2], strict=True):
+        for (fold, inside, outside, _), factors in zip(self._parts, kept, strict=True):
             part = bars[inside]
             found += part if fold is None else fold.unfolded(factors, params[outside], part)
         return x_bars, add_each(sums, found)
+
+    def _wanted_inside(self, wanted: Sequence[bool]) -> tuple[bool, ...]:
+        """Flags of the chain's own parameters; W′ and b′ are wanted if anything is that they were made of."""
+        flags: tuple[bool, ...] = ()
+        for fold, _, own, _ in self._parts if wanted else ():
+            flags += tuple(wanted[own]) if fold is None else (True in wanted[own],) * 2
+        return flags
+
+
+class _Together(WithFolds, Chain):
+    """The chain of the folded layers."""
+
+    def __init__(self, layers: Sequence[Layer], n_params: Sequence[int], n_host: Sequence[int]) -> None:
+        super().__init__(layers, self._fold(layers, n_params, n_host))
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         (x,) = inputs
@@ -100,12 +107,21 @@ class _Together(Chain):
             x = layer.reference((), (x,), values) if fold is None else fold.value_now((x,), values, host[given])
         return x
 
-    def _wanted_inside(self, wanted: Sequence[bool]) -> tuple[bool, ...]:
-        """Flags of the chain's own parameters; W′ and b′ are wanted if anything is that they were made of."""
-        flags: tuple[bool, ...] = ()
-        for fold, _, own, _ in self._parts if wanted else ():
-            flags += tuple(wanted[own]) if fold is None else (True in wanted[own],) * 2
-        return flags
+
+class FoldedChain(Folded):
+    """The composition of the layers; params and host values are theirs, in order."""
+
+    ops = Chain.ops
+
+    def __init__(self, layers: Sequence[Layer], n_params: Sequence[int], n_host: Sequence[int]) -> None:
+        together = _Together(layers, n_params, n_host)
+        self.curved = together.curved
+        super().__init__(together, 2, together.in_turn)
+
+
+def _of_rank(fold: Fold, x: Tensor) -> Tensor:
+    """Something with as many dimensions as the layer's input: no statistics look at more."""
+    return x[..., 0, 0] if x.dim() == fold.linear.batch_rank + 2 else x
 
 
 def _slices(counts: Sequence[int]) -> list[slice]:

@@ -1,16 +1,17 @@
-"""ImageChain: a run of convolutions, activations, poolings and linear layers; each sweep of it is one op
+"""ImageChain: convolutions, norms, activations, poolings, linear layers and sums; each sweep of them is one op
 (`ops/image_chain.py`).
 
-A fusion pass makes one of a whole network that is such a run. It covers the inputs for which all convolutions are the
-project's own products (`few.py`); for others the network runs layer by layer, where the work is so much that calls cost
-nothing, and memory goes as each layer is done.
+A fusion pass makes one of a whole network that has nothing else. It covers the inputs for which all convolutions are
+the project's own products (`few.py`); for others the network runs layer by layer, where the work is so much that calls
+cost nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -23,28 +24,42 @@ from ..ops.image_chain import parse, sizes
 from .base import Composition, Layer, Pairs, Tensors, reader, with_found
 from .few import Few, few_of
 from .memory_format import pays
+from .normalisation import running
 
 _SHAPES = 64  # that a chain remembers
 _forward, _data_vjp = direct("image_chain_forward"), direct("image_chain_data_vjp")
-_data_jvp, _reverse = direct("image_chain_data_jvp"), direct("image_chain_reverse")
+_data_jvp = direct("image_chain_data_jvp", given=(4,))  # the record
+_reverse = direct("image_chain_reverse", given=(1, 2, 5))  # the pairs, and what was saved
 
 
 class ImageChain(Composition):
     """The composition of the layers, the first of them a convolution; params are theirs, in order.
 
-    Saves the links, whether what leaves and what is inside is in channels_last, x, and what the op saves.
+    `reads` are the values that each reads: 0 is x, k the output of the k-th layer. Saves the links, whether what leaves
+    and what is inside is in channels_last, x, and what the op saves.
     """
 
     curved = True  # it may leave pairs
     ops = ("image_chain_forward", "image_chain_data_vjp", "image_chain_data_jvp", "image_chain_reverse")
 
-    def __init__(self, layers: Sequence[Layer], n_params: Sequence[int], hosts: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        n_params: Sequence[int],
+        hosts: Sequence[tuple[Any, ...]],
+        reads: Sequence[tuple[int, ...]],
+    ) -> None:
         super().__init__(layers, n_params)
-        self._hosts = tuple(hosts)
+        self._hosts, self._reads = tuple(hosts), tuple(reads)
         self._words = [
-            str(layer.image_link(n, host)) for layer, n, host in zip(layers, n_params, hosts, strict=True)
+            f"{layer.image_link(n, host)}{_named(i, values)}"
+            for i, (layer, n, host, values) in enumerate(zip(layers, n_params, hosts, reads, strict=True))
         ]
         self._known: dict[Any, _Form | None] = {}
+
+    @property
+    def name(self) -> str:
+        return " → ".join(layer.name + _named(i, self._reads[i]) for i, layer in enumerate(self.layers))
 
     def covers(self, x: Any, params: Sequence[Tensor]) -> bool:
         """Whether the ops are for such an input."""
@@ -54,9 +69,11 @@ class ImageChain(Composition):
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         form = self._form(inputs[0], params)
         assert form is not None  # it covers the input
-        links, outer, inner = form
+        links, outer, inner, norms = form
         x = in_layout(inputs[0], outer)
-        y, *saved = _forward(x, params, links)
+        moving = [found for seen, host in norms if (found := running(seen, host))[0] is not None]
+        statistics = [t for mean, var, _ in moving for t in (mean, var)]
+        y, *saved = _forward(x, params, links, statistics, [momentum for _, _, momentum in moving])
         return _laid(y, outer), (links, outer, inner, x, *saved)
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
@@ -78,15 +95,16 @@ class ImageChain(Composition):
         links, outer, _, x, *kept = saved
         (t,), wanted = tangents, tuple(wanted_params) or (False,) * len(params)
         plan = _plan(links, wanted)
-        known = plan.sums(sums)
-        found = _data_jvp(t, x, params, kept, record, links, wanted, needed, known)
+        known, deltas, given = plan.sums(sums), plan.kept(record), list(record)
+        del record
+        found = _data_jvp(t, x, params, kept, given, links, wanted, needed, known)
         y_tangent = _laid(found.pop(0), outer) if needed else None
         if not known and plan.with_sums:
             n = len(plan.with_sums)
             sums, found = with_found(sums, plan.with_sums, found[:n]), found[n:]
         if not plan.keeping:
             return y_tangent, None, sums
-        return y_tangent, (plan.kept(record), (t, *found) if plan.first_keeps else tuple(found)), sums
+        return y_tangent, (deltas, (t, *found) if plan.first_keeps else tuple(found)), sums
 
     def reverse(
         self,
@@ -99,24 +117,38 @@ class ImageChain(Composition):
         sums: Tensors,
     ) -> tuple[Tensors, Tensors]:
         links, _, _, x, *kept = saved
+        del saved
         wanted = tuple(wanted_params) or (False,) * len(params)
         plan = _plan(links, wanted)
         known = plan.sums(sums)
         records = [delta for record, _ in pairs for delta in record]
-        tangents = [t for _, found in pairs for t in found]
+        tangents = [t for _, kept_tangents in pairs for t in kept_tangents]
+        del pairs
         want_x = wanted_inputs[0] and (zeta is not None or plan.curved)
         found = _reverse(zeta, records, tangents, x, params, kept, links, wanted, want_x, known)
         x_bar = found.pop(0) if want_x else None
         return (x_bar,), with_found(sums, plan.without_sums if known else plan.wanted, found)
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
-        (x,), place = inputs, 0
-        extras = iter([saved[4 + u.extra] for u in parse(saved[0]) if u.link.name == "max_pool"])  # type: ignore[operator]
-        for layer, word, n, host in zip(self.layers, self._words, self.n_params, self._hosts, strict=True):
-            own = (next(extras),) if word.startswith("max_pool") else ()
-            x = layer.reference(own, (x,), params[place : place + n], *host)
-            place += n
-        return x
+        places = [0, *accumulate(self.n_params)]
+
+        def value(i: int, own: Tensors, operands: Tensors) -> Tensor:
+            return self.layers[i].reference(own, operands, params[places[i] : places[i + 1]], *self._hosts[i])
+
+        return self._value(saved, inputs[0], value)
+
+    def _value(self, saved: Any, x: Tensor, value: Callable[[int, Tensors, Tensors], Tensor]) -> Tensor:
+        """The value of the last layer, where `value` is that of one, by its number, what it saved, and its inputs."""
+        own: Tensors
+        values, units = [x], {unit.word: unit for unit in parse(saved[0])}
+        for i, reads in enumerate(self._reads):
+            unit, own = units.get(i), ()
+            if unit is not None and unit.link.name == "max_pool":
+                own = (saved[4 + unit.extra],)  # type: ignore[operator]
+            elif unit is not None and unit.link.name == "normalise":
+                own = (None, None, None, int(unit.link.constants[0]), None, None)
+            values.append(value(i, own, tuple([values[v] for v in reads])))
+        return values[-1]
 
     def _form(self, x: Tensor, params: Sequence[Tensor]) -> _Form | None:
         """How such an input is run, None where it is not for the ops."""
@@ -138,7 +170,10 @@ class ImageChain(Composition):
             return None
         outer, enters = is_channels_last(x), pays(x)
         marks: list[str] = []
+        norms: list[tuple[Tensor, tuple]] = []
         for unit, before, after in units:
+            if unit.link.name == "normalise" and self._hosts[unit.word]:
+                norms.append((x.new_empty(1).expand(before), self._hosts[unit.word]))
             if unit.link.weight is None or unit.link.name != "convolution":
                 continue
             weight, numbers = params[unit.link.weight], tuple(map(int, unit.link.constants))
@@ -149,7 +184,7 @@ class ImageChain(Composition):
             marks.append("@" * bool(mark) + mark)
         left = iter(marks)
         links = [word + next(left) if word.startswith("convolution") else word for word in self._words]
-        return _Form(" ".join(links), outer, outer or enters)
+        return _Form(" ".join(links), outer, outer or enters, tuple(norms))
 
 
 class _Form(NamedTuple):
@@ -158,6 +193,8 @@ class _Form(NamedTuple):
     links: str
     outer: bool  # x, J and y are in channels_last
     inner: bool  # what is between them is
+    norms: tuple[tuple[Tensor, tuple], ...]
+    """What each norm that asks at every call is shown, a tensor of its input's sizes, and its host values."""
 
 
 class _Plan(NamedTuple):
@@ -190,8 +227,13 @@ def _plan(links: str, wanted: tuple[bool, ...]) -> _Plan:
         tuple([p for p in every if p not in with_sums]),
         tuple([unit.record for unit in keeping if unit.record is not None]),
         units[0].keeps(wanted),
-        any(unit.link.smooth for unit in units),
+        any(unit.curved for unit in units),
     )
+
+
+def _named(place: int, values: tuple[int, ...]) -> str:
+    """How a link names the values that it reads, if it must."""
+    return "" if values == (place,) else "".join([f"<{value}" for value in values])
 
 
 def _laid(t: Tensor, channels_last: bool) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.chain import word
 from .activation import Rectifier
 from .base import FLOAT32_ON_CUDA, Layer, Pairs, Tensors, add
 
@@ -63,6 +64,12 @@ class Normalisation(Affine):
     @property
     def _kind(self) -> str:
         return type(self).__name__
+
+    def _image_link(self, groups: int, updates: bool) -> str | None:
+        """How chains of images spell it: with so many groups, and running statistics or none."""
+        if self.rectifier is not None or self.eps <= 0:
+            return None
+        return word("normalise" + "+w" * self._has_weight, self._has_bias, (groups, self.eps, updates))
 
     def _seen(self, x: Tensor) -> tuple[int, tuple[int, ...] | None]:
         """The groups, and the shape (N, C, …) in which x is seen, None for its own; raises for an x of no use."""
@@ -154,6 +161,9 @@ class BatchNorm(Normalisation):
     follows_layout = True
     autocast = "same"
 
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        return self._image_link(0, host[0].has_statistics if len(host) == 1 else host[0] is not None)
+
     def _seen(self, x: Tensor) -> tuple[int, None]:
         several_values(x)
         if self.eps <= 0:
@@ -204,6 +214,9 @@ class GroupNorm(Normalisation):
     @property
     def _kind(self) -> str:
         return f"GroupNorm({self._groups})"
+
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        return self._image_link(self._groups, False)
 
     def _seen(self, x: Tensor) -> tuple[int, None]:
         if x.dim() < 2:

@@ -73,6 +73,10 @@ class AdaptiveAvgPool(Parameterless):
     def name(self) -> str:
         return f"AdaptiveAvgPool{self._dims}d"
 
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        is_mean = self._dims == 2 and all(side == 1 for side in _each(self._size, 2, 1))
+        return word("avg_pool", False, (0, 0, 1, 1, 0, 0, True)) if is_mean else None
+
     def apply(self, *inputs: Any) -> Tensor:
         x = inputs[0]
         size = [n if s is None else s for s, n in zip(self._size, x.shape[-self._dims :], strict=True)]

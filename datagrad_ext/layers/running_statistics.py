@@ -136,6 +136,11 @@ class BatchNormState:
         self._updates = module.training and module.track_running_stats
         self._reads = not module.training or module.track_running_stats
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether it names some."""
+        return self._reads and self._buffers["running_mean"] is not None
+
     def __call__(self, x: Tensor) -> tuple[Any, Any, float]:
         self._check()(x)  # type: ignore[misc]
         momentum = 0.0 if self._momentum is None else float(self._momentum)

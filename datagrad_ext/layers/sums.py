@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.chain import word
 from .activation import Rectifier
 from .base import Parameterless, Tensors, add, reduce_to
 
@@ -39,6 +40,9 @@ class Sum(Parameterless):
         if self._scale in (1, -1):
             return "Add" if self._scale == 1 else "Sub"
         return f"Add({self._scale:g})"
+
+    def image_link(self, n_params: int, host: tuple[Any, ...]) -> str | None:
+        return word("add", False) if self._scale == 1 else None
 
     def apply(self, *inputs: Any) -> Tensor:
         return inputs[0] - inputs[1] if self._scale == -1 else inputs[0] + _scaled(inputs[1], self._scale)

@@ -37,7 +37,9 @@ from ._library import op, require, require_alike, require_floating, require_shap
 
 _ALIGN, _LARGEST = 64, 2**20
 _SLIM = 4
-_CONSTANTS = {"linear": 0, "relu": 1, "convolution": 6, "flatten": 0, "max_pool": 8, "avg_pool": 7}
+_CONSTANTS = {
+    "linear": 0, "relu": 1, "convolution": 6, "flatten": 0, "max_pool": 8, "avg_pool": 7, "normalise": 3, "add": 0,
+}  # fmt: skip
 NARROW = 128
 """Up to this width the CPU walks through a sweep tile by tile (float32, float64); wider, a vendor's products win."""
 
@@ -51,6 +53,8 @@ class Link:
     weight: int | None
     bias: int | None
     marks: str = field(default="", compare=False)
+    reads: tuple[int, ...] = ()
+    """The values that the word names."""
 
     @property
     def smooth(self) -> bool:
@@ -64,12 +68,14 @@ def words(links: str) -> list[Link]:
     params = itertools.count()
     for text in links.split():
         spelled, _, marks = text.partition("@")
+        spelled, *reads = spelled.split("<")
         head, *constants = spelled.split(":")
-        name, _, bias = head.partition("+")
+        name, *own = head.split("+")
         expected = _CONSTANTS.get(name, len(constants))
         require(len(constants) == expected, f"chain: {name} has {expected} constants, got {len(constants)}")
-        weight = next(params) if name in ("linear", "convolution") else None
-        found.append(Link(name, tuple(map(float, constants)), weight, next(params) if bias else None, marks))
+        weight = next(params) if name in ("linear", "convolution") or "w" in own else None
+        bias = next(params) if "b" in own else None
+        found.append(Link(name, tuple(map(float, constants)), weight, bias, marks, tuple(map(int, reads))))
     return found
 
 
@@ -81,6 +87,7 @@ def parse(links: str) -> tuple[Link, ...]:
     for link in found:
         of_matrices = link.smooth or link.name in ("linear", "relu")
         require(of_matrices, f"chain: a link of matrices cannot be {link.name}")
+        require(not link.reads, f"chain: a link of matrices reads what is before it, got '{links}'")
     return tuple(found)
 
 

@@ -1,118 +1,80 @@
-"""Chains of images: a run of convolutions, activations, poolings and linear layers, each of its sweeps in one call.
+"""Chains of images: convolutions, norms, activations, poolings, linear layers and sums, each of its sweeps in one call.
 
-    sweep 1  h_{l+1} = f_l(h_l)          sweep 2  δ_l = f_l′ᵀ δ_{l+1}
-    sweep 3  t_{l+1} = f_l′ t_l, w̄ = Σ wgrad(δ, t)
-    sweep 4  ζ_l = f_l′ᵀ ζ_{l+1} + Σ f_l″ t_l δ_{l+1},  w̄ += wgrad(ζ, h),  b̄ = Σ ζ
+    sweep 1  y = f(h)          sweep 2  δ_h = f′ᵀ δ_y
+    sweep 3  t_y = f′ t_h, w̄ = Σ wgrad(δ, t)
+    sweep 4  ζ_h = f′ᵀ ζ_y + Σ f″ t_h δ_y,  w̄ += wgrad(ζ, h),  b̄ = Σ ζ
 
-`links` names the run as in `chain.py`. There are also
+`links` names the links as in `chain.py`. There are also
 
     convolution:sh:sw:ph:pw:dh:dw            a product of `convolution.py`: its stride, padding and dilation
     max_pool:kh:kw:sh:sw:ph:pw:dh:dw         and kernel
-    avg_pool:kh:kw:sh:sw:ph:pw:c             c: 1 where padding counts, else 0
+    avg_pool:kh:kw:sh:sw:ph:pw:c             c: 1 where padding counts, else 0; a side of 0 is that of the images
+    normalise:g:eps:r                        `normalisation.py`: its groups; "+w" for a weight; r: 1 where it updates
+                                             running statistics, else 0
+    add                                      the sum of two values of one shape
     flatten
 
-The first link is a convolution. A rectifier behind a convolution without a bias is one unit with it
-(`convolution_relu_forward` and its kin); any other link is a unit by itself. Behind the first convolution images
-(N, C, H, W) are in the layout of x, or in channels_last if the first word is marked ("@l"); x, its tangents and
-cotangents are read and written as x lies. float32 or float64. "@p" behind a convolution: sweep 3 leaves its pair (δ, t)
-to sweep 4, because it is smaller than the gradient.
+A link reads the value before it, or those that it names: "add<4<7". Value 0 is x, which convolutions alone read, value
+k the output of the k-th link; each but the last is read. A cotangent is the sum over the readers.
+
+The first link is a convolution. A rectifier behind a convolution without a bias, a norm or a sum, which alone reads it,
+is one unit with it (`convolution_relu_forward`, `normalise_relu_forward` and their kin); any other link is a unit by
+itself. Behind x images (N, C, H, W) are in the layout of x, or in channels_last if the first word is marked ("@l"); x,
+its tangents and cotangents are read and written as x lies. float32 or float64. "@p" behind a convolution: sweep 3
+leaves its pair (δ, t) to sweep 4, because it is smaller than the gradient.
 
 `params`   the weight and the bias of each link, in order.
-`saved`    of each unit: its input, if it is not the first and has a weight or is smooth; bits, or the places of maxima.
-`record`   the cotangent of the output of each unit that has a weight or is smooth. Sweep 2 returns all but that of the
+`running`  the running mean and variance of each norm that has some, updated in place, with `momenta`.
+`saved`    of each unit: its input, if it is curved or has a weight, unless it is x or there already; μ and r of a norm;
+           bits, or the places of maxima.
+`record`   the cotangent of the output of each unit that is curved or has a weight. Sweep 2 returns all but that of the
            last unit, with which it began.
 `wanted`   a flag for each parameter. `sums`: the gradients so far of the wanted weights that leave no pair, added to
            in place, or empty.
-Pairs      are left by smooth units, and by marked ones whose weight is wanted: `tangents` of their inputs, and
-           `records` of their outputs.
+Pairs      are left by curved units, which are norms and smooth activations, and by marked ones whose weight is wanted:
+           `tangents` of their inputs, and `records` of their outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import activation, convolution
+from . import activation, convolution, normalisation
 from ._library import in_layout, is_channels_last, op, require, require_alike, require_shape
 from .chain import Link, words
+from .image_links import Needs, Unit, parse
 
 _aten = torch.ops.aten
 
-
-@dataclass(frozen=True)
-class Unit:
-    """A link, or a convolution and the rectifier behind it; the places of its tensors in lists, None for none."""
-
-    link: Link
-    rectifier: Link | None
-    input: int | None
-    extra: int | None
-    record: int | None
-
-    @property
-    def bias(self) -> int | None:
-        """Its place among the parameters."""
-        return (self.rectifier or self.link).bias
-
-    def keeps(self, wanted: Sequence[bool]) -> bool:
-        """Whether sweep 3 leaves (δ, t) to sweep 4."""
-        return self.link.smooth or ("p" in self.link.marks and self.wants(wanted))
-
-    def wants(self, wanted: Sequence[bool]) -> bool:
-        """Whether the gradient of its weight is asked for."""
-        return self.link.weight is not None and wanted[self.link.weight]
-
-    def wants_bias(self, wanted: Sequence[bool]) -> bool:
-        """Whether the gradient of its bias is."""
-        return self.bias is not None and wanted[self.bias]
-
-
-@lru_cache
-def parse(links: str) -> tuple[Unit, ...]:
-    """The units of the links that a text names."""
-    found: list[Unit] = []
-    left = words(links)
-    require(
-        bool(left) and left[0].name == "convolution", f"image chain: must begin with a convolution, got '{links}'"
-    )
-    saved = records = 0
-    while left:
-        link, rectifier = left.pop(0), None
-        if link.name == "convolution" and link.bias is None and left and left[0].name == "relu":
-            rectifier = left.pop(0)
-        reads = link.smooth or link.weight is not None
-        has_input, has_extra = reads and bool(found), bool(rectifier) or link.name in ("relu", "max_pool")
-        unit = Unit(
-            link,
-            rectifier,
-            saved if has_input else None,
-            saved + has_input if has_extra else None,
-            records if reads else None,
-        )
-        saved, records = saved + has_input + has_extra, records + reads
-        found.append(unit)
-    return tuple(found)
+__all__ = ["parse", "sizes", "words"]
 
 
 def sizes(x: Tensor, params: Sequence[Tensor], links: str) -> list[tuple[Unit, list[int], list[int]]]:
     """Each unit, with the sizes of its input and output; RuntimeError where they do not fit."""
     chain = _Images("image_chain_forward", x, params, links)
-    return list(zip(chain.units, chain.sizes, chain.sizes[1:], strict=False))
+    return [(unit, chain.sizes[unit.reads[0]], chain.sizes[unit.output]) for unit in chain.units]
 
 
-@op("image_chain_forward(Tensor x, Tensor[] params, str links) -> Tensor[]")
-def image_chain_forward(x: Tensor, params: Sequence[Tensor], links: str) -> list[Tensor]:
+@op(
+    "image_chain_forward(Tensor x, Tensor[] params, str links, Tensor(a!)[] running, float[] momenta) -> Tensor[]"
+)
+def image_chain_forward(
+    x: Tensor, params: Sequence[Tensor], links: str, running: Sequence[Tensor], momenta: Sequence[float]
+) -> list[Tensor]:
     """Sweep 1: [y, *saved]."""
     chain = _Images("image_chain_forward", x, params, links)
-    h, saved = chain.x, list[Tensor]()
+    chain.check_running(running, momenta)
+    left = zip(running[::2], running[1::2], momenta, strict=True)
+    values, saved = {0: chain.x}, list[Tensor]()
     for unit in chain.units:
-        h = chain.forward(unit, h, saved)
-    return [h, *saved]
+        h = [values[value] for value in unit.reads]
+        values[unit.output] = chain.forward(unit, h, saved, next(left) if unit.updates else (None, None, 0.0))
+    return [values[chain.last.output], *saved]
 
 
 @op("image_chain_data_vjp(Tensor g, Tensor x, Tensor[] params, Tensor[] saved, str links) -> Tensor[]")
@@ -121,13 +83,14 @@ def image_chain_data_vjp(
 ) -> list[Tensor]:
     """Sweep 2: [J, *record without that of the last unit]."""
     chain = _Images("image_chain_data_vjp", x, params, links, saved)
-    g = chain.entering("g", g)
+    flow = _Sums({chain.last.output: chain.entering("g", g)})
     record: list[Tensor] = []
-    for i, unit in reversed(list(enumerate(chain.units))):
-        if unit.record is not None and i + 1 < len(chain.units):
+    for unit in reversed(chain.units):
+        g = flow.pop(unit.output)
+        if unit.record is not None and unit is not chain.last:
             record.insert(0, g)
-        g = chain.vjp(i, g)
-    return [chain.as_x(g), *record]
+        flow.add(unit.reads, chain.vjp(unit, g))
+    return [chain.as_x(flow[0]), *record]
 
 
 @op(
@@ -145,32 +108,32 @@ def image_chain_data_jvp(
     want_y: bool,
     sums: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Sweep 3: [tangent of y if wanted, new sums if `sums` is empty, tangents of the inputs of units behind the first
-    that keep pairs].
+    """Sweep 3: [tangent of y if wanted, new sums if `sums` is empty, tangents of the inputs of units behind x that
+    keep pairs].
     """
     chain = _Images("image_chain_data_jvp", x, params, links, saved)
     chain.check("flags", wanted, chain.n_params)
     chain.check_record(record)
     chain.check_sums(sums, wanted)
     chain.check_alike("t", t, chain.sizes[0])
-    t = in_layout(t, chain.channels_last)
+    flow = {0: in_layout(t, chain.channels_last)}
     fresh: list[Tensor] = []
     kept: list[Tensor] = []
     totals = iter(sums)
-    readers = [i for i, unit in enumerate(chain.units) if unit.keeps(wanted) or unit.wants(wanted)]
-    end = len(chain.units) if want_y else max(readers, default=-1) + 1
-    for i, unit in enumerate(chain.units[:end]):
+    needed = Needs.of(chain.units, wanted, False, want_y).tangents
+    for unit, goes_on in zip(chain.units, needed, strict=True):
+        (value, *_) = unit.reads
         if unit.keeps(wanted):
-            kept += [t] if i else []
+            kept += [flow[value]] if value else []
         elif unit.wants(wanted):
-            part = chain.weight_bar(i, record[unit.record], t)  # type: ignore[index]
+            part = chain.weight_bar(unit, record[unit.record], flow[value])  # type: ignore[index]
             if sums:
                 next(totals).add_(part)
             else:
                 fresh.append(part)
-        if want_y or i + 1 < end:
-            t = chain.jvp(i, t)
-    return [*([t] if want_y else []), *fresh, *kept]
+        if goes_on:
+            flow[unit.output] = chain.jvp(unit, [flow[value] for value in unit.reads])
+    return [*([flow[chain.last.output]] if want_y else []), *fresh, *kept]
 
 
 @op(
@@ -195,33 +158,45 @@ def image_chain_reverse(
     """
     chain = _Images("image_chain_reverse", x, params, links, saved)
     chain.check("flags", wanted, chain.n_params)
-    keeping = [i for i, unit in enumerate(chain.units) if unit.keeps(wanted)]
+    keeping = [unit for unit in chain.units if unit.keeps(wanted)]
     chain.check_pairs(records, tangents, keeping)
     chain.check_sums(sums, wanted)
     require(zeta is not None or len(records) > 0, f"{chain.op_name}: needs a zeta or a record")
-    if zeta is not None:
-        zeta = chain.entering("zeta", zeta)
+    flow = _Sums({} if zeta is None else {chain.last.output: chain.entering("zeta", zeta)})
     with_sums = [unit.link.weight for unit in chain.units if sums and unit.wants(wanted) and not unit.keeps(wanted)]
     bars: dict[int, Tensor] = {}
-    asked = [i for i, unit in enumerate(chain.units) if unit.wants(wanted) or unit.wants_bias(wanted)]
-    stop = 0 if want_x else min(asked, default=len(chain.units))
-    for i in range(len(chain.units) - 1, stop - 1, -1):
-        unit, pairs = chain.units[i], list[tuple[Tensor, Tensor]]()
-        if i in keeping:
-            own = slice(keeping.index(i), None, len(keeping))
+    needed = Needs.of(chain.units, wanted, want_x, False).cotangents
+    for unit in reversed(chain.units):
+        if not needed[unit.output]:
+            continue
+        pairs: list[tuple[Tensor, Tensor]] = []
+        if unit in keeping:
+            own = slice(keeping.index(unit), None, len(keeping))
             pairs = list(zip(records[own], tangents[own], strict=True))
-        zeta, weight, bias = chain.reverse(i, zeta, pairs, want_x or i > stop, unit.wants(wanted))
+        asked = [needed[value] for value in unit.reads]
+        parts, weight, bias = chain.reverse(unit, flow.pop(unit.output, None), pairs, True in asked, unit.wants(wanted))
+        flow.add(unit.reads, [part if want else None for part, want in zip(parts, asked, strict=True)])
         if weight is not None and unit.link.weight in with_sums:
             sums[with_sums.index(unit.link.weight)].add_(weight)
-        elif weight is not None:
+        elif weight is not None and unit.wants(wanted):
             bars[unit.link.weight] = weight  # type: ignore[index]
         if bias is not None and unit.wants_bias(wanted):
             bars[unit.bias] = bias  # type: ignore[index]
-    sentence = f"{chain.op_name}: without a zeta a chain without smooth links has no cotangent of x"
-    require(zeta is not None or not want_x, sentence)
+    sentence = f"{chain.op_name}: without a zeta a chain without curved links has no cotangent of x"
+    require(0 in flow or not want_x, sentence)
     places = [p for p, want in enumerate(wanted) if want and p not in with_sums]
     found = [bars[p] if p in bars else torch.zeros_like(params[p]) for p in places]
-    return [chain.as_x(zeta), *found] if want_x and zeta is not None else found
+    return [chain.as_x(flow[0]), *found] if want_x else found
+
+
+class _Sums(dict[int, Tensor]):
+    """Cotangents of values."""
+
+    def add(self, values: Iterable[int], parts: Iterable[Tensor | None]) -> None:
+        """Add what goes to each value; None is zero."""
+        for value, part in zip(values, parts, strict=True):
+            if part is not None:
+                self[value] = self[value] + part if value in self else part
 
 
 class _Images:
@@ -232,7 +207,7 @@ class _Images:
     ) -> None:
         self.op_name, self.params, self.units = op_name, params, parse(links)
         places = [p for u in self.units for p in (u.link.weight, u.bias) if p is not None]
-        self.n_params = len(places)
+        self.n_params, self.last = len(places), self.units[-1]
         self.check("parameters", params, self.n_params)
         require(x.dim() == 4, f"{op_name}: x must be (N, C, H, W), got shape {list(x.shape)}")
         require(
@@ -244,132 +219,172 @@ class _Images:
         self._outer = is_channels_last(x)
         self.channels_last = self._outer or "l" in self.units[0].link.marks
         self.x = in_layout(x, self.channels_last)
-        self.sizes = [list(x.shape)]
+        self.sizes = {0: list(x.shape)}
         for unit in self.units:
-            self.sizes.append(self._output_of(unit, self.sizes[-1]))
+            self.sizes[unit.output] = self._output_of(unit, [self.sizes[value] for value in unit.reads])
         self.saved: Sequence[Tensor] = []
         if saved is not None:
             self._check_saved(saved)
             self.saved = saved
 
-    # the maps of unit i
+    # the maps of a unit
 
-    def forward(self, unit: Unit, h: Tensor, saved: list[Tensor]) -> Tensor:
-        link, bias = unit.link, self._bias(unit)
-        if unit.input is not None:
-            saved.append(h)
-        if link.name == "convolution" and unit.rectifier is None:
-            return self._convolution(unit, h, bias)
-        if link.name in ("max_pool", "relu", "convolution"):
-            y, extra = self._marking(unit, h, bias)
-            saved.append(extra)
+    def forward(self, unit: Unit, h: Sequence[Tensor], saved: list[Tensor], running: tuple[Any, Any, float]) -> Tensor:
+        link, bias, x = unit.link, self._bias(unit), h[0]
+        if unit.saves_input:
+            saved.append(x)
+        if link.name == "max_pool":
+            y, places = _aten.max_pool2d_with_indices(x, *self._pool(unit))
+            saved.append(self._in_layout(places))
+            return self._in_layout(y)
+        if link.name == "relu":
+            y, bits = activation.relu_forward(x, bias, 1, link.constants[0])
+            saved.append(bits)
             return y
         if link.smooth:
-            return activation.smooth_forward(h, bias, 1, link.name, link.constants)
+            return activation.smooth_forward(x, bias, 1, link.name, link.constants)
         if link.name == "linear":
-            return torch.mm(h, self._weight(unit).t()) if bias is None else torch.addmm(bias, h, self._weight(unit).t())
-        return self._linear_map(link, h)
-
-    def vjp(self, i: int, g: Tensor) -> Tensor:
-        unit, link = self.units[i], self.units[i].link
+            return torch.mm(x, self._weight(unit).t()) if bias is None else torch.addmm(bias, x, self._weight(unit).t())
         if link.name == "convolution":
-            return self._convolution_reverse(i, g, [], True, False)[0]
+            y = self._convolution(unit, x, bias)
+        elif link.name == "normalise":
+            groups, eps = int(link.constants[0]), link.constants[1]
+            mean, var, momentum = running
+            y, *statistics = normalisation.normalise_forward(
+                x, self._scale(unit), bias, mean, var, groups, momentum, eps
+            )
+            saved += statistics
+        else:
+            y = self._linear_map(unit, h)
+        if unit.rectifier is None:
+            return y
+        y, bits = activation.relu_forward(y, None, 1, unit.rectifier.constants[0])
+        saved.append(bits)
+        return y
+
+    def vjp(self, unit: Unit, g: Tensor) -> list[Tensor]:
+        link, sizes = unit.link, self.sizes[unit.reads[0]]
+        if link.name == "convolution":
+            return self._convolution_reverse(unit, g, [], True, False)
+        if link.name == "normalise":
+            return [normalisation.normalise_vjp(g, *self._normalised(unit))]
+        if link.name == "add":
+            return [self._rectified(unit, g)] * 2
         if link.name == "linear":
-            return torch.mm(g, self._weight(unit))
+            return [torch.mm(g, self._weight(unit))]
         if link.name == "flatten":
-            return in_layout(g.view(self.sizes[i]), self.channels_last)
-        x = self._in_layout(g.new_empty(self.sizes[i]))
+            return [in_layout(g.view(sizes), self.channels_last)]
+        x = self._in_layout(g.new_empty(sizes))
         if link.name == "max_pool":
             places = self.saved[unit.extra]  # type: ignore[index]
-            return self._in_layout(_aten.max_pool2d_with_indices_backward(g, x, *_pool(link), places))
+            return [self._in_layout(_aten.max_pool2d_with_indices_backward(g, x, *self._pool(unit), places))]
         if link.name == "avg_pool":
-            return self._in_layout(_aten.avg_pool2d_backward(g, x, *_pool(link)))
-        return self._gate(i, g)
+            return [self._in_layout(_aten.avg_pool2d_backward(g, x, *self._pool(unit)))]
+        return [self._gate(unit, g)]
 
-    def jvp(self, i: int, t: Tensor) -> Tensor:
-        unit, link = self.units[i], self.units[i].link
+    def jvp(self, unit: Unit, tangents: Sequence[Tensor]) -> Tensor:
+        link, t = unit.link, tangents[0]
         if link.name == "convolution":
-            y = self._convolution(unit, t, None)
-            return y if unit.rectifier is None else self._gate(i, y)
+            return self._rectified(unit, self._convolution(unit, t, None))
+        if link.name == "normalise":
+            return normalisation.normalise_jvp(t, *self._normalised(unit))
         if link.name == "linear":
             return torch.mm(t, self._weight(unit).t())
         if link.name == "max_pool":
             places = self.saved[unit.extra]  # type: ignore[index]
             return self._in_layout(t.flatten(2).gather(2, places.flatten(2)).view(places.shape))
-        return self._linear_map(link, t) if link.name in ("avg_pool", "flatten") else self._gate(i, t)
+        if link.name in ("avg_pool", "flatten", "add"):
+            return self._rectified(unit, self._linear_map(unit, tangents))
+        return self._gate(unit, t)
 
-    def weight_bar(self, i: int, delta: Tensor, t: Tensor) -> Tensor:
-        if self.units[i].link.name == "linear":
+    def weight_bar(self, unit: Unit, delta: Tensor, t: Tensor) -> Tensor:
+        if unit.link.name == "linear":
             return torch.mm(delta.t(), t)
-        return self._convolution_reverse(i, None, [(delta, t)], False, True)[0]
+        return self._convolution_reverse(unit, None, [(delta, t)], False, True)[0]
 
     def reverse(
-        self, i: int, zeta: Tensor | None, pairs: Sequence[tuple[Tensor, Tensor]], want_x: bool, want_weight: bool
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Sweep 4: the cotangents of input, weight and bias, None where nothing reaches them or they are not wanted."""
-        unit, link = self.units[i], self.units[i].link
-        if link.smooth and (zeta is not None or pairs):
-            cotangents, tangents = [d for d, _ in pairs], [t for _, t in pairs]
-            z, has_bias = self._input(i), unit.bias is not None
-            found = activation.smooth_reverse(
-                zeta, tangents, cotangents, z, self._bias(unit), 1, link.name, link.constants, has_bias
+        self, unit: Unit, zeta: Tensor | None, pairs: Sequence[tuple[Tensor, Tensor]], want_x: bool, want_weight: bool
+    ) -> tuple[Sequence[Tensor | None], Tensor | None, Tensor | None]:
+        """Sweep 4: cotangents of inputs, weight and bias, None where nothing reaches them or they are not wanted."""
+        link, nothing = unit.link, [None] * len(unit.reads)
+        if zeta is None and not pairs:
+            return nothing, None, None
+        deltas, tangents = [delta for delta, _ in pairs], [t for _, t in pairs]
+        if link.smooth:
+            has_bias = unit.bias is not None
+            z, bias = self._input(unit), self._bias(unit)
+            x_bar, bias_bar = activation.smooth_reverse(
+                zeta, tangents, deltas, z, bias, 1, link.name, link.constants, has_bias
             )
-            return found[0], None, found[1]
-        if link.name == "convolution" and zeta is None and pairs and want_weight:
-            return None, self._convolution_reverse(i, None, pairs, False, True)[0], None
-        if zeta is None:
-            return None, None, None
+            return [x_bar], None, bias_bar
+        if link.name == "normalise":
+            point: Any = (*self._normalised(unit), want_x, True)
+            x_bar, *bars = normalisation.normalise_reverse(zeta, tangents, deltas, *point)
+            return [x_bar], bars[0], bars[1]
         if link.name == "convolution":
-            bars = self._convolution_reverse(i, zeta, pairs, want_x, want_weight)
-            gated = zeta if unit.rectifier is None else self._gate(i, zeta)
-            return bars[0] if want_x else None, bars[-1] if want_weight else None, gated.sum((0, 2, 3))
-        weight_bar = torch.mm(zeta.t(), self._input(i)) if want_weight else None
+            if not want_weight and zeta is None:
+                return nothing, None, None
+            want_x = want_x and zeta is not None
+            found = self._convolution_reverse(unit, zeta, pairs, want_x, want_weight)
+            sums = None if zeta is None else self._rectified(unit, zeta).sum((0, 2, 3))
+            return [found[0] if want_x else None], found[-1] if want_weight else None, sums
+        if zeta is None:
+            return nothing, None, None
         if link.name == "relu":
-            gated = self._gate(i, zeta)
-            return gated, None, gated.sum([d for d in range(gated.dim()) if d != 1])
-        return self.vjp(i, zeta) if want_x else None, weight_bar, zeta.sum(0) if link.name == "linear" else None
+            gated = self._gate(unit, zeta)
+            return [gated], None, gated.sum([d for d in range(gated.dim()) if d != 1])
+        weight_bar = torch.mm(zeta.t(), self._input(unit)) if want_weight else None
+        return self.vjp(unit, zeta) if want_x else nothing, weight_bar, zeta.sum(0) if link.name == "linear" else None
 
     # what they are made of
-
-    def _marking(self, unit: Unit, h: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The output of a unit and its bits or places."""
-        if unit.rectifier is not None:
-            return activation.relu_forward(self._convolution(unit, h, bias), None, 1, unit.rectifier.constants[0])
-        if unit.link.name == "relu":
-            return activation.relu_forward(h, bias, 1, unit.link.constants[0])
-        y, places = _aten.max_pool2d_with_indices(h, *_pool(unit.link))
-        return self._in_layout(y), self._in_layout(places)
 
     def _convolution(self, unit: Unit, h: Tensor, bias: Tensor | None) -> Tensor:
         return self._in_layout(convolution.convolution_forward(h, self._weight(unit), bias, *_window(unit.link)))
 
-    def _linear_map(self, link: Link, h: Tensor) -> Tensor:
-        """A link without parameters that is its own derivative."""
-        return h.flatten(1) if link.name == "flatten" else self._in_layout(_aten.avg_pool2d(h, *_pool(link)))
+    def _normalised(self, unit: Unit) -> tuple[Any, ...]:
+        """The point at which a norm is linearised, as its ops take it."""
+        place, rectifier = unit.statistics, unit.rectifier
+        mean, rstd = self.saved[place : place + 2]  # type: ignore[operator]
+        bits, slope = (None, 0.0) if rectifier is None else (self.saved[unit.extra], rectifier.constants[0])  # type: ignore[index]
+        return self._input(unit), mean, rstd, self._scale(unit), int(unit.link.constants[0]), bits, slope
 
-    def _gate(self, i: int, g: Tensor) -> Tensor:
+    def _linear_map(self, unit: Unit, h: Sequence[Tensor]) -> Tensor:
+        """A link without parameters that is its own derivative."""
+        if unit.link.name == "add":
+            return h[0] + h[1]
+        if unit.link.name == "flatten":
+            return h[0].flatten(1)
+        return self._in_layout(_aten.avg_pool2d(h[0], *self._pool(unit)))
+
+    def _rectified(self, unit: Unit, g: Tensor) -> Tensor:
+        """g behind the gate of the rectifier that the unit took in, if any."""
+        return g if unit.rectifier is None else self._gate(unit, g)
+
+    def _gate(self, unit: Unit, g: Tensor) -> Tensor:
         """f'(z) g."""
-        unit, link = self.units[i], self.units[i].link
+        link = unit.link
         if link.smooth:
-            return activation.smooth_gate(g, self._input(i), self._bias(unit), 1, link.name, link.constants)
+            return activation.smooth_gate(g, self._input(unit), self._bias(unit), 1, link.name, link.constants)
         slope, is_image = (unit.rectifier or link).constants[0], g.dim() == 4
         return activation.relu_gate(g, self.saved[unit.extra], slope, is_image and self.channels_last)  # type: ignore[index]
 
     def _convolution_reverse(
-        self, i: int, zeta: Tensor | None, pairs: Sequence[tuple[Tensor, Tensor]], want_x: bool, want_weight: bool
+        self, unit: Unit, zeta: Tensor | None, pairs: Sequence[tuple[Tensor, Tensor]], want_x: bool, want_weight: bool
     ) -> list[Tensor]:
-        unit, gated = self.units[i], (lambda g: g) if self.units[i].rectifier is None else (lambda g: self._gate(i, g))
-        deltas, tangents = [gated(d) for d, _ in pairs], [t for _, t in pairs]
-        zeta = None if zeta is None else gated(zeta)
-        x, weight, window = self._input(i), self._weight(unit), _window(unit.link)
+        deltas, tangents = [self._rectified(unit, d) for d, _ in pairs], [t for _, t in pairs]
+        zeta = None if zeta is None else self._rectified(unit, zeta)
+        x, weight, window = self._input(unit), self._weight(unit), _window(unit.link)
         return convolution.convolution_reverse(zeta, x, deltas, tangents, weight, *window, want_x, want_weight)
 
-    def _input(self, i: int) -> Tensor:
-        place = self.units[i].input
-        return self.x if place is None else self.saved[place]
+    def _input(self, unit: Unit) -> Tensor:
+        return self.x if unit.input is None else self.saved[unit.input]
 
     def _weight(self, unit: Unit) -> Tensor:
         return self.params[unit.link.weight]  # type: ignore[index]
+
+    def _scale(self, unit: Unit) -> Tensor | None:
+        """The weight of a norm, if it has one."""
+        return None if unit.link.weight is None else self._weight(unit)
 
     def _bias(self, unit: Unit) -> Tensor | None:
         return None if unit.bias is None else self.params[unit.bias]
@@ -377,8 +392,8 @@ class _Images:
     def _in_layout(self, t: Tensor) -> Tensor:
         return in_layout(t, self.channels_last and t.dim() == 4)
 
-    def _output_of(self, unit: Unit, sizes: list[int]) -> list[int]:
-        name, link = unit.link.name, unit.link
+    def _output_of(self, unit: Unit, inputs: Sequence[list[int]]) -> list[int]:
+        name, link, sizes = unit.link.name, unit.link, inputs[0]
         if name == "linear":
             weight = self._weight(unit)
             require(
@@ -400,9 +415,29 @@ class _Images:
         if name == "flatten":
             return [sizes[0], sizes[1] * sizes[2] * sizes[3]]
         if name in ("max_pool", "avg_pool"):
-            kernel, stride, padding, *rest = _pool(link)
+            kernel, stride, padding, *rest = self._pool(unit)
             return self._behind(sizes, sizes[1], kernel, stride, padding, rest[0] if name == "max_pool" else [1, 1])
+        if name == "normalise":
+            groups = int(link.constants[0])
+            require(
+                groups >= 0 and (groups == 0 or sizes[1] % groups == 0),
+                f"{self.op_name}: groups must be 0 (statistics over the batch) or divide C = {sizes[1]}, got {groups}",
+            )
+            values = math.prod(sizes) // (groups or sizes[1])
+            require(values > 1, f"{self.op_name}: normalise needs several values, got shape {sizes}")
+        if name == "add":
+            other = inputs[1]
+            require(sizes == other, f"{self.op_name}: add needs two values of one shape, got {sizes} and {other}")
         return sizes
+
+    def _pool(self, unit: Unit) -> tuple[Any, ...]:
+        """What ATen's functions of a pooling take behind the input."""
+        numbers = [int(n) for n in unit.link.constants]
+        kernel, stride, padding, rest = numbers[:2], numbers[2:4], numbers[4:6], numbers[6:]
+        if unit.link.name == "max_pool":
+            return kernel, stride, padding, rest, False
+        sides = self.sizes[unit.reads[0]][2:]
+        return [k or n for k, n in zip(kernel, sides, strict=True)], stride, padding, False, rest[0] != 0, None
 
     def _behind(
         self, sizes: list[int], channels: int, kernel: list[int], stride: Any, padding: Any, dilation: Any
@@ -432,29 +467,35 @@ class _Images:
 
     def entering(self, name: str, g: Tensor) -> Tensor:
         """A cotangent of y in the chain's layout."""
-        self.check_alike(name, g, self.sizes[-1])
+        self.check_alike(name, g, self.sizes[self.last.output])
         return self._in_layout(g)
 
     def as_x(self, x_bar: Tensor) -> Tensor:
         """x̄ in the layout of x."""
         return in_layout(x_bar, self._outer)
 
-    def check_record(self, record: Sequence[Tensor]) -> None:
-        readers = [i for i, unit in enumerate(self.units) if unit.record is not None]
-        self.check("tensors in a record", record, len(readers))
-        for i, delta in zip(readers, record, strict=True):
-            self._check_dense("record", delta, self.sizes[i + 1])
+    def check_running(self, running: Sequence[Tensor], momenta: Sequence[float]) -> None:
+        updating = [unit for unit in self.units if unit.updates]
+        self.check("momenta", momenta, len(updating))
+        self.check("running statistics", running, 2 * len(updating))
 
-    def check_pairs(self, records: Sequence[Tensor], tangents: Sequence[Tensor], keeping: Sequence[int]) -> None:
+    def check_record(self, record: Sequence[Tensor]) -> None:
+        readers = [unit for unit in self.units if unit.record is not None]
+        self.check("tensors in a record", record, len(readers))
+        for unit, delta in zip(readers, record, strict=True):
+            self._check_dense("record", delta, self.sizes[unit.output])
+
+    def check_pairs(self, records: Sequence[Tensor], tangents: Sequence[Tensor], keeping: Sequence[Unit]) -> None:
         n = len(keeping)
         require(
             len(records) == len(tangents) and (len(records) % n == 0 if n else not records),
             f"{self.op_name}: needs pairs of {n} links, got {len(records)} records and {len(tangents)} tangents",
         )
         for k, (delta, t) in enumerate(zip(records, tangents, strict=True)):
-            i = keeping[k % n]
-            self._check_dense("record", delta, self.sizes[i + 1])
-            (self._check_dense if i else self.check_alike)("tangent", t, self.sizes[i])
+            unit = keeping[k % n]
+            (value, *_) = unit.reads
+            self._check_dense("record", delta, self.sizes[unit.output])
+            (self._check_dense if value else self.check_alike)("tangent", t, self.sizes[value])
 
     def check_sums(self, sums: Sequence[Tensor], wanted: Sequence[bool]) -> None:
         weights = [self._weight(unit) for unit in self.units if unit.wants(wanted) and not unit.keeps(wanted)]
@@ -470,17 +511,17 @@ class _Images:
             require(dense, f"{self.op_name}: sum must be dense in its weight's layout")
 
     def _check_saved(self, saved: Sequence[Tensor]) -> None:
-        self.check("saved tensors", saved, sum((u.input is not None) + (u.extra is not None) for u in self.units))
-        for unit, before, after in zip(self.units, self.sizes, self.sizes[1:], strict=False):
-            if unit.input is not None:
-                self._check_dense("saved input", saved[unit.input], before)
+        self.check("saved tensors", saved, sum(unit.n_saved for unit in self.units))
+        for unit in self.units:
+            if unit.saves_input:
+                self._check_dense("saved input", saved[unit.input], self.sizes[unit.reads[0]])  # type: ignore[index]
             if unit.link.name == "max_pool":
                 places = saved[unit.extra]  # type: ignore[index]
                 require(
                     places.dtype == torch.int64,
                     f"{self.op_name}: saved places must have dtype int64, got {str(places.dtype)[6:]}",
                 )
-                require_shape(self.op_name, "saved places", places, after)
+                require_shape(self.op_name, "saved places", places, self.sizes[unit.output])
 
     def _check_dense(self, name: str, t: Tensor, sizes: list[int]) -> None:
         self.check_alike(name, t, sizes)
@@ -493,11 +534,3 @@ def _window(link: Link) -> tuple[list[int], list[int], list[int]]:
     """Stride, padding and dilation of a convolution."""
     numbers = [int(n) for n in link.constants]
     return numbers[:2], numbers[2:4], numbers[4:]
-
-
-def _pool(link: Link) -> tuple[Any, ...]:
-    """What ATen's functions of a pooling take behind the input."""
-    numbers = [int(n) for n in link.constants]
-    kernel, stride, padding, rest = numbers[:2], numbers[2:4], numbers[4:6], numbers[6:]
-    last = (rest, False) if link.name == "max_pool" else (False, rest[0] != 0, None)
-    return kernel, stride, padding, *last
