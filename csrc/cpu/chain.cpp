@@ -30,8 +30,8 @@ constexpr DirectOp kDirect[] = {
     direct_op<&image_chain_data_vjp>("image_chain_data_vjp"),
     direct_op<&image_chain_data_jvp>("image_chain_data_jvp"),
     direct_op<&image_chain_reverse>("image_chain_reverse"),
-    direct_op<&fold_norm>("fold_norm"),
-    direct_op<&unfold_norm>("unfold_norm"),
+    direct_op<&fold_norms>("fold_norms"),
+    direct_op<&unfold_norms>("unfold_norms"),
 };
 
 }  // namespace

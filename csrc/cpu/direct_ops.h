@@ -24,9 +24,8 @@ Tensors image_chain_data_jvp(const Tensor& t, const Tensor& x, Tensors params, T
 Tensors image_chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors tangents, const Tensor& x, Tensors params,
                             Tensors saved, std::string links, Flags wanted, bool want_x, Tensors sums);
 
-Tensors fold_norm(const Tensor& weight, std::optional<Tensor> bias, const Tensor& mean, const Tensor& var,
-                  std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps);
+Tensors fold_norms(Tensors tensors, std::string given, std::vector<double> eps);
 
-Tensors unfold_norm(const Tensor& weight_bar, std::optional<Tensor> bias_bar, const Tensor& weight, const Tensor& kept);
+Tensors unfold_norms(Tensors weight_bars, Tensors bias_bars, Tensors weights, const Tensor& kept, Flags wanted);
 
 }  // namespace datagrad

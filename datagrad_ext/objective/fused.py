@@ -3,10 +3,13 @@
 The forward computes the gradients, too, at a cotangent of 1: everything is in the cache then. The backward multiplies
 them by the cotangent it gets, which is 1 as a rule. What needs a graph of the gradients takes the reference path, from
 x and the parameters.
+
+Norms by running statistics are folded before the op, which sees W′ and b′, and their gradients unfolded behind it.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +21,7 @@ from torch import Tensor
 from .._native import direct
 from ..autograd import Node, needs_reference, release
 from ..layers.chain import Chain
+from ..layers.folded import FoldedChain, Together
 from ..ops import is_native
 from ..ops.chain import NARROW, parse
 from ..program import Step as ProgramStep
@@ -38,6 +42,9 @@ class FusedStep:
     """The arguments between the target and the flags."""
     reads_target: bool
     has_main: bool
+    together: Together | None
+    """The chain with its folds, if it has some."""
+    host: tuple[Any, ...]
 
 
 def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> FusedStep | None:
@@ -47,9 +54,12 @@ def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Fus
         return None
     (only,) = program.steps
     assert isinstance(only, ProgramStep)
-    chain = only.layer
+    together = only.layer.together if type(only.layer) is FoldedChain else None
+    chain = only.layer if together is None else together.inside
     if type(chain) is not Chain or x.dim() != 2 or x.dtype not in _DTYPES or x.device.type != "cpu" or not _is_there():
         return None
+    if together is not None:
+        params = together.folds.folded(x, params, only.host)[0]
     widths = [params[link.weight].shape[0] for link in parse(chain.links) if link.weight is not None]
     samples, inputs = x.shape
     if max(inputs, *widths) > NARROW:
@@ -69,14 +79,15 @@ def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Fus
         _floats(seed.constant for seed in heads.seeds),
         _floats(active.weight for active in step.terms),
     )
-    return FusedStep(step, told, any(head.reads_target for head in used), heads.main is not None)
+    reads_target = any(head.reads_target for head in used)
+    return FusedStep(step, told, reads_target, heads.main is not None, together, only.host)
 
 
 def total(fused: FusedStep, x: Tensor, params: Sequence[Tensor], target: Any) -> tuple[Tensor, Found]:
     """The total of the step, and what else it finds; where no backward can follow, nothing is computed for one."""
     figures = Found()
     if without_graph():
-        return _run(fused, x, params, target, [False] * len(params), False, figures)[0], figures
+        return _run(fused, x, params, target, [False] * len(params), False, figures)[0][0], figures
     return Fused.apply((fused, target, figures), x, *params), figures
 
 
@@ -87,12 +98,12 @@ class Fused(Node):
     def forward(ctx: Any, batch: tuple[FusedStep, Any, Found], x: Tensor, *params: Tensor) -> Tensor:
         fused, target, figures = batch
         _, want_x, *wanted = ctx.needs_input_grad
-        total, *bars = _run(fused, x, params, target, wanted, want_x, figures)
-        ctx.fused = fused
-        ctx.target, kept = (None, (target,)) if isinstance(target, Tensor) else (target, ())
+        (total, *bars), (kept, dtypes) = _run(fused, x, params, target, wanted, want_x, figures)
+        ctx.fused, ctx.dtypes = fused, dtypes
+        ctx.target, of_target = (None, target) if isinstance(target, Tensor) else (target, None)
         ctx.bars = bars  # nobody else has them
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *params, figures.J, *kept)
+        ctx.save_for_backward(x, *params, figures.J, of_target, kept)
         return total
 
     @staticmethod
@@ -102,8 +113,10 @@ class Fused(Node):
         if c is None:
             return (None,) * (1 + n)
         if needs_reference(ctx.fused.step, (c,), torch.is_grad_enabled()):
-            target = ctx.target if len(tensors) == n + 1 else tensors[n + 1]
-            return (None, *differentiable(ctx.fused.step, (c,), target, [()], tensors[0], tensors[1:n]))
+            x, params, (of_target, kept) = tensors[0], tensors[1:n], tensors[n + 1 :]
+            target = ctx.target if of_target is None else of_target
+            saved = [(ctx.fused.together, kept, ctx.dtypes)]
+            return (None, *differentiable(ctx.fused.step, (c,), target, saved, x, params))
         scale, last = c.item(), release(ctx)
         if last:
             ctx.bars = None
@@ -116,6 +129,29 @@ class Fused(Node):
 
 
 def _run(
+    fused: FusedStep,
+    x: Tensor,
+    params: Sequence[Tensor],
+    target: Any,
+    wanted: Sequence[bool],
+    want_x: bool,
+    figures: Found,
+) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """The total and the gradients, and what folds keep for the reference path; what else is found goes into
+    `figures`."""
+    if fused.together is None:
+        return _one_op(fused, x, params, target, wanted, want_x, figures), (None, None)
+    folds = fused.together.folds
+    inside, kept = folds.folded(x, tuple(params), fused.host)
+    asked = folds.wanted_inside(wanted)
+    found = _one_op(fused, x, inside, target, asked, want_x, figures)
+    first = 1 + want_x
+    rest = iter(found[first:])
+    bars = folds.unfolded(kept[0], tuple(params), tuple([next(rest) if want else None for want in asked]))
+    return [*found[:first], *itertools.compress(bars, wanted)], kept
+
+
+def _one_op(
     fused: FusedStep,
     x: Tensor,
     params: Sequence[Tensor],
