@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -81,6 +81,41 @@ def _hold(tables: list[dict], known: list[tuple], is_same: Callable[[Any, Any], 
     )
 
 
+def _packed(items: list[Sequence[Any]], tensors: list[Any], tensor: type) -> list[list[Any]]:
+    """The items with every tensor moved to the end of `tensors`, unless it is there: what `unpacked` reads.
+
+    A tensor becomes its place, a tuple a list, anything else a tuple of one.
+    """
+    places = {id(each): place for place, each in enumerate(tensors)}
+
+    def layout(item: Sequence[Any]) -> list[Any]:
+        found: list[Any] = []
+        for value in item:
+            if isinstance(value, tensor):
+                place = places.setdefault(id(value), len(tensors))
+                if place == len(tensors):
+                    tensors.append(value)
+                found.append(place)
+            else:
+                found.append(layout(value) if type(value) is tuple else (value,))
+        return found
+
+    return list(map(layout, items))
+
+
+def _unpacked(layouts: list[list[Any]], tensors: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """The items as they were packed, as tuples."""
+
+    def value(place: Any) -> Any:
+        if type(place) is int:
+            return tensors[place]
+        return place[0] if type(place) is tuple else tuple(map(value, place))
+
+    return list(map(value, layouts))
+
+
+packed: Callable[[list, list, type], list] = _compiled.packed if _compiled else _packed
+unpacked: Callable[[list, tuple], list] = _compiled.unpacked if _compiled else _unpacked
 same_objects: Callable[[list[dict], list[tuple]], bool] = _compiled.same_objects if _compiled else _same_objects
 same_gradients: Callable[[list[dict], list[tuple]], bool] = _compiled.same_gradients if _compiled else _same_gradients
 
