@@ -34,9 +34,7 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, _why_pure()
     except ImportError as error:
         reason = f"the compiled module did not load ({error}): install datagrad_ext again, with this torch"
-        warnings.warn(
-            f"datagrad_ext runs its PyTorch reference, slowly: {reason}", RuntimeWarning, stacklevel=2
-        )
+        warnings.warn(f"datagrad_ext runs its PyTorch reference, slowly: {reason}", RuntimeWarning, stacklevel=2)
         return None, reason
     for device, reason in compiled.not_loaded.items():
         if reason.startswith("the library did not load"):
@@ -87,31 +85,34 @@ def _packed(items: list[Sequence[Any]], tensors: list[Any], tensor: type) -> lis
     A tensor becomes its place, a tuple a list, anything else a tuple of one.
     """
     places = {id(each): place for place, each in enumerate(tensors)}
+    return [_layout(item, tensors, tensor, places) for item in items]
 
-    def layout(item: Sequence[Any]) -> list[Any]:
-        found: list[Any] = []
-        for value in item:
-            if isinstance(value, tensor):
-                place = places.setdefault(id(value), len(tensors))
-                if place == len(tensors):
-                    tensors.append(value)
-                found.append(place)
-            else:
-                found.append(layout(value) if type(value) is tuple else (value,))
-        return found
 
-    return list(map(layout, items))
+def _layout(item: Sequence[Any], tensors: list[Any], tensor: type, places: dict[int, int]) -> list[Any]:
+    found: list[Any] = []
+    for value in item:
+        if isinstance(value, tensor):
+            place = places.setdefault(id(value), len(tensors))
+            if place == len(tensors):
+                tensors.append(value)
+            found.append(place)
+        else:
+            found.append(_layout(value, tensors, tensor, places) if type(value) is tuple else (value,))
+    return found
 
 
 def _unpacked(layouts: list[list[Any]], tensors: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     """The items as they were packed, as tuples."""
+    return [_item(layout, tensors) for layout in layouts]
 
-    def value(place: Any) -> Any:
-        if type(place) is int:
-            return tensors[place]
-        return place[0] if type(place) is tuple else tuple(map(value, place))
 
-    return list(map(value, layouts))
+def _item(layout: list[Any], tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        [
+            tensors[place] if type(place) is int else place[0] if type(place) is tuple else _item(place, tensors)
+            for place in layout
+        ]
+    )
 
 
 packed: Callable[[list, list, type], list] = _compiled.packed if _compiled else _packed
@@ -187,9 +188,7 @@ class Backends:
 
     def _build(self) -> list[str]:
         """How the libraries were built, a line for each thing known."""
-        listed = {
-            key: ", ".join(value) if isinstance(value, list) else value for key, value in self.build.items()
-        }
+        listed = {key: ", ".join(value) if isinstance(value, list) else value for key, value in self.build.items()}
         names = {
             "torch": "torch headers",
             "compiler": "C++ compiler",
@@ -199,9 +198,7 @@ class Backends:
         }
         lines = [f"torch at run time: {self.torch}"]
         lines += [f"built with {title}: {listed[key]}" for key, title in names.items() if listed.get(key)]
-        return lines + [
-            f"not built: {part}: {reason}" for part, reason in self.build.get("not_built", {}).items()
-        ]
+        return lines + [f"not built: {part}: {reason}" for part, reason in self.build.get("not_built", {}).items()]
 
 
 def backends() -> Backends:
@@ -222,8 +219,7 @@ def _ops() -> list[Op]:
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return [
-        Op(name.removeprefix(prefix), tuple(device for device in DEVICES if has_kernel(name, device)))
-        for name in names
+        Op(name.removeprefix(prefix), tuple(device for device in DEVICES if has_kernel(name, device))) for name in names
     ]
 
 

@@ -45,9 +45,7 @@ class Layer:
 
     def __init__(self, shape: tuple[int, ...], word: str, eps: float, seed: int, dtype: torch.dtype) -> None:
         layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-        self.W, self.W_bar = (
-            data(*shape, seed=seed + k).to(dtype).contiguous(memory_format=layout) for k in range(2)
-        )
+        self.W, self.W_bar = (data(*shape, seed=seed + k).to(dtype).contiguous(memory_format=layout) for k in range(2))
         self.mean, self.var, self.b_bar, *rest = (data(shape[0], seed=seed + k).to(dtype) for k in range(2, 8))
         self.var = self.var.square() + 0.1
         self.vectors = {letter: t for letter, t in zip("cwb", rest, strict=True) if letter in word}
@@ -68,10 +66,10 @@ class Layer:
         values = F.batch_norm(values, self.mean.double(), self.var.double(), w, b, False, 0.0, self.eps)
         return (values[1:] - values[:1]).t().reshape(W.shape), values[0]
 
-    def check(self, found: list[Tensor], W_bar: Tensor, b_bar: Tensor | None, tolerance: float) -> None:
+    def check(self, found: list[Tensor], b_bar: Tensor | None, tolerance: float) -> None:
         """What unfolding found, W̄, w̄ and c̄, against autograd."""
         W_, b_ = self.folded()
-        value = (W_ * W_bar.double()).sum() + (0 if b_bar is None else (b_ * b_bar.double()).sum())
+        value = (W_ * self.W_bar.double()).sum() + (0 if b_bar is None else (b_ * b_bar.double()).sum())
         names = [name for name in ("W", "w", "c") if name in self.leaves and (b_bar is not None or name != "c")]
         bars = dict(zip(("W", "w", "c"), found, strict=False))
         assert len(found) == 2 + (b_bar is not None)
@@ -107,7 +105,7 @@ def test_maps(weights: str, implementation: str, dtype: torch.dtype, given: str)
             bars = iter(unfold([each.W_bar for each in asked], biases, [each.W for each in layers], kept, wanted))
             for i, layer in enumerate(asked):
                 b_bar = layer.b_bar if i < n_biases else None
-                layer.check(list(itertools.islice(bars, 2 + (b_bar is not None))), layer.W_bar, b_bar, TOLERANCES[dtype])
+                layer.check(list(itertools.islice(bars, 2 + (b_bar is not None))), b_bar, TOLERANCES[dtype])
             assert not list(bars)
 
 
@@ -120,7 +118,9 @@ WRONG = {
     "fold_norms: weight must have outputs and inputs": lambda W, v: ([v, v, v], "W", [0.1]),
     "fold_norms: mean must have shape": lambda W, v: ([W, v[:2], v], "W", [0.1]),
     "fold_norms: norm_bias must have weight's dtype": lambda W, v: ([W, v.float(), v, v], "Wb", [0.1]),
-    "fold_norms: weight must have the first weight's dtype": lambda W, v: ([W, v, v, W.float(), v, v], "W W", [0.1, 0.1]),
+    "fold_norms: weight must have the first weight's dtype": lambda W, v: (
+        *([W, v, v, W.float(), v, v], "W W", [0.1, 0.1]),
+    ),
     "fold_norms: 'Wcw' has 5 tensors and 1 eps, got 3 and 1": lambda W, v: ([W, v, v], "Wcw", [0.1]),
     "fold_norms: 'W' has 3 tensors and 1 eps, got 3 and 2": lambda W, v: ([W, v, v], "W", [0.1, 0.1]),
     "fold_norms: '' has 0 tensors": lambda W, v: ([], "", []),

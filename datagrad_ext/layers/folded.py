@@ -113,9 +113,7 @@ class Folded(PerCall):
 class FoldedNorm(Folded):
     """A linear layer or convolution and the norm behind it, which together have so many parameters and host values."""
 
-    def __init__(
-        self, linear: Linear | Convolution, n_own: int, norm: RunningNorm, n_params: int, n_host: int
-    ) -> None:
+    def __init__(self, linear: Linear | Convolution, n_own: int, norm: RunningNorm, n_params: int, n_host: int) -> None:
         self.fold = Fold(linear, n_own, norm)
         self.follows_layout, self.wants_channels_last = linear.follows_layout, linear.wants_channels_last
         folds = Folds([self.fold], [n_params], [n_host])

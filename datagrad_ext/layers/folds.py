@@ -1,4 +1,4 @@
-"""What folds norms by running statistics into the linear layers or convolutions before them: W′ = s W, b′ = s (c − μ) + b.
+"""Norms by running statistics folded into the linear layers or convolutions before them: W′ = s W, b′ = s (c − μ) + b.
 
     s = w r      W̄ = s W̄′      c̄ = s b̄′      w̄ = r s̄      b̄ = b̄′      s̄ = Σ W W̄′ + (c − μ) b̄′
 
@@ -97,7 +97,7 @@ class Folds:
         self.n_inside = [n if fold is None else 2 for fold, n in zip(folds, n_params, strict=True)]
         # Of each layer: its fold or None, where its parameters are inside and outside, and its host values.
         self._parts = list(zip(folds, _slices(self.n_inside), _slices(n_params), _slices(n_host), strict=True))
-        self._folds = [(fold, *places) for fold, *places in self._parts if fold is not None]
+        self._folds = [(fold, inside, own, host) for fold, inside, own, host in self._parts if fold is not None]
         self._given = " ".join([fold.given for fold, *_ in self._folds])
         self._eps = [fold.norm.eps for fold, *_ in self._folds]
 
@@ -114,8 +114,8 @@ class Folds:
         *found, kept = _fold(given, self._given, self._eps)
         inside: list[Tensor] = []
         rest = iter(found)
-        for fold, _, own, _ in self._parts:
-            inside += params[own] if fold is None else fold.inside(next(rest), next(rest), params[own])
+        for each, _, own, _ in self._parts:
+            inside += params[own] if each is None else each.inside(next(rest), next(rest), params[own])
         return tuple(inside), (kept, dtypes)
 
     def unfolded(self, kept: Tensor, params: Tensors, bars: Tensors) -> Tensors:
@@ -137,7 +137,7 @@ class Folds:
                 weight_bars.append(_cast(fold.outputs_first(weight_bar), kept.dtype))
             if bias_bar is not None:  # where ζ begins inside of the run, the last layers have none
                 bias_bars.append(_cast(bias_bar, kept.dtype))
-        return _unfold(weight_bars, bias_bars, weights, kept, wanted)  # type: ignore[no-any-return]
+        return _unfold(weight_bars, bias_bars, weights, kept, wanted)
 
     def wanted_inside(self, wanted: Sequence[bool]) -> tuple[bool, ...]:
         """Flags of the parameters inside; W′ and b′ are wanted if anything is that they were made of."""

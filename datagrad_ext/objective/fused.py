@@ -59,7 +59,7 @@ def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Fus
     if type(chain) is not Chain or x.dim() != 2 or x.dtype not in _DTYPES or x.device.type != "cpu" or not _is_there():
         return None
     if together is not None:
-        params = together.folds.folded(x, params, only.host)[0]
+        params, _ = together.folds.folded(x, tuple(params), only.host)
     widths = [params[link.weight].shape[0] for link in parse(chain.links) if link.weight is not None]
     samples, inputs = x.shape
     if max(inputs, *widths) > NARROW:

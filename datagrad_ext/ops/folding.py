@@ -54,9 +54,7 @@ def fold_norms(tensors: Sequence[Tensor], given: str, eps: Sequence[float]) -> l
     return [*found, torch.cat(kept)]
 
 
-@op(
-    "unfold_norms(Tensor[] weight_bars, Tensor[] bias_bars, Tensor[] weights, Tensor kept, bool[] wanted) -> Tensor[]"
-)
+@op("unfold_norms(Tensor[] weight_bars, Tensor[] bias_bars, Tensor[] weights, Tensor kept, bool[] wanted) -> Tensor[]")
 def unfold_norms(
     weight_bars: Sequence[Tensor],
     bias_bars: Sequence[Tensor],
