@@ -68,6 +68,7 @@ CPU_ALONE = (
     "convolution_relu_vjp",
     "convolution_reverse",
     "fold_norms",
+    "folded_penalty_step",
     "image_chain_data_jvp",
     "image_chain_data_vjp",
     "image_chain_forward",

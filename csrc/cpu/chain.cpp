@@ -26,6 +26,7 @@ constexpr DirectOp kDirect[] = {
     direct_op<&chain_data_jvp<CpuBackend>>("chain_data_jvp"),
     direct_op<&chain_reverse<CpuBackend>>("chain_reverse"),
     direct_op<&chain_penalty_step>("chain_penalty_step"),
+    direct_op<&folded_penalty_step>("folded_penalty_step"),
     direct_op<&image_chain_forward>("image_chain_forward"),
     direct_op<&image_chain_data_vjp>("image_chain_data_vjp"),
     direct_op<&image_chain_data_jvp>("image_chain_data_jvp"),

@@ -14,6 +14,11 @@ Tensors chain_penalty_step(const Tensor& x, Tensors params, std::optional<Tensor
                            std::vector<double> main_constants, double main_weight, std::string penalties,
                            std::vector<double> constants, std::vector<double> weights, Flags wanted, bool want_x);
 
+Tensors folded_penalty_step(const Tensor& x, Tensors params, Tensors statistics, std::string given, std::vector<double> eps,
+                            std::optional<Tensor> target, std::string links, std::string loss, std::vector<double> loss_constants,
+                            std::string main, std::vector<double> main_constants, double main_weight, std::string penalties,
+                            std::vector<double> constants, std::vector<double> weights, Flags wanted, bool want_x);
+
 Tensors image_chain_forward(const Tensor& x, Tensors params, std::string links);
 
 Tensors image_chain_data_vjp(const Tensor& g, const Tensor& x, Tensors params, Tensors saved, std::string links);

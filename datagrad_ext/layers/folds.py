@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._native import direct
+from ..ops.chain import parse
 from ..ops.folding import rows_of
 from .base import Layer, Tensors
 from .convolution import Convolution
@@ -117,6 +118,16 @@ class Folds:
         for each, _, own, _ in self._parts:
             inside += params[own] if each is None else each.inside(next(rest), next(rest), params[own])
         return tuple(inside), (kept, dtypes)
+
+    def statistics(self, x: Tensor, host: tuple) -> list[Tensor]:
+        """Mean and variance of each norm at this call."""
+        return [t for fold, _, _, here in self._folds for t in fold.norm.statistics(x, host[here])]
+
+    def told(self, links: str) -> tuple[str, list[float]]:
+        """The folds of a chain as `ops/folded_step.py` is told of them."""
+        parts = zip(parse(links), self._parts, strict=True)
+        words = ["-" if fold is None else fold.given for link, (fold, *_) in parts if link.weight is not None]
+        return " ".join(words), self._eps
 
     def unfolded(self, kept: Tensor, params: Tensors, bars: Tensors) -> Tensors:
         """The gradients of the parameters, from those of the parameters inside (None: zero)."""

@@ -4,12 +4,12 @@ The forward computes the gradients, too, at a cotangent of 1: everything is in t
 them by the cotangent it gets, which is 1 as a rule. What needs a graph of the gradients takes the reference path, from
 x and the parameters.
 
-Norms by running statistics are folded before the op, which sees W′ and b′, and their gradients unfolded behind it.
+A chain that norms by running statistics are folded into has an op of its own (`ops/folded_step.py`), which is told the
+statistics of the call.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +29,7 @@ from ..single import Single
 from .result import without_graph
 from .step import Found, Step, differentiable
 
-_op = direct("chain_penalty_step")
+_op, _folded_op = direct("chain_penalty_step"), direct("folded_penalty_step")
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -44,6 +44,8 @@ class FusedStep:
     has_main: bool
     together: Together | None
     """The chain with its folds, if it has some."""
+    norms: tuple[str, Sequence[float]]
+    """Which linear links have a norm, and the norms' ε, as the op is told."""
     host: tuple[Any, ...]
 
 
@@ -58,6 +60,7 @@ def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Fus
     chain = only.layer if together is None else together.inside
     if type(chain) is not Chain or x.dim() != 2 or x.dtype not in _DTYPES or x.device.type != "cpu" or not _is_there():
         return None
+    norms = ("", ()) if together is None else together.folds.told(chain.links)
     if together is not None:
         params, _ = together.folds.folded(x, tuple(params), only.host)
     widths = [params[link.weight].shape[0] for link in parse(chain.links) if link.weight is not None]
@@ -80,14 +83,14 @@ def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Fus
         _floats(active.weight for active in step.terms),
     )
     reads_target = any(head.reads_target for head in used)
-    return FusedStep(step, told, reads_target, heads.main is not None, together, only.host)
+    return FusedStep(step, told, reads_target, heads.main is not None, together, norms, only.host)
 
 
 def total(fused: FusedStep, x: Tensor, params: Sequence[Tensor], target: Any) -> tuple[Tensor, Found]:
     """The total of the step, and what else it finds; where no backward can follow, nothing is computed for one."""
     figures = Found()
     if without_graph():
-        return _run(fused, x, params, target, [False] * len(params), False, figures)[0][0], figures
+        return _run(fused, x, params, target, [False] * len(params), False, figures)[0], figures
     return Fused.apply((fused, target, figures), x, *params), figures
 
 
@@ -98,8 +101,8 @@ class Fused(Node):
     def forward(ctx: Any, batch: tuple[FusedStep, Any, Found], x: Tensor, *params: Tensor) -> Tensor:
         fused, target, figures = batch
         _, want_x, *wanted = ctx.needs_input_grad
-        (total, *bars), (kept, dtypes) = _run(fused, x, params, target, wanted, want_x, figures)
-        ctx.fused, ctx.dtypes = fused, dtypes
+        total, *bars, kept = _run(fused, x, params, target, wanted, want_x, figures)
+        ctx.fused = fused
         ctx.target, of_target = (None, target) if isinstance(target, Tensor) else (target, None)
         ctx.bars = bars  # nobody else has them
         ctx.set_materialize_grads(False)
@@ -115,7 +118,7 @@ class Fused(Node):
         if needs_reference(ctx.fused.step, (c,), torch.is_grad_enabled()):
             x, params, (of_target, kept) = tensors[0], tensors[1:n], tensors[n + 1 :]
             target = ctx.target if of_target is None else of_target
-            saved = [(ctx.fused.together, kept, ctx.dtypes)]
+            saved = [(ctx.fused.together, kept, None)]
             return (None, *differentiable(ctx.fused.step, (c,), target, saved, x, params))
         scale, last = c.item(), release(ctx)
         if last:
@@ -136,39 +139,20 @@ def _run(
     wanted: Sequence[bool],
     want_x: bool,
     figures: Found,
-) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """The total and the gradients, and what folds keep for the reference path; what else is found goes into
-    `figures`."""
-    if fused.together is None:
-        return _one_op(fused, x, params, target, wanted, want_x, figures), (None, None)
-    folds = fused.together.folds
-    inside, kept = folds.folded(x, tuple(params), fused.host)
-    asked = folds.wanted_inside(wanted)
-    found = _one_op(fused, x, inside, target, asked, want_x, figures)
-    first = 1 + want_x
-    rest = iter(found[first:])
-    bars = folds.unfolded(kept[0], tuple(params), tuple([next(rest) if want else None for want in asked]))
-    return [*found[:first], *itertools.compress(bars, wanted)], kept
-
-
-def _one_op(
-    fused: FusedStep,
-    x: Tensor,
-    params: Sequence[Tensor],
-    target: Any,
-    wanted: Sequence[bool],
-    want_x: bool,
-    figures: Found,
-) -> list[Tensor]:
-    """The op: the total and the gradients; what else it returns goes into `figures`."""
+) -> list[Any]:
+    """The op: the total, the gradients, and what a fold keeps or None; what else it returns goes into `figures`."""
+    told = (target if fused.reads_target else None, *fused.told, wanted, want_x)
     try:
-        found: list[Tensor] = _op(x, params, target if fused.reads_target else None, *fused.told, wanted, want_x)
+        if fused.together is None:
+            found: list[Any] = [*_op(x, params, *told), None]
+        else:
+            found = _folded_op(x, params, fused.together.folds.statistics(x, fused.host), *fused.norms, *told)
     except RuntimeError as error:
         if "out of bounds" not in str(error):
             raise
         raise IndexError(str(error)) from None  # a class index: what the loss itself raises
     first = 1 + fused.has_main
-    last = len(found) - sum(wanted) - want_x - 1
+    last = len(found) - sum(wanted) - want_x - 2
     if fused.has_main:
         figures.mean = found[1]
     figures.values, figures.J = found[first:last], found[last]
