@@ -6,12 +6,14 @@
 //   loaded         dict, device ('CPU', 'CUDA', and 'cuDNN' for fused convolutions on CUDA) -> file name of the loaded library
 //   not_loaded     dict, device -> sentence that says why there is none
 //   same_objects, same_gradients     functions: csrc/tables.h
+//   packed, unpacked     functions: csrc/saved.h
 //   find_torch, direct     functions, where the CPU library is loaded: csrc/direct.h
 
 #include <direct.h>
 
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
+#include <saved.h>
 #include <tables.h>
 
 #include <algorithm>
@@ -68,6 +70,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Loads datagrad_ext's compiled kernels and tells how they were built.";
   m.def("build_info", &build_info, "The record of the build: versions, instruction sets, architectures, what was not built and why.");
   datagrad::define_tables(m);
+  datagrad::define_saved(m);
   const py::object torch = py::module_::import("torch");  // its libraries must be there before ours
   const py::object info = build_info();
   py::dict loaded;

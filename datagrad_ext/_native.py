@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -34,9 +34,7 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, _why_pure()
     except ImportError as error:
         reason = f"the compiled module did not load ({error}): install datagrad_ext again, with this torch"
-        warnings.warn(
-            f"datagrad_ext runs its PyTorch reference, slowly: {reason}", RuntimeWarning, stacklevel=2
-        )
+        warnings.warn(f"datagrad_ext runs its PyTorch reference, slowly: {reason}", RuntimeWarning, stacklevel=2)
         return None, reason
     for device, reason in compiled.not_loaded.items():
         if reason.startswith("the library did not load"):
@@ -82,6 +80,44 @@ def _hold(tables: list[dict], known: list[tuple], is_same: Callable[[Any, Any], 
     )
 
 
+def _packed(items: list[Sequence[Any]], tensors: list[Any], tensor: type) -> list[list[Any]]:
+    """The items with every tensor moved to the end of `tensors`, unless it is there: what `unpacked` reads.
+
+    A tensor becomes its place, a tuple a list, anything else a tuple of one.
+    """
+    places = {id(each): place for place, each in enumerate(tensors)}
+    return [_layout(item, tensors, tensor, places) for item in items]
+
+
+def _layout(item: Sequence[Any], tensors: list[Any], tensor: type, places: dict[int, int]) -> list[Any]:
+    found: list[Any] = []
+    for value in item:
+        if isinstance(value, tensor):
+            place = places.setdefault(id(value), len(tensors))
+            if place == len(tensors):
+                tensors.append(value)
+            found.append(place)
+        else:
+            found.append(_layout(value, tensors, tensor, places) if type(value) is tuple else (value,))
+    return found
+
+
+def _unpacked(layouts: list[list[Any]], tensors: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """The items as they were packed, as tuples."""
+    return [_item(layout, tensors) for layout in layouts]
+
+
+def _item(layout: list[Any], tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        [
+            tensors[place] if type(place) is int else place[0] if type(place) is tuple else _item(place, tensors)
+            for place in layout
+        ]
+    )
+
+
+packed: Callable[[list, list, type], list] = _compiled.packed if _compiled else _packed
+unpacked: Callable[[list, tuple], list] = _compiled.unpacked if _compiled else _unpacked
 same_objects: Callable[[list[dict], list[tuple]], bool] = _compiled.same_objects if _compiled else _same_objects
 same_gradients: Callable[[list[dict], list[tuple]], bool] = _compiled.same_gradients if _compiled else _same_gradients
 
@@ -153,9 +189,7 @@ class Backends:
 
     def _build(self) -> list[str]:
         """How the libraries were built, a line for each thing known."""
-        listed = {
-            key: ", ".join(value) if isinstance(value, list) else value for key, value in self.build.items()
-        }
+        listed = {key: ", ".join(value) if isinstance(value, list) else value for key, value in self.build.items()}
         names = {
             "torch": "torch headers",
             "compiler": "C++ compiler",
@@ -165,9 +199,7 @@ class Backends:
         }
         lines = [f"torch at run time: {self.torch}"]
         lines += [f"built with {title}: {listed[key]}" for key, title in names.items() if listed.get(key)]
-        return lines + [
-            f"not built: {part}: {reason}" for part, reason in self.build.get("not_built", {}).items()
-        ]
+        return lines + [f"not built: {part}: {reason}" for part, reason in self.build.get("not_built", {}).items()]
 
 
 def backends() -> Backends:
@@ -188,8 +220,7 @@ def _ops() -> list[Op]:
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return [
-        Op(name.removeprefix(prefix), tuple(device for device in DEVICES if has_kernel(name, device)))
-        for name in names
+        Op(name.removeprefix(prefix), tuple(device for device in DEVICES if has_kernel(name, device))) for name in names
     ]
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ._native import packed, unpacked
 from .layers import Tensors, UnsupportedOutput, add_each, gradients
 from .program import Flags, Left, Program
 
@@ -55,7 +56,7 @@ class Visit:
         self.inputs: tuple[Tensor, ...] = tensors[1:first]
         self.params: tuple[Tensor, ...] = tensors[first : first + program.n_params]
         self.thetas = program.thetas(self.params)
-        self.saved = [unpack(layout, tensors) for layout in node.layout]
+        self.saved = unpacked(node.layout, tensors)
         self.left: Left | None = None
         self.parts: list[Tensors] = []
 
@@ -160,7 +161,7 @@ class Forward(Node):
             raise UnsupportedOutput("its result is a layer's tuple")
         anchor = next(filter(Tensor.is_floating_point, arguments)).new_empty(0)
         tensors = [anchor, *arguments]
-        ctx.run, ctx.layout = run, packed(saved, tensors)
+        ctx.run, ctx.layout = run, packed(saved, tensors, Tensor)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         if program.constant_outputs:
@@ -194,7 +195,7 @@ class DataGradient(Node):
         cut = [None if g is None else g.detach() for g in gs]  # a record must not hold the graph of the loss
         found, records = forward.run.program.data_gradient(visit.saved, visit.thetas, cut, wanted)
         tensors = list(gs)
-        ctx.forward_node, ctx.wanted, ctx.layout = forward, wanted, packed([records], tensors)
+        ctx.forward_node, ctx.wanted, ctx.layout = forward, wanted, packed([records], tensors, Tensor)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         return tuple(filled(found, visit.inputs, wanted))
@@ -209,7 +210,7 @@ class DataGradient(Node):
             visit.parts.append(bars)
             return (None, None, None, *g_bars)
         wanted = tuple([g is not None and g.requires_grad for g in gs])
-        kept = list(unpack(ctx.layout[0], tensors))
+        kept = list(unpacked(ctx.layout, tensors)[0])
         del tensors
         release(ctx)
         return (None, None, None, *run.program.tangent(visit.saved, visit.thetas, kept, seeds, wanted, visit.left))
@@ -305,35 +306,3 @@ def release(ctx: Any) -> bool:
     ctx.maybe_clear_saved_tensors()
     ctx.layout = None
     return True
-
-
-def packed(items: Sequence[Sequence[Any]], tensors: list[Any]) -> list[list[Any]]:
-    """The items with every tensor moved to the end of `tensors`, unless it is there: what `unpack` reads.
-
-    A tensor becomes its place, a tuple a list, anything else a tuple of one.
-    """
-    places = {id(tensor): place for place, tensor in enumerate(tensors)}
-    return [_pack(item, tensors, places) for item in items]
-
-
-def _pack(items: Sequence[Any], tensors: list[Any], places: dict[int, int]) -> list[Any]:
-    layout: list[Any] = []
-    for item in items:
-        if isinstance(item, Tensor):
-            place = places.setdefault(id(item), len(tensors))
-            if place == len(tensors):
-                tensors.append(item)
-            layout.append(place)
-        else:
-            layout.append(_pack(item, tensors, places) if type(item) is tuple else (item,))
-    return layout
-
-
-def unpack(layout: list[Any], tensors: Sequence[Any]) -> tuple[Any, ...]:
-    """The items as they were packed."""
-    return tuple(
-        [
-            tensors[place] if type(place) is int else place[0] if type(place) is tuple else unpack(place, tensors)
-            for place in layout
-        ]
-    )

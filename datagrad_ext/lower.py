@@ -171,9 +171,7 @@ class _Lowering:
             "call_method": self._call,
         }
         for node in self._graph.nodes:
-            if node.op == "get_attr" and not node.users:  # a rule looked at a module
-                continue
-            if node.op in handlers:
+            if node.op in handlers and not self._is_unread_buffer(node):
                 with _blame(node):
                     target = self._in_place_target(node)
                     self._kinds[node] = handlers[node.op](node)
@@ -207,6 +205,13 @@ class _Lowering:
         return Lowered(program, self._fetches, structure, outputs, used, entries)
 
     # nodes
+
+    def _is_unread_buffer(self, node: fx.Node) -> bool:
+        """Whether the node names a buffer that nothing reads: code that asks whether there is one leaves such nodes."""
+        if node.op != "get_attr" or node.users:
+            return False
+        path, _, name = str(node.target).rpartition(".")
+        return name in self._root.get_submodule(path)._buffers
 
     def _get_attr(self, node: fx.Node) -> Host | Parameter:
         path, _, name = str(node.target).rpartition(".")

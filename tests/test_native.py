@@ -67,12 +67,13 @@ CPU_ALONE = (
     "convolution_relu_reverse",
     "convolution_relu_vjp",
     "convolution_reverse",
-    "fold_norm",
+    "fold_norms",
+    "folded_penalty_step",
     "image_chain_data_jvp",
     "image_chain_data_vjp",
     "image_chain_forward",
     "image_chain_reverse",
-    "unfold_norm",
+    "unfold_norms",
 )
 CUDNN = "fused_convolution"  # the ops whose kernels are cuDNN's plans: a library of its own, for CUDA alone
 

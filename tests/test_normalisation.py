@@ -102,9 +102,11 @@ def test_running_statistics_where_the_program_gives_up() -> None:
     check(Recurrent().double(), [data(4, 6)], code, datagrad_ext.accelerate)
 
 
-def test_running_statistics_of_the_forward_are_those_of_its_backward() -> None:
+@pytest.mark.parametrize("before", [(), (nn.Linear(4, 4),)], ids=["alone", "folded"])
+def test_running_statistics_of_the_forward_are_those_of_its_backward(before: tuple[nn.Module, ...]) -> None:
     """A training step between an evaluation and its backward changes nothing (in PyTorch it does, silently)."""
-    model = datagrad_ext.accelerate(random_numbers(nn.Sequential(nn.BatchNorm1d(4), nn.Tanh())).double())
+    layers = copy.deepcopy([*before, nn.BatchNorm1d(4), nn.Tanh()])
+    model = datagrad_ext.accelerate(random_numbers(nn.Sequential(*layers)).double())
     x = leaf(data(5, 4))
     found = []
     for interrupted in (False, True):
@@ -117,18 +119,19 @@ def test_running_statistics_of_the_forward_are_those_of_its_backward() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_evaluation_follows_the_running_statistics(device: str) -> None:
+@pytest.mark.parametrize(("name", "second"), [("conv_batch_norm_relu", 4), ("mlp_batch_norms_eval", 6)])
+def test_evaluation_follows_the_running_statistics(name: str, second: int, device: str) -> None:
     """They are read at each call, not when the network is traced; so are statistics that were taken away."""
-    ours, plain = (network("conv_batch_norm_relu").build().to(device) for _ in range(2))
+    ours, plain = (network(name).build().to(device) for _ in range(2))
     datagrad_ext.accelerate(ours)
     for change in (
         lambda model: model.train(),
         lambda model: model.eval(),
         lambda model: model[1].running_mean.add_(0.3),
-        lambda model: model[4].reset_running_stats(),
+        lambda model: model[second].reset_running_stats(),
         lambda model: model.load_state_dict(random_numbers(copy.deepcopy(plain)).state_dict()),
         lambda model: [setattr(model[1], name, None) for name in ("running_mean", "running_var")],
-        lambda model: setattr(model[4], "track_running_stats", False),
+        lambda model: setattr(model[second], "track_running_stats", False),
         lambda model: model.train(),
     ):
         torch.manual_seed(0)
@@ -136,7 +139,7 @@ def test_evaluation_follows_the_running_statistics(device: str) -> None:
         torch.manual_seed(0)
         change(plain)
         objective = Objective(CE, ((CE, "l2_squared"),))
-        inputs = [data(3, 3, 8, 8).to(device)]
+        inputs = [data(*network(name).shapes[0]).to(device)]
         assert_equal(observe(ours, inputs, objective), observe(plain, inputs, objective))
 
 

@@ -239,6 +239,8 @@ NETWORKS = [
         "mlp_one_row",
         "mlp_dropout",
         "mlp_batch_norm",
+        "mlp_batch_norms_eval",
+        "mlp_frozen_norms_eval",
         "conv_critic",
         "dag_residual_smooth",
         "opaque_scaled_weights",

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import data, ids, mlp
+from cases import data, ids, mlp, network
 from torch import Tensor, nn
 
 import datagrad_ext
@@ -59,7 +59,16 @@ class Setting:
 
 
 def _setting(loss: Any = F.cross_entropy, weight: Any = 0.3, every: int = 1) -> Setting:
-    model = datagrad_ext.accelerate(mlp().double())
+    return _setting_of(mlp(), loss, weight, every)
+
+
+def _evaluated() -> Setting:
+    """A network with batch norms in evaluation mode, which are folded."""
+    return _setting_of(network("mlp_batch_norms_eval").build())
+
+
+def _setting_of(model: nn.Module, loss: Any = F.cross_entropy, weight: Any = 0.3, every: int = 1) -> Setting:
+    model = datagrad_ext.accelerate(model.double())
     x = data(6, next(model.parameters()).shape[1], seed=3)
     return Setting(DataGrad(loss, Term(weight, penalties.l2_squared, every=every)), model, x, torch.arange(6) % CLASSES)
 
@@ -82,6 +91,20 @@ def _hook(s: Setting) -> None:
 
 def _replace_layer(s: Setting) -> None:
     s.model[0] = nn.Linear(s.x.shape[1], s.model[0].out_features).double()  # type: ignore[index,operator]
+
+
+def _other_statistics(s: Setting) -> None:
+    s.model[6].running_mean = torch.full_like(s.model[6].running_mean, 0.7)  # type: ignore[index]
+
+
+def _no_statistics(s: Setting) -> None:
+    s.model[1].running_mean = s.model[1].running_var = None  # type: ignore[index]
+
+
+def _step_in_training(s: Setting) -> None:
+    s.model.train()
+    s.found()
+    s.model.eval()
 
 
 def _smooth(s: Setting) -> None:
@@ -115,6 +138,12 @@ CHANGES = [
     Change("another step of a schedule", _of_objective("step", lambda s: 7), lambda: _setting(weight=Ramp(1.0, 9))),
     Change("a lazy term, which rests by turns", lambda s: None, lambda: _setting(every=2)),
     Change("an option of a loss that is a module", _smooth, lambda: _setting(nn.CrossEntropyLoss())),
+    Change("running statistics in place", lambda s: s.model[1].running_var.mul_(3), _evaluated),  # type: ignore[index]
+    Change("other running statistics", _other_statistics, _evaluated),
+    Change("no running statistics", _no_statistics, _evaluated),
+    Change("a frozen weight of a norm", lambda s: s.model[1].weight.requires_grad_(False), _evaluated),  # type: ignore[index]
+    Change("a step in training between two in evaluation", _step_in_training, _evaluated),
+    Change("one norm in training", lambda s: s.model[1].train(), _evaluated),  # type: ignore[index]
 ]
 
 

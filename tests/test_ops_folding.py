@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datagrad_ext.ops import folding
 
-NAMES = ("fold_norm", "unfold_norm")
+NAMES = ("fold_norms", "unfold_norms")
 IMPLEMENTATIONS = {
     "op": tuple(getattr(torch.ops.datagrad, name).default for name in NAMES),
     "direct": tuple(directly(name) for name in NAMES),
@@ -22,12 +22,15 @@ IMPLEMENTATIONS = {
 }
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 2e-6}
 WEIGHTS = {
-    "linear": (5, 7),
-    "long rows": (33, 70),
-    "many": (130, 600),
-    "convolution": (6, 4, 3, 2),
-    "no input": (3, 0),
+    "linear": [(5, 7)],
+    "long rows": [(33, 70)],
+    "many": [(130, 600)],
+    "convolution": [(6, 4, 3, 2)],
+    "no input": [(3, 0)],
+    "several": [(5, 7), (6, 5), (4, 4, 3, 2), (1, 1)],
 }
+GIVEN = {"all": ["Wcwb"], "no vector": ["W"], "different": ["Wwb", "Wc", "W", "Wcw", "Wb"]}
+EPS = (0.01, 0.2)
 
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
@@ -37,43 +40,73 @@ def test_is_native(name: str) -> None:
     assert_native(name, "cpu")
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
+class Layer:
+    """Operands of a layer, and the same as leaves in float64; a word names its vectors."""
+
+    def __init__(self, shape: tuple[int, ...], word: str, eps: float, seed: int, dtype: torch.dtype) -> None:
+        layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        self.W, self.W_bar = (data(*shape, seed=seed + k).to(dtype).contiguous(memory_format=layout) for k in range(2))
+        self.mean, self.var, self.b_bar, *rest = (data(shape[0], seed=seed + k).to(dtype) for k in range(2, 8))
+        self.var = self.var.square() + 0.1
+        self.vectors = {letter: t for letter, t in zip("cwb", rest, strict=True) if letter in word}
+        self.leaves = {"W": self.W, **self.vectors}
+        self.leaves = {name: t.double().clone().requires_grad_() for name, t in self.leaves.items()}
+        self.eps = eps
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.W, *self.vectors.values(), self.mean, self.var]
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """What the norm does to a unit of each input, and to none."""
+        W, c, w, b = (self.leaves.get(name) for name in "Wcwb")
+        assert W is not None
+        zero = W.new_zeros(1, len(W)) if c is None else c[None]
+        values = torch.cat([zero, W.flatten(1).t() + zero])
+        values = F.batch_norm(values, self.mean.double(), self.var.double(), w, b, False, 0.0, self.eps)
+        return (values[1:] - values[:1]).t().reshape(W.shape), values[0]
+
+    def check(self, found: list[Tensor], b_bar: Tensor | None, tolerance: float) -> None:
+        """What unfolding found, W̄, w̄ and c̄, against autograd."""
+        W_, b_ = self.folded()
+        value = (W_ * self.W_bar.double()).sum() + (0 if b_bar is None else (b_ * b_bar.double()).sum())
+        names = [name for name in ("W", "w", "c") if name in self.leaves and (b_bar is not None or name != "c")]
+        bars = dict(zip(("W", "w", "c"), found, strict=False))
+        assert len(found) == 2 + (b_bar is not None)
+        same_layout(bars["W"], self.W)
+        for name, expected in zip(names, torch.autograd.grad(value, [self.leaves[n] for n in names]), strict=True):
+            assert _error(bars[name], expected) < tolerance
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
 @implementations
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("given", ["all", "no vector"])
-def test_maps(weight: str, implementation: str, dtype: torch.dtype, given: str) -> None:
+@pytest.mark.parametrize("given", GIVEN)
+def test_maps(weights: str, implementation: str, dtype: torch.dtype, given: str) -> None:
     fold, unfold = IMPLEMENTATIONS[implementation]
-    shape = WEIGHTS[weight]
-    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-    W, W_bar = (data(*shape, seed=seed).to(dtype).contiguous(memory_format=layout) for seed in (1, 2))
-    mean, var, b_bar, *rest = (data(shape[0], seed=seed).to(dtype) for seed in range(3, 9))
-    var = var.square() + 0.1
-    c, w, b = rest if given == "all" else (None, None, None)
-
-    leaves: list[Any] = [None if t is None else t.double().clone().requires_grad_() for t in (W, w, c, b)]
-    W_, b_ = _folded(*leaves, mean.double(), var.double())
-    folded, moved, kept = fold(W, c, mean, var, w, b, 0.01)
-    same_layout(folded, W)
-    assert _error(folded, W_) < TOLERANCES[dtype]
-    assert _error(moved, b_) < TOLERANCES[dtype]
-    assert torch.equal(kept[3:], torch.stack([mean, var]))
-    for with_bias in (True, False):
-        value = (W_ * W_bar.double()).sum() + with_bias * (b_ * b_bar.double()).sum()
-        own, *vectors = unfold(W_bar, b_bar if with_bias else None, W, kept)
-        assert len(vectors) == 1 + with_bias
-        same_layout(own, W)
-        wanted = [leaf for leaf in leaves[:3] if leaf is not None][: 2 + with_bias]
-        found = [own, *vectors][: len(wanted)]
-        for actual, expected in zip(found, torch.autograd.grad(value, wanted, retain_graph=True), strict=True):
-            assert _error(actual, expected) < TOLERANCES[dtype]
-
-
-def _folded(W: Tensor, w: Any, c: Any, b: Any, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """What the norm does to a unit of each input, and to none."""
-    zero = W.new_zeros(1, len(W)) if c is None else c[None]
-    units = W.flatten(1).t() + zero
-    values = F.batch_norm(torch.cat([zero, units]), mean, var, w, b, False, 0.0, 0.01)
-    return (values[1:] - values[:1]).t().reshape(W.shape), values[0]
+    shapes = WEIGHTS[weights]
+    words = [word for word, _ in zip(itertools.cycle(GIVEN[given]), shapes, strict=False)]
+    layers = [
+        Layer(shape, word, EPS[i % 2], 10 * i, dtype) for i, (shape, word) in enumerate(zip(shapes, words, strict=True))
+    ]
+    *found, kept = fold([t for each in layers for t in each.tensors], " ".join(words), [each.eps for each in layers])
+    for layer, folded, moved, rows in zip(
+        layers, found[::2], found[1::2], folding.rows_of(kept, [len(each.W) for each in layers]), strict=True
+    ):
+        W_, b_ = layer.folded()
+        same_layout(folded, layer.W)
+        assert _error(folded, W_) < TOLERANCES[dtype]
+        assert _error(moved, b_) < TOLERANCES[dtype]
+        assert torch.equal(rows[3:], torch.stack([layer.mean, layer.var]))
+    for wanted in {(True,) * len(layers), tuple(i % 2 == 1 for i in range(len(layers)))}:
+        asked = list(itertools.compress(layers, wanted))
+        for n_biases in {0, len(asked) // 2, len(asked)}:
+            biases = [each.b_bar for each in asked[:n_biases]]
+            bars = iter(unfold([each.W_bar for each in asked], biases, [each.W for each in layers], kept, wanted))
+            for i, layer in enumerate(asked):
+                b_bar = layer.b_bar if i < n_biases else None
+                layer.check(list(itertools.islice(bars, 2 + (b_bar is not None))), b_bar, TOLERANCES[dtype])
+            assert not list(bars)
 
 
 def _error(actual: Tensor, expected: Tensor) -> float:
@@ -81,13 +114,20 @@ def _error(actual: Tensor, expected: Tensor) -> float:
 
 
 WRONG = {
-    "fold_norm: weight must be float32 or float64, got int64": lambda W, v: (W.long(), None, v, v, None, None, 0.1),
-    "fold_norm: weight must have outputs and inputs": lambda W, v: (v, None, v, v, None, None, 0.1),
-    "fold_norm: mean must have shape": lambda W, v: (W, None, v[:2], v, None, None, 0.1),
-    "fold_norm: norm_bias must have weight's dtype": lambda W, v: (W, None, v, v, None, v.float(), 0.1),
-    "unfold_norm: weight_bar must have shape": lambda W, v: (W[:2], None, W, v.expand(5, -1)),
-    "unfold_norm: bias_bar must have shape": lambda W, v: (W, v[:1], W, v.expand(5, -1)),
-    "unfold_norm: kept must have shape": lambda W, v: (W, v, W, v.expand(4, -1)),
+    "fold_norms: weight must be float32 or float64, got int64": lambda W, v: ([W.long(), v, v], "W", [0.1]),
+    "fold_norms: weight must have outputs and inputs": lambda W, v: ([v, v, v], "W", [0.1]),
+    "fold_norms: mean must have shape": lambda W, v: ([W, v[:2], v], "W", [0.1]),
+    "fold_norms: norm_bias must have weight's dtype": lambda W, v: ([W, v.float(), v, v], "Wb", [0.1]),
+    "fold_norms: weight must have the first weight's dtype": lambda W, v: (
+        *([W, v, v, W.float(), v, v], "W W", [0.1, 0.1]),
+    ),
+    "fold_norms: 'Wcw' has 5 tensors and 1 eps, got 3 and 1": lambda W, v: ([W, v, v], "Wcw", [0.1]),
+    "fold_norms: 'W' has 3 tensors and 1 eps, got 3 and 2": lambda W, v: ([W, v, v], "W", [0.1, 0.1]),
+    "fold_norms: '' has 0 tensors": lambda W, v: ([], "", []),
+    "unfold_norms: weight_bar must have shape": lambda W, v: ([W[:2]], [v], [W], v.repeat(5), [True]),
+    "unfold_norms: bias_bar must have shape": lambda W, v: ([W], [v[:1]], [W], v.repeat(5), [True]),
+    "unfold_norms: kept must have shape": lambda W, v: ([W], [v], [W], v.repeat(4), [True]),
+    "unfold_norms: needs a weight and a flag for each": lambda W, v: ([W], [v], [W], v.repeat(5), [False]),
 }
 
 

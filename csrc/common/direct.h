@@ -19,7 +19,7 @@ struct Argument {
 
 // Lists are shared by all arguments: a call of a small network notices every piece of memory it asks for.
 struct DirectCall {
-  static constexpr size_t kMaxArguments = 16;
+  static constexpr size_t kMaxArguments = 20;
 
   Argument arguments[kMaxArguments];
   std::vector<void*> tensors;  // AtenTensorHandles that the call owns

@@ -26,12 +26,13 @@ constexpr DirectOp kDirect[] = {
     direct_op<&chain_data_jvp<CpuBackend>>("chain_data_jvp"),
     direct_op<&chain_reverse<CpuBackend>>("chain_reverse"),
     direct_op<&chain_penalty_step>("chain_penalty_step"),
+    direct_op<&folded_penalty_step>("folded_penalty_step"),
     direct_op<&image_chain_forward>("image_chain_forward"),
     direct_op<&image_chain_data_vjp>("image_chain_data_vjp"),
     direct_op<&image_chain_data_jvp>("image_chain_data_jvp"),
     direct_op<&image_chain_reverse>("image_chain_reverse"),
-    direct_op<&fold_norm>("fold_norm"),
-    direct_op<&unfold_norm>("unfold_norm"),
+    direct_op<&fold_norms>("fold_norms"),
+    direct_op<&unfold_norms>("unfold_norms"),
 };
 
 }  // namespace

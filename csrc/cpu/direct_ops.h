@@ -14,6 +14,11 @@ Tensors chain_penalty_step(const Tensor& x, Tensors params, std::optional<Tensor
                            std::vector<double> main_constants, double main_weight, std::string penalties,
                            std::vector<double> constants, std::vector<double> weights, Flags wanted, bool want_x);
 
+Tensors folded_penalty_step(const Tensor& x, Tensors params, Tensors statistics, std::string given, std::vector<double> eps,
+                            std::optional<Tensor> target, std::string links, std::string loss, std::vector<double> loss_constants,
+                            std::string main, std::vector<double> main_constants, double main_weight, std::string penalties,
+                            std::vector<double> constants, std::vector<double> weights, Flags wanted, bool want_x);
+
 Tensors image_chain_forward(const Tensor& x, Tensors params, std::string links, Tensors running, std::vector<double> momenta);
 
 Tensors image_chain_data_vjp(const Tensor& g, const Tensor& x, Tensors params, Tensors saved, std::string links);
@@ -24,9 +29,8 @@ Tensors image_chain_data_jvp(const Tensor& t, const Tensor& x, Tensors params, T
 Tensors image_chain_reverse(std::optional<Tensor> zeta, Tensors records, Tensors tangents, const Tensor& x, Tensors params,
                             Tensors saved, std::string links, Flags wanted, bool want_x, Tensors sums);
 
-Tensors fold_norm(const Tensor& weight, std::optional<Tensor> bias, const Tensor& mean, const Tensor& var,
-                  std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps);
+Tensors fold_norms(Tensors tensors, std::string given, std::vector<double> eps);
 
-Tensors unfold_norm(const Tensor& weight_bar, std::optional<Tensor> bias_bar, const Tensor& weight, const Tensor& kept);
+Tensors unfold_norms(Tensors weight_bars, Tensors bias_bars, Tensors weights, const Tensor& kept, Flags wanted);
 
 }  // namespace datagrad

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..layers.chain import Chain
-from ..layers.folded import FoldedNorm
-from ..layers.folded_chain import FoldedChain
+from ..layers.folded import FoldedChain, FoldedNorm
 from ..program import Program, Step
 from .joining import join_runs
 

@@ -21,6 +21,6 @@ def _join(step: Step, following: Step) -> Step | None:
     norm = following.layer
     if not isinstance(step.layer, (Linear, Convolution)) or not isinstance(norm, RunningNorm) or not norm.folds:
         return None
-    layer = FoldedNorm(step.layer, len(step.params), norm)
     params, name = (*step.params, *following.params), f"{step.name} {following.name}"
+    layer = FoldedNorm(step.layer, len(step.params), norm, len(params), len(following.host))
     return replace(following, layer=layer, inputs=step.inputs, params=params, name=name)

@@ -1,5 +1,4 @@
-"""FoldedImageChain: a chain of images some of whose layers have a norm by running statistics folded into them
-(`folded_chain.py`)."""
+"""FoldedImageChain: a chain of images some of whose layers have a norm by running statistics folded into them."""
 
 from __future__ import annotations
 
@@ -9,12 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from .base import Layer, Tensors
-from .folded_chain import WithFolds
+from .folded import Together, folds_of
 from .image_chain import ImageChain
 
 
-class FoldedImageChain(WithFolds, ImageChain):
+class FoldedImageChain(Together):
     """The composition of the layers; params and host values are theirs, in order."""
+
+    inside: ImageChain
+    ops = ImageChain.ops
 
     def __init__(
         self,
@@ -23,25 +25,14 @@ class FoldedImageChain(WithFolds, ImageChain):
         hosts: Sequence[tuple[Any, ...]],
         reads: Sequence[tuple[int, ...]],
     ) -> None:
-        super().__init__(layers, self._fold(layers, n_params, [len(host) for host in hosts]), hosts, reads)
-        for i, words in enumerate(zip(self._words, self._words[1:], strict=False)):
-            is_read = sum(values.count(i + 1) for values in reads) == 1 and reads[i + 1] == (i + 1,)
-            if is_read and words[0].startswith("convolution+b") and words[1].startswith("relu:"):
-                # b′ goes to the rectifier, as the biases of other convolutions have.
-                self._words[i : i + 2] = words[0].replace("+b", ""), words[1].replace("relu", "relu+b")
+        folds = folds_of(layers, n_params, [len(host) for host in hosts], 4)
+        chain = ImageChain(layers, folds.n_inside, hosts, reads)
+        super().__init__(chain, chain.name, layers, folds)
+
+    def covers(self, x: Any, params: Sequence[Tensor]) -> bool:
+        """Whether the ops are for such an input."""
+        return self.inside.covers(x, self.folds.alike_inside(tuple(params)))
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
-        def value(i: int, own: Tensors, operands: Tensors) -> Tensor:
-            fold, _, place, _ = self._parts[i]
-            if fold is None:
-                return self.layers[i].reference(own, operands, params[place], *self._hosts[i])
-            return fold.value_then(operands, params[place], saved[2][i])
-
-        return self._value(saved[0], inputs[0], value)
-
-    def _find_form(self, x: Tensor, params: Sequence[Tensor]) -> Any:
-        seen: list[Tensor] = []
-        for fold, _, own, _ in self._parts:
-            found = params[own]
-            seen += found if fold is None else (found[0], found[0].new_empty(1).expand(found[0].shape[0]))
-        return super()._find_form(x, seen)
+        value = self.folds.values_then(self._layers, params, host, *saved[:2])
+        return self.inside.value(saved[3], inputs[0], value)

@@ -51,9 +51,10 @@ class ImageChain(Composition):
     ) -> None:
         super().__init__(layers, n_params)
         self._hosts, self._reads = tuple(hosts), tuple(reads)
+        words = [str(layer.image_link(n, host)) for layer, n, host in zip(layers, n_params, hosts, strict=True)]
         self._words = [
-            f"{layer.image_link(n, host)}{_named(i, values)}"
-            for i, (layer, n, host, values) in enumerate(zip(layers, n_params, hosts, reads, strict=True))
+            word + _named(i, values)
+            for i, (word, values) in enumerate(zip(_biases_with_rectifiers(words, reads), reads, strict=True))
         ]
         self._known: dict[Any, _Form | None] = {}
 
@@ -135,9 +136,9 @@ class ImageChain(Composition):
         def value(i: int, own: Tensors, operands: Tensors) -> Tensor:
             return self.layers[i].reference(own, operands, params[places[i] : places[i + 1]], *self._hosts[i])
 
-        return self._value(saved, inputs[0], value)
+        return self.value(saved, inputs[0], value)
 
-    def _value(self, saved: Any, x: Tensor, value: Callable[[int, Tensors, Tensors], Tensor]) -> Tensor:
+    def value(self, saved: Any, x: Tensor, value: Callable[[int, Tensors, Tensors], Tensor]) -> Tensor:
         """The value of the last layer, where `value` is that of one, by its number, what it saved, and its inputs."""
         own: Tensors
         values, units = [x], {unit.word: unit for unit in parse(saved[0])}
@@ -229,6 +230,16 @@ def _plan(links: str, wanted: tuple[bool, ...]) -> _Plan:
         units[0].keeps(wanted),
         any(unit.curved for unit in units),
     )
+
+
+def _biases_with_rectifiers(words: list[str], reads: Sequence[tuple[int, ...]]) -> list[str]:
+    """The links with the bias of a convolution at the rectifier that alone reads it, whose pass adds it."""
+    words = list(words)
+    for i, following in enumerate(words[1:]):
+        is_read_once = reads[i + 1] == (i + 1,) and sum(values.count(i + 1) for values in reads) == 1
+        if is_read_once and words[i].startswith("convolution+b") and following.startswith("relu:"):
+            words[i : i + 2] = words[i].replace("+b", "", 1), following.replace("relu", "relu+b", 1)
+    return words
 
 
 def _named(place: int, values: tuple[int, ...]) -> str:

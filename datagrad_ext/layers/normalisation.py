@@ -31,6 +31,11 @@ class Affine(Layer):
     def __init__(self, weight: bool, bias: bool, eps: float) -> None:
         self._has_weight, self._has_bias, self.eps = weight, bias, float(eps)
 
+    @property
+    def given(self) -> tuple[bool, bool]:
+        """Whether there is a weight, and a bias."""
+        return self._has_weight, self._has_bias
+
     def split(self, params: Tensors) -> tuple[Any, Any]:
         """Weight and bias, None for none."""
         return params[0] if self._has_weight else None, params[-1] if self._has_bias else None

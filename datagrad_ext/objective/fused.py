@@ -3,6 +3,9 @@
 The forward computes the gradients, too, at a cotangent of 1: everything is in the cache then. The backward multiplies
 them by the cotangent it gets, which is 1 as a rule. What needs a graph of the gradients takes the reference path, from
 x and the parameters.
+
+A chain that norms by running statistics are folded into has an op of its own (`ops/folded_step.py`), which is told the
+statistics of the call.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor
 from .._native import direct
 from ..autograd import Node, needs_reference, release
 from ..layers.chain import Chain
+from ..layers.folded import FoldedChain, Together
 from ..ops import is_native
 from ..ops.chain import NARROW, parse
 from ..program import Step as ProgramStep
@@ -25,7 +29,7 @@ from ..single import Single
 from .result import without_graph
 from .step import Found, Step, differentiable
 
-_op = direct("chain_penalty_step")
+_op, _folded_op = direct("chain_penalty_step"), direct("folded_penalty_step")
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -38,6 +42,11 @@ class FusedStep:
     """The arguments between the target and the flags."""
     reads_target: bool
     has_main: bool
+    together: Together | None
+    """The chain with its folds, if it has some."""
+    norms: tuple[str, Sequence[float]]
+    """Which linear links have a norm, and the norms' ε, as the op is told."""
+    host: tuple[Any, ...]
 
 
 def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> FusedStep | None:
@@ -47,9 +56,13 @@ def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Fus
         return None
     (only,) = program.steps
     assert isinstance(only, ProgramStep)
-    chain = only.layer
+    together = only.layer.together if type(only.layer) is FoldedChain else None
+    chain = only.layer if together is None else together.inside
     if type(chain) is not Chain or x.dim() != 2 or x.dtype not in _DTYPES or x.device.type != "cpu" or not _is_there():
         return None
+    norms = ("", ()) if together is None else together.folds.told(chain.links)
+    if together is not None:
+        params, _ = together.folds.folded(x, tuple(params), only.host)
     widths = [params[link.weight].shape[0] for link in parse(chain.links) if link.weight is not None]
     samples, inputs = x.shape
     if max(inputs, *widths) > NARROW:
@@ -69,7 +82,8 @@ def step_of(step: Step, x: Tensor, params: Sequence[Tensor], target: Any) -> Fus
         _floats(seed.constant for seed in heads.seeds),
         _floats(active.weight for active in step.terms),
     )
-    return FusedStep(step, told, any(head.reads_target for head in used), heads.main is not None)
+    reads_target = any(head.reads_target for head in used)
+    return FusedStep(step, told, reads_target, heads.main is not None, together, norms, only.host)
 
 
 def total(fused: FusedStep, x: Tensor, params: Sequence[Tensor], target: Any) -> tuple[Tensor, Found]:
@@ -87,12 +101,12 @@ class Fused(Node):
     def forward(ctx: Any, batch: tuple[FusedStep, Any, Found], x: Tensor, *params: Tensor) -> Tensor:
         fused, target, figures = batch
         _, want_x, *wanted = ctx.needs_input_grad
-        total, *bars = _run(fused, x, params, target, wanted, want_x, figures)
+        total, *bars, kept = _run(fused, x, params, target, wanted, want_x, figures)
         ctx.fused = fused
-        ctx.target, kept = (None, (target,)) if isinstance(target, Tensor) else (target, ())
+        ctx.target, of_target = (None, target) if isinstance(target, Tensor) else (target, None)
         ctx.bars = bars  # nobody else has them
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *params, figures.J, *kept)
+        ctx.save_for_backward(x, *params, figures.J, of_target, kept)
         return total
 
     @staticmethod
@@ -102,8 +116,10 @@ class Fused(Node):
         if c is None:
             return (None,) * (1 + n)
         if needs_reference(ctx.fused.step, (c,), torch.is_grad_enabled()):
-            target = ctx.target if len(tensors) == n + 1 else tensors[n + 1]
-            return (None, *differentiable(ctx.fused.step, (c,), target, [()], tensors[0], tensors[1:n]))
+            x, params, (of_target, kept) = tensors[0], tensors[1:n], tensors[n + 1 :]
+            target = ctx.target if of_target is None else of_target
+            saved = [(ctx.fused.together, kept, None)]
+            return (None, *differentiable(ctx.fused.step, (c,), target, saved, x, params))
         scale, last = c.item(), release(ctx)
         if last:
             ctx.bars = None
@@ -123,16 +139,20 @@ def _run(
     wanted: Sequence[bool],
     want_x: bool,
     figures: Found,
-) -> list[Tensor]:
-    """The op: the total and the gradients; what else it returns goes into `figures`."""
+) -> list[Any]:
+    """The op: the total, the gradients, and what a fold keeps or None; what else it returns goes into `figures`."""
+    told = (target if fused.reads_target else None, *fused.told, wanted, want_x)
     try:
-        found: list[Tensor] = _op(x, params, target if fused.reads_target else None, *fused.told, wanted, want_x)
+        if fused.together is None:
+            found: list[Any] = [*_op(x, params, *told), None]
+        else:
+            found = _folded_op(x, params, fused.together.folds.statistics(x, fused.host), *fused.norms, *told)
     except RuntimeError as error:
         if "out of bounds" not in str(error):
             raise
         raise IndexError(str(error)) from None  # a class index: what the loss itself raises
     first = 1 + fused.has_main
-    last = len(found) - sum(wanted) - want_x - 1
+    last = len(found) - sum(wanted) - want_x - 2
     if fused.has_main:
         figures.mean = found[1]
     figures.values, figures.J = found[first:last], found[last]

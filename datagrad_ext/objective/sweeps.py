@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import Node, asked_for, filled, needs_reference, packed, release, unpack
+from .._native import packed, unpacked
+from ..autograd import Node, asked_for, filled, needs_reference, release
 from ..layers import UnsupportedOutput, add
 from ..ops.heads import Head
 from ..ops.seeds import total
@@ -54,7 +55,7 @@ class Sweeps(Node):
         value = _total(step, losses, norms, y, found)
         tensors: list[Any] = [x, *params]
         ctx.step, ctx.head = step, head
-        ctx.layout = packed([(target, y, main_delta, J), kept, norms, records, *saved], tensors)
+        ctx.layout = packed([(target, y, main_delta, J), kept, norms, records, *saved], tensors, Tensor)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         return (value, y) if step.outside else value
@@ -64,7 +65,7 @@ class Sweeps(Node):
         step, tensors = ctx.step, ctx.saved_tensors
         program = step.program
         x, params = tensors[0], tensors[1 : 1 + program.n_params]
-        fixed, kept, norms, records, *saved = [unpack(layout, tensors) for layout in ctx.layout]
+        fixed, kept, norms, records, *saved = unpacked(ctx.layout, tensors)
         del tensors
         if c is None and y_bar is None:
             return (None,) * (2 + len(params))
