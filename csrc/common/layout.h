@@ -60,19 +60,23 @@ inline Tensor in_layout(const Tensor& t, Layout layout) {
   return torch::stable::contiguous(t, t.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
 }
 
-// An uninitialised dense tensor on the device of `like`.
+// An uninitialised dense tensor on the device of `like`. Not by torch::stable::empty or new_empty, which look the op up by name: 1 µs that
+// a small network notices.
 inline Tensor empty_dense(const Tensor& like, IntHeaderOnlyArrayRef sizes, ScalarType dtype,
                           Layout layout = Layout::contiguous) {
-  using torch::headeronly::MemoryFormat;
-  if (layout == Layout::channels_last) {
-    return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
-                                sizes.size() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
-  }
-  // Not torch::stable::new_empty, which looks the op up by name: 1 µs that a small network notices.
   int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  const auto dims = static_cast<int64_t>(sizes.size());
   AtenTensorHandle result = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()), &type,
-                                                   nullptr, nullptr, 0, nullptr, &result));
+  if (layout == Layout::contiguous) {
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_aten_new_empty(like.get(), sizes.data(), dims, &type, nullptr, nullptr, 0, nullptr, &result));
+    return Tensor(result);
+  }
+  int32_t device = 0, index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  const auto strides = dense_strides(sizes, layout);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(), type, device, index, &result));
   return Tensor(result);
 }
 

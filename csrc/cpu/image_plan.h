@@ -5,6 +5,7 @@
 #include <cpu/image_links.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace datagrad {
 namespace {
@@ -27,12 +28,13 @@ class ImagePlan {
     std::vector<Numbers> sizes(links_.readers.size());
     std::vector<int64_t> inputs(sizes.size(), -1);
     sizes[0].assign(x.sizes().begin(), x.sizes().end());
+    units.reserve(links_.link.size());
     for (int64_t i = 0; i < links_.size(); ++i) {
       const Link& link = links_.link[i];
       Unit unit{&link, links_.takes_next(i) ? &links_.link[++i] : nullptr, i + 1, sizes[link.reads[0]], {}};
       unit.out = sizes[unit.output] = output_of(unit, sizes[link.reads.back()]);
       place(unit, inputs[link.reads[0]]);
-      units.push_back(unit);
+      units.push_back(std::move(unit));
     }
   }
 

@@ -314,7 +314,7 @@ class ImageChain {
   static double slope(const Unit& u) { return u.rectifier == nullptr ? 0.0 : u.rectifier->slope(); }
 
   Tensor sum_of(const Tensor& a, const Tensor& b) const {
-    const Tensor sum = torch::stable::empty_like(a);
+    const Tensor sum = empty_dense(a, a.sizes(), a.scalar_type(), layout_of(a));
     add_into(a, b, sum);
     return sum;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <common/chain_plan.h>
+#include <common/layout.h>
 #include <common/parallel.h>
 
 namespace datagrad {
@@ -51,7 +52,9 @@ class Cotangents {
       sum = {part, own};
       return;
     }
-    const Tensor total = own ? part : sum.own ? *sum.total : torch::stable::empty_like(part);
+    const Tensor total = own       ? part
+                         : sum.own ? *sum.total
+                                   : empty_dense(part, part.sizes(), part.scalar_type(), layout_of(part));
     add_into(*sum.total, part, total);
     sum = {total, true};
   }
