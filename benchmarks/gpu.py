@@ -57,7 +57,7 @@ class Stage:
 
 
 # families without kernels for CUDA
-CPU_ALONE = {f"tests/test_ops_{family}.py" for family in ("convolution", "folding", "image_chain")}
+CPU_ALONE = {f"tests/test_ops_{family}.py" for family in ("convolution", "folded_step", "folding", "image_chain")}
 VENDORS = "tests/test_ops_fused_convolution.py"  # its kernels are cuDNN's: only where they read and write matters
 
 

@@ -1,4 +1,4 @@
-"""The penalty step of a chain with folded norms, native and reference, against autograd through the norms in float64."""
+"""The step of a chain with folded norms, native and reference, against autograd in float64 through the norms."""
 
 from __future__ import annotations
 

@@ -36,7 +36,38 @@ const T* data_or_null(const std::optional<Tensor>& t) {
   return t ? data<T>(*t) : nullptr;
 }
 
-Tensor vector_like(const Tensor& weight) { return empty_vector(weight, weight.size(0), weight.scalar_type()); }
+// Results that share few pieces of memory: a small network notices every piece that malloc looks for.
+class Results {
+ public:
+  // For so many of them in turn.
+  explicit Results(size_t count) : places_(static_cast<int64_t>(count)) {}
+
+  void plan(int64_t size) { places_.add(next_++, size); }
+
+  void allocate(const Tensor& like) {
+    for (const int64_t size : places_.sizes) buffers_.push_back(empty_vector(like, size, like.scalar_type()));
+    next_ = 0;
+  }
+
+  // The next one that was planned.
+  Tensor take(IntHeaderOnlyArrayRef sizes, Layout layout) {
+    const Place place = places_.of[next_++];
+    const std::vector<int64_t> strides = dense_strides(sizes, layout);
+    AtenTensorHandle view = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(buffers_[place.buffer].get(), static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                          strides.data(), place.offset, &view));
+    return Tensor(view);
+  }
+
+  Tensor take_like(const Tensor& weight) { return take(weight.sizes(), layout_of(weight)); }
+
+  Tensor take_vector(int64_t size) { return take(IntHeaderOnlyArrayRef(&size, 1), Layout::contiguous); }
+
+ private:
+  Places places_;
+  Tensors buffers_;
+  int64_t next_ = 0;
+};
 
 // A layer and the norm behind it; letters as the words of `given` have them.
 struct Folded {
@@ -118,13 +149,14 @@ void fold(const Folded& layer, const Tensor& folded, const Tensor& moved, T* row
 
 // W̄, w̄, and c̄ if there is b̄′, behind what was found.
 template <class T>
-void unfold(const Tensor& weight_bar, const std::optional<Tensor>& bias_bar, const Tensor& weight, const T* r, Tensors& found) {
+void unfold(const Tensor& weight_bar, const std::optional<Tensor>& bias_bar, const Tensor& weight, const T* r, Results& results,
+            Tensors& found) {
   const Layout layout = layout_of(weight);
   const Tensor dense = in_layout(weight, layout), dense_bar = in_layout(weight_bar, layout);
-  const Tensor own_bar = empty_dense(weight, weight.sizes(), weight.scalar_type(), layout), scale_bar = vector_like(weight);
-  found.insert(found.end(), {own_bar, scale_bar});
-  if (bias_bar) found.push_back(vector_like(weight));
   const int64_t outputs = weight.size(0), inner = inner_of(weight);
+  const Tensor own_bar = results.take_like(weight), scale_bar = results.take_vector(outputs);
+  found.insert(found.end(), {own_bar, scale_bar});
+  if (bias_bar) found.push_back(results.take_vector(outputs));
   const T *own = data<T>(dense), *bar = data<T>(dense_bar), *b_bar = data_or_null<T>(bias_bar);
   const T *s = r + outputs, *shift = s + outputs;
   T *target = mutable_data<T>(own_bar), *target_scale = mutable_data<T>(scale_bar);
@@ -146,21 +178,25 @@ void unfold(const Tensor& weight_bar, const std::optional<Tensor>& bias_bar, con
 Tensors fold_norms(Tensors tensors, std::string given, std::vector<double> eps) {
   const std::vector<Folded> layers = layers_of("fold_norms", tensors, given, eps);
   const Tensor& first = layers[0].weight;
-  Tensors found;
+  Results results(2 * layers.size());
   int64_t size = 0;
   for (const Folded& layer : layers) {
-    const Tensor& weight = layer.weight;
-    found.push_back(empty_dense(weight, weight.sizes(), weight.scalar_type(), layout_of(weight)));
-    found.push_back(vector_like(weight));
-    size += kKept * weight.size(0);
+    results.plan(layer.weight.numel());
+    results.plan(layer.weight.size(0));
+    size += kKept * layer.weight.size(0);
   }
+  results.allocate(first);
   const Tensor kept = empty_vector(first, size, first.scalar_type());
+  Tensors found;
   with_type(first, [&](auto tag) {
     using T = typename decltype(tag)::type;
     T* rows = mutable_data<T>(kept);
     for (size_t i = 0; i < layers.size(); ++i) {
+      const Tensor& weight = layers[i].weight;
+      found.push_back(results.take_like(weight));
+      found.push_back(results.take_vector(weight.size(0)));
       fold<T>(layers[i], found[2 * i], found[2 * i + 1], rows);
-      rows += kKept * layers[i].weight.size(0);
+      rows += kKept * weight.size(0);
     }
   });
   found.push_back(kept);
@@ -182,6 +218,13 @@ Tensors unfold_norms(Tensors weight_bars, Tensors bias_bars, Tensors weights, co
   check_alike(op, "kept", kept_in, "weight", weights[0]);
   check_shape(op, "kept", kept_in, IntHeaderOnlyArrayRef(&size, 1));
   const Tensor kept = in_layout(kept_in, Layout::contiguous);
+  Results results(weight_bars.size() * 2 + bias_bars.size());
+  for (size_t i = 0, next = 0; i < weights.size(); ++i) {
+    if (!wanted[i]) continue;
+    results.plan(weights[i].numel());
+    for (int k = next++ < bias_bars.size() ? 2 : 1; k > 0; --k) results.plan(weights[i].size(0));
+  }
+  results.allocate(weights[0]);
   Tensors found;
   with_type(weights[0], [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -194,7 +237,7 @@ Tensors unfold_norms(Tensors weight_bars, Tensors bias_bars, Tensors weights, co
       check_shape(op, "weight_bar", weight_bar, weights[i].sizes());
       std::optional<Tensor> bias_bar;
       if (next < bias_bars.size()) bias_bar = vector_of(op, "bias_bar", bias_bars[next], weights[i]);
-      unfold<T>(weight_bar, bias_bar, weights[i], rows, found);
+      unfold<T>(weight_bar, bias_bar, weights[i], rows, results, found);
       ++next;
     }
   });

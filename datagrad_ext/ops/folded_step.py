@@ -1,14 +1,14 @@
 """A whole penalty step of a chain that norms by running statistics are folded into, in one call.
 
-It is `penalty_step` at W′ and b′ (`folding`), and the way back to the gradients of what they were made of: one call, for
-Python would notice every tensor between the three.
+It is `penalty_step` at W′ and b′ (`folding`), and the way back to the gradients of what they were made of: one call,
+for Python would notice every tensor between the three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import compress
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,41 +57,55 @@ def folded_penalty_step(
         f"{len(statistics)}",
     )
     require(len(wanted) == n_params, f"{_NAME}: the chain has {n_params} flags, got {len(wanted)}")
-    tensors: list[Tensor] = []
-    for k, part in enumerate(layers):
-        tensors += [*params[part.own], *statistics[2 * k : 2 * k + 2]]
-    *folded, kept = _ops.fold_norms.default(tensors, " ".join([part.word for part in layers]), eps)
-    inside: list[Tensor] = []
-    flags: list[bool] = []
+    *folded, kept = _fold(layers, params, statistics, eps)
     rest = iter(folded)
-    for part in parts:
-        inside += [next(rest), next(rest)] if part.folded else params[part.own]
-        flags += part.flags(wanted)
+    inside = [p for part in parts for p in ((next(rest), next(rest)) if part.folded else params[part.own])]
+    flags = [flag for part in parts for flag in part.flags(wanted)]
     told = (links, loss, loss_constants, main, main_constants, main_weight, penalties, constants, weights)
     step = _ops.chain_penalty_step.default(x, inside, target, *told, flags, want_x)
     figures = len(step) - sum(flags)
-    bars = iter(step[figures:])
-    found = [[next(bars) for flag in part.flags(wanted) if flag] for part in parts]
-    asked = [bars_of for part, bars_of in zip(parts, found, strict=True) if part.folded and bars_of]
+    return [*step[:figures], *_unfold(parts, params, wanted, step[figures:], kept), kept]
+
+
+def _fold(
+    layers: Sequence[_Part], params: Sequence[Tensor], statistics: Sequence[Tensor], eps: Sequence[float]
+) -> list[Tensor]:
+    """W′ and b′ of each layer with a norm, and what is kept."""
+    tensors: list[Tensor] = []
+    for k, part in enumerate(layers):
+        tensors += [*params[part.own], *statistics[2 * k : 2 * k + 2]]
+    return _ops.fold_norms.default(tensors, " ".join([part.word for part in layers]), eps)
+
+
+def _unfold(
+    parts: Sequence[_Part], params: Sequence[Tensor], wanted: Sequence[bool], bars: Sequence[Tensor], kept: Tensor
+) -> list[Tensor]:
+    """The gradients of the wanted parameters, from those of what they became."""
+    rest = iter(bars)
+    found = [[next(rest) for flag in part.flags(wanted) if flag] for part in parts]
+    asked = [each for part, each in zip(parts, found, strict=True) if part.folded and each]
+    layers = [part for part in parts if part.folded]
     own = iter(
         _ops.unfold_norms.default(
             [weight_bar for weight_bar, _ in asked],
             [bias_bar for _, bias_bar in asked],
-            [params[part.own.start] for part in layers],
+            [params[part.first] for part in layers],
             kept,
             [True in wanted[part.own] for part in layers],
         )
     )
     results: list[Tensor] = []
-    for part, bars_of in zip(parts, found, strict=True):
-        if part.folded and bars_of:
-            bar = {"W": next(own), "w": next(own), "c": next(own), "b": bars_of[1]}
-            bars_of = list(compress([bar[letter] for letter in part.word], wanted[part.own]))
-        results += bars_of
-    return [*step[:figures], *results, kept]
+    for part, each in zip(parts, found, strict=True):
+        if part.folded and each:
+            bar = {"W": next(own), "w": next(own), "c": next(own), "b": each[1]}
+            results += compress([bar[letter] for letter in part.word], wanted[part.own])
+        else:
+            results += each
+    return results
 
 
-class _Part(NamedTuple):
+@dataclass(frozen=True)
+class _Part:
     """Parameters of the op, from `first` on, that become W′ and b′, or stay as they are (word "-")."""
 
     word: str

@@ -24,7 +24,7 @@ _NAMES = {"c": "bias", "w": "norm_weight", "b": "norm_bias"}
 
 @op("fold_norms(Tensor[] tensors, str given, float[] eps) -> Tensor[]")
 def fold_norms(tensors: Sequence[Tensor], given: str, eps: Sequence[float]) -> list[Tensor]:
-    """[W′, b′ of each layer, kept].
+    """[W′, b′ of each layer, kept]; they may share their storage.
 
     `given` has a word for each layer: "W", and those of "c", "w", "b" that there are. The tensors are those that it
     names, in order, and μ and var behind those of each word.
@@ -62,7 +62,7 @@ def unfold_norms(
     kept: Tensor,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """[W̄, w̄, and c̄ if there is b̄′, of each wanted layer].
+    """[W̄, w̄, and c̄ if there is b̄′, of each wanted layer]; they may share their storage.
 
     `weights` are those of all layers, W̄′ those of the wanted ones, b̄′ those of the first so many of the wanted ones.
     """
