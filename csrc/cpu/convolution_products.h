@@ -17,6 +17,8 @@ constexpr int64_t kSerialProducts = 1 << 16;    // multiplications below which o
 
 // What the memory of a thread is for.
 struct Padded;
+struct TurnedPatches;
+struct Sums;
 struct Gathered;
 struct Packed;
 struct WeightRows;
@@ -39,6 +41,7 @@ class Convolution {
   Convolution(const Window& window, const Tensor& weight)
       : weight_(in_layout(weight, layout_of(weight))),
         is_direct_(is_direct(window)),
+        is_filtered_(with_winograd(window, [](auto, auto) {})),
         reorders_(!window.channels_last && pays_to_reorder(window)),
         w_(reorders_ ? in_channels_last(window) : window),
         patches_(w_),
@@ -53,17 +56,19 @@ class Convolution {
   void forward(const Tensor& x, const T* bias, const Tensor& y, const Finish& finish) {
     constexpr bool finishes = !std::is_same_v<Finish, std::nullptr_t>;
     // A band of rows is one run of memory, which is finished while it is in the cache.
-    const bool by_bands = is_direct_ && Image(y).c == 1 && w_.out_width * w_.out_channels % 8 == 0;
+    const bool by_bands = (is_direct_ || is_filtered_) && Image(y).c == 1 && w_.out_width * w_.out_channels % 8 == 0;
     const auto done = [&](int64_t begin, int64_t count) {
       if constexpr (finishes) {
         if (by_bands) finish(begin, count);
       }
     };
     const auto forward = [&](const auto& products) { products.forward(x, bias, y, done); };
-    if (!is_direct_) {
-      forward_by_patches(x, bias, y);
-    } else if (!by_winograd(lying(), forward)) {
+    if (is_filtered_) {
+      by_winograd(forward);
+    } else if (is_direct_) {
       forward(direct());
+    } else {
+      forward_by_patches(x, bias, y);
     }
     if constexpr (finishes) {
       if (!by_bands) parallel_blocks(Blocks(y.numel(), 8192, 8), [&](int64_t, int64_t b, int64_t e) { finish(b, e - b); });
@@ -75,13 +80,13 @@ class Convolution {
 
   // x̄ of g behind the gate.
   void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) {
-    if (!is_direct_ || w_.channels <= kFewChannels) {
+    if (is_filtered_) {
+      by_winograd([&](const auto& products) { products.vjp(g, gate, x_bar); });
+    } else if (is_direct_ && w_.channels > kFewChannels) {
+      direct().vjp(g, gate, x_bar);
+    } else {
       vjp_by_patches(g, gate, x_bar);
-      return;
     }
-    const auto vjp = [&](const auto& products) { products.vjp(g, gate, x_bar); };
-    const T* rows = direct_rows();
-    if (!by_winograd({rows, w_.channels, 1}, vjp)) vjp(DirectConvolution<T>(w_, rows));
   }
 
   // w̄ = Σ gᵀ patches(x) over all pairs, or added to w̄, each g behind the gate; of direct products also the sum of the last g
@@ -89,45 +94,33 @@ class Convolution {
   void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate,
                        const Tensor& weight_bar, bool add, T* bias_bar) {
     T* dense = mutable_data<T>(weight_bar);
-    T* target = reorders_ || add ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
+    const bool turns = reorders_ || (is_filtered_ && !w_.channels_last);
+    T* target = turns || add ? thread_memory<Gradient, T>(w_.out_channels * depth_) : dense;
+    const auto done = [&](int64_t o) {
+      if (turns || add) put_filter(target + o * depth_, dense + o * depth_, turns, add);
+    };
     if (gs.empty() || w_.batch == 0) {
       std::fill_n(target, w_.out_channels * depth_, T(0));
-    } else if (!is_direct_) {
+      for_each_filter(done);
+    } else if (is_filtered_) {
+      by_winograd([&](const auto& products) { products.weight_gradient(gs, xs, gate, target, bias_bar, done); });
+    } else if (is_direct_) {
+      weight_gradient_directly(gs, xs, gate, target, bias_bar, done);
+    } else {
       weight_gradient_by_patches(gs, xs, gate, target);
-    } else if (!by_winograd(lying(), [&](const auto& products) {
-                 products.weight_gradient(gs, xs, gate, target, bias_bar);
-               })) {
-      weight_gradient_directly(gs, xs, gate, target, bias_bar);
+      for_each_filter(done);
     }
-    if (!reorders_ && !add) return;
-    for_each_filter([&](int64_t o) {
-      const T* from = target + o * depth_;
-      T* to = dense + o * depth_;
-      if (reorders_ && !add) {
-        small::transpose(from, area(), w_.channels, to);
-        return;
-      }
-      if (reorders_) {
-        T* turned = thread_memory<Turned, T>(depth_);
-        small::transpose(from, area(), w_.channels, turned);
-        from = turned;
-      }
-      for (int64_t i = 0; i < depth_; ++i) to[i] += from[i];
-    });
   }
 
  private:
-  // Calls f with the products by minimal filtering if the convolution is one for them; whether it is.
+  // Calls f with the products by minimal filtering.
   template <class F>
-  bool by_winograd(const winograd::Weight<T>& weight, const F& f) const {
-    return with_winograd(w_, [&](auto taps, auto stride) {
+  void by_winograd(const F& f) const {
+    const bool rows = w_.channels_last && !reorders_;
+    const winograd::Weight<T> weight{data<T>(weight_), rows ? w_.channels : 1, rows ? 1 : area()};
+    with_winograd(w_, [&](auto taps, auto stride) {
       f(WinogradConvolution<T, decltype(taps)::value, decltype(stride)::value>(w_, weight));
     });
-  }
-
-  // The weight as it lies.
-  winograd::Weight<T> lying() const {
-    return {data<T>(weight_), reorders_ ? 1 : w_.channels, reorders_ ? area() : 1};
   }
 
   void forward_by_patches(const Tensor& x, const T* bias, const Tensor& y) {
@@ -136,30 +129,64 @@ class Convolution {
     for (int64_t n = 0; n < w_.batch; n += group_) {
       const int64_t samples = std::min(group_, w_.batch - n);
       const T* patches = gather({{&x, n, samples}}, samples);
-      const Blocks rows(samples * pixels_, kPixels, kDotRows), columns(w_.out_channels, 16, kDotColumns);
       T* target = mutable_data<T>(y) + n * at.n;
-      parallel_grid(rows, columns, depth_, [&](int64_t i, int64_t j) {
-        const int64_t first = rows.begin(i);
-        int64_t place[kPixels];
-        for (int64_t p = first; p < rows.end(i); ++p) {
-          place[p - first] = p / pixels_ * at.n + p % pixels_ * pixel_stride(at);
-        }
-        dot_block(patches, weight, stride_, rounded_up(depth_, small::kLanes<T>), first, rows.end(i), columns.begin(j),
-                  columns.end(j), [&](int64_t pixel, int64_t channel, T sum) {
-                    target[place[pixel - first] + channel * at.c] = bias == nullptr ? sum : sum + bias[channel];
-                  });
-      });
+      const auto store = [&](int64_t pixel, int64_t channel, T sum) {
+        T* to = target + pixel / pixels_ * at.n + pixel % pixels_ * pixel_stride(at) + channel * at.c;
+        *to = bias == nullptr ? sum : sum + bias[channel];
+      };
+      if (samples * pixels_ >= small::kLanes<T>) {
+        products_of_pixels(weight, patches, samples * pixels_, store);
+      } else {
+        products_of_rows(weight, patches, samples * pixels_, store);
+      }
     }
+  }
+
+  // store(pixel, channel, Σ) of all, few pixels: both are read along their rows.
+  template <class Store>
+  void products_of_rows(const T* weight, const T* patches, int64_t count, const Store& store) {
+    const Blocks rows(count, kPixels, kDotRows), columns(w_.out_channels, kOutputs, kDotColumns);
+    parallel_grid(rows, columns, depth_, [&](int64_t i, int64_t j) {
+      dot_block(patches, weight, stride_, rounded_up(depth_, small::kLanes<T>), rows.begin(i), rows.end(i), columns.begin(j),
+                columns.end(j), store);
+    });
+  }
+
+  // The same with the pixels as vectors: a weight is read once for as many of them as a tile has.
+  template <class Store>
+  void products_of_pixels(const T* weight, const T* patches, int64_t count, const Store& store) {
+    const int64_t width = rounded_up(count, small::kLanes<T>);
+    T* turned = thread_memory<TurnedPatches, T>(depth_ * width);
+    const Blocks depths(depth_, kDepth, small::kColumns), outputs(w_.out_channels, kOutputs, small::kRows);
+    parallel_for(depths.count(), std::max<int64_t>(1, kSerialElements / (kDepth * count)), [&](int64_t begin, int64_t end) {
+      const int64_t first = depths.begin(begin), last = depths.end(end - 1);
+      small::transpose(patches + first, stride_, count, last - first, turned + first * width, width);
+    });
+    const int64_t each = outputs.size * count * depth_;
+    parallel_for(outputs.count(), std::max<int64_t>(1, kSerialProducts / each), [&](int64_t begin, int64_t end) {
+      T* sums = thread_memory<Sums, T>(outputs.size * width);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = outputs.begin(i), rows = outputs.end(i) - first;
+        small::product({weight + first * stride_, stride_, 1}, turned, sums, rows, width, depth_, false);
+        for (int64_t o = 0; o < rows; ++o) {
+          for (int64_t p = 0; p < count; ++p) store(p, first + o, sums[o * width + p]);
+        }
+      }
+    });
   }
 
   void vjp_by_patches(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) {
     const T* weight = weight_rows();
     const Image at(x_bar);
+    if (is_direct_ && w_.batch >= num_threads()) {
+      vjp_of_samples(g, gate, x_bar, weight);
+      return;
+    }
     for (int64_t n = 0; n < w_.batch; n += group_) {
       const int64_t samples = std::min(group_, w_.batch - n), count = samples * pixels_;
       const T* cotangents = pack({{&g, n, samples}}, samples, gate);
       T* patches = thread_memory<Gathered, T>(count * stride_);
-      const Blocks rows(count, kPixels, small::kRows), columns(depth_, 128, small::kColumns);
+      const Blocks rows(count, kPixels, small::kRows), columns(stride_, 128, small::kColumns);
       parallel_grid(rows, columns, w_.out_channels, [&](int64_t i, int64_t j) {
         const int64_t first = rows.begin(i), last = rows.end(i);
         const small::Strided<T> a{cotangents + first * w_.out_channels, w_.out_channels, 1};
@@ -168,21 +195,58 @@ class Convolution {
       });
       T* images = thread_memory<Padded, T>(samples * patches_.image_size());
       T* target = mutable_data<T>(x_bar);
-      parallel_for(samples, std::max<int64_t>(1, kSerialElements / (pixels_ * stride_)), [&](int64_t b, int64_t e) {
-        for (int64_t s = b; s < e; ++s) {
+      const Blocks planes(patches_.planes(), kPlanes, 1);
+      const int64_t tasks = samples * planes.count();
+      parallel_for(tasks, std::max<int64_t>(1, kSerialElements * tasks / (samples * pixels_ * stride_)), [&](int64_t b, int64_t e) {
+        for (int64_t task = b; task < e; ++task) {
+          const int64_t s = task / planes.count(), block = task % planes.count();
+          const int64_t first = planes.begin(block), last = planes.end(block);
           T* image = images + s * patches_.image_size();
-          std::fill_n(image, patches_.image_size(), T(0));
-          patches_.scatter(patches + s * pixels_ * stride_, image);
-          patches_.crop(image, target + (n + s) * at.n, at);
+          patches_.scatter(patches + s * pixels_ * stride_, image, first, last);
+          patches_.crop(image, target + (n + s) * at.n, at, first, last);
         }
       });
     }
   }
 
+  // The same where threads have samples of their own.
+  void vjp_of_samples(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar, const T* weight) {
+    const Image from(g), at(x_bar);
+    const int64_t size = pixels_ * w_.out_channels;
+    parallel_for(w_.batch, std::max<int64_t>(1, kSerialProducts / (size * depth_)), [&](int64_t begin, int64_t end) {
+      T* cotangents = thread_memory<Packed, T>(size);
+      T* patches = thread_memory<Gathered, T>(pixels_ * stride_);
+      T* image = thread_memory<Padded, T>(patches_.image_size());
+      for (int64_t n = begin; n < end; ++n) {
+        pack_sample(data<T>(g) + n * from.n, from, cotangents);
+        gate.apply(cotangents, n * size, size);
+        const small::Strided<T> a{cotangents, w_.out_channels, 1};
+        small::block(a, weight, stride_, patches, stride_, pixels_, 0, stride_, w_.out_channels, false);
+        patches_.scatter(patches, image, 0, patches_.planes());
+        patches_.crop(image, mutable_data<T>(x_bar) + n * at.n, at, 0, patches_.planes());
+      }
+    });
+  }
+
+  // One filter of the gradient to where it belongs, or added to what is there.
+  void put_filter(const T* from, T* to, bool turns, bool add) const {
+    if (turns && !add) {
+      small::transpose(from, area(), w_.channels, to);
+      return;
+    }
+    if (turns) {
+      T* turned = thread_memory<Turned, T>(depth_);
+      small::transpose(from, area(), w_.channels, turned);
+      from = turned;
+    }
+    for (int64_t i = 0; i < depth_; ++i) to[i] += from[i];
+  }
+
+  template <class Done>
   void weight_gradient_directly(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate,
-                                T* target, T* bias_bar) {
+                                T* target, T* bias_bar, const Done& done) {
     const int64_t all = static_cast<int64_t>(gs.size()) * w_.batch;
-    const DirectConvolution<T> products = direct();
+    const DirectConvolution<T> products(w_, nullptr);
     const int64_t last = all - w_.batch;
     const auto load = [&](int64_t v, T* cotangents, T* image, double* sums) {
       const int64_t n = v % w_.batch;
@@ -193,7 +257,7 @@ class Convolution {
       if (sums != nullptr && v >= last) add_pixels(cotangents, sums);
       products.pad(data<T>(x) + n * at.n, at, image);
     };
-    products.weight_gradient(all, load, target, bias_bar);
+    products.weight_gradient(all, load, target, bias_bar, done);
   }
 
   void weight_gradient_by_patches(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate,
@@ -234,7 +298,7 @@ class Convolution {
     });
   }
 
-  static constexpr int64_t kDepth = 256, kPixels = 64;
+  static constexpr int64_t kDepth = 256, kPixels = 64, kPlanes = 32, kOutputs = 16;
 
   // Samples [begin, begin + count) of a tensor.
   struct Piece {
@@ -366,7 +430,7 @@ class Convolution {
   }
 
   Tensor weight_;
-  bool is_direct_;
+  bool is_direct_, is_filtered_;
   bool reorders_;  // the weight is contiguous and the patches are in channels_last
   Window w_;
   Patches patches_;

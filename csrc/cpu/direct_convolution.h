@@ -164,11 +164,12 @@ class DirectConvolution {
 
   // target = Σ gᵀ x over `samples` pairs, in the order of `rows`. load(v, cotangents, image, sums) copies those of pair v:
   // rows of pixels, and what `pad` makes of x; unless `sums` is null it adds to them what `bias` is to have, one number a
-  // channel (nullptr: nothing). The parts that are added at last do not depend on the number of threads.
-  template <class Load>
-  void weight_gradient(int64_t samples, const Load& load, T* target, T* bias) const {
+  // channel (nullptr: nothing). At last done(o) for every filter o, in parallel. The parts that are added do not depend on the number
+  // of threads.
+  template <class Load, class Done>
+  void weight_gradient(int64_t samples, const Load& load, T* target, T* bias, const Done& done) const {
     const int64_t size = w_.out_channels * depth_;
-    const int64_t count = std::clamp<int64_t>(direct::kPartElements / size, 2, direct::kMaxParts);
+    const int64_t count = halved_parts(direct::kMaxParts, direct::kPartElements / size);
     const Blocks parts(samples, (samples + count - 1) / count, 1);
     T* others = thread_memory<direct::Parts, T>((parts.count() - 1) * size);
     std::vector<double> sums(bias == nullptr ? 0 : parts.count() * w_.out_channels);
@@ -187,13 +188,12 @@ class DirectConvolution {
       for (int64_t i = 0; i < parts.count(); ++i) total += sums[i * w_.out_channels + o];
       bias[o] = static_cast<T>(total);
     }
-    if (parts.count() == 1) return;
-    const Blocks elements(size, 4096, 1);
-    parallel_blocks(elements, [&](int64_t, int64_t begin, int64_t end) {
+    parallel_for(w_.out_channels, std::max<int64_t>(1, kSerialElements / (parts.count() * depth_)), [&](int64_t b, int64_t e) {
       for (int64_t i = 1; i < parts.count(); ++i) {
         const T* other = part(i);
-        for (int64_t k = begin; k < end; ++k) target[k] += other[k];
+        for (int64_t k = b * depth_; k < e * depth_; ++k) target[k] += other[k];
       }
+      for (int64_t o = b; o < e; ++o) done(o);
     });
   }
 

@@ -11,6 +11,13 @@
 
 namespace datagrad {
 namespace {
+
+// How many parts, at most so many but for two, a sum over samples has: halves of `all`, so that threads have as many each.
+inline int64_t halved_parts(int64_t all, int64_t most) {
+  while (all > 2 && all > most) all /= 2;
+  return all;
+}
+
 namespace direct {
 
 template <class T>

@@ -17,6 +17,8 @@ namespace masked {
 
 #ifdef __AVX512F__
 
+constexpr bool kHasMasks = true;
+
 template <class T>
 struct Lanes;
 
@@ -56,6 +58,14 @@ typename Lanes<T>::Vector gated(typename Lanes<T>::Mask mask, typename Lanes<T>:
   return relu.slope == T(0) ? Lanes<T>::or_zero(mask, g) : Lanes<T>::or_scaled(mask, g, relu.slope);
 }
 
+// One vector behind the gate.
+template <class T>
+typename Lanes<T>::Vector gate(const T* g, const uint8_t* bits, const Rectifier<T>& relu) {
+  typename Lanes<T>::Mask mask;
+  std::memcpy(&mask, bits, sizeof(mask));
+  return gated(mask, Lanes<T>::load(g), relu);
+}
+
 template <class T>
 int64_t rectify(const T* z, T* out, int64_t count, const Rectifier<T>& relu, uint8_t* bits) {
   using L = Lanes<T>;
@@ -73,15 +83,13 @@ template <class T>
 int64_t gate(const T* g, T* out, int64_t count, const Rectifier<T>& relu, const uint8_t* bits) {
   using L = Lanes<T>;
   int64_t i = 0;
-  for (; i + kCount<T> <= count; i += kCount<T>) {
-    typename L::Mask mask;
-    std::memcpy(&mask, bits + i / 8, sizeof(mask));
-    L::store(out + i, gated(mask, L::load(g + i), relu));
-  }
+  for (; i + kCount<T> <= count; i += kCount<T>) L::store(out + i, gate(g + i, bits + i / 8, relu));
   return i;
 }
 
 #else
+
+constexpr bool kHasMasks = false;
 
 template <class T>
 int64_t rectify(const T*, T*, int64_t, const Rectifier<T>&, uint8_t*) {

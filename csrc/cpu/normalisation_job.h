@@ -2,7 +2,7 @@
 #pragma once
 
 #include <common/normalisation_arguments.h>
-#include <cpu/normalisation_loops.h>
+#include <cpu/normalisation_rows.h>
 
 #include <numeric>
 
@@ -104,14 +104,11 @@ struct ChannelMap {
   A* row(int64_t i) { return numbers.data() + i * channels; }
   const A* row(int64_t i) const { return numbers.data() + i * channels; }
 
-  template <class M, class At>
-  M at(size_t pairs, const At& number) const {
-    M map{number(row(0)), number(row(1)), number(row(2)), number(row(3)), {}};
-    for (size_t p = 0; p < pairs; ++p) {
-      const int64_t i = 4 + 2 * static_cast<int64_t>(p);
-      map.pairs.emplace_back(number(row(i)), number(row(i + 1)));
-    }
-    return map;
+  // The numbers of one channel.
+  void copy_to(RunMap<A>& map, int64_t channel) const {
+    const auto number = [&](int64_t i) { return One<A>{row(i)[channel]}; };
+    map.mean = number(0), map.alpha = number(1), map.kappa = number(2), map.lambda = number(3);
+    for (size_t p = 0; p < map.pairs.size(); ++p) map.pairs[p] = {number(4 + 2 * p), number(5 + 2 * p)};
   }
 };
 
@@ -119,18 +116,16 @@ template <class T>
 void tile_map(const Job<T>& job, const Tile& tile, const ChannelMap<Acc<T>>& channels) {
   using A = Acc<T>;
   const Sets& sets = job.sets;
-  const size_t pairs = job.in.pairs.size();
   if (const int64_t run = run_of_rows(sets); run > 0) {
     const int64_t columns = sets.c * run, end = tile.end * columns;
     const auto wide = channels.repeated(run, repeats(columns, tile.end - tile.begin));
-    const auto map = wide.template at<RowMap<A>>(pairs, [](const A* row) { return row; });
-    for (int64_t i = tile.begin * columns; i < end; i += wide.channels) {
-      map_run<T>(job.in, i, std::min(wide.channels, end - i), map, job.out);
-    }
+    map_strips<T>(job.in, tile.begin * columns, end, {wide.row(0), wide.channels}, job.out);
     return;
   }
+  RunMap<A> map;
+  map.pairs.resize(job.in.pairs.size());
   for (int64_t c = tile.first; c < tile.last; ++c) {
-    const auto map = channels.template at<RunMap<A>>(pairs, [c](const A* row) { return One<A>{row[c]}; });
+    channels.copy_to(map, c);
     for (int64_t sample = tile.begin; sample < tile.end; ++sample) {
       map_run<T>(job.in, (sample * sets.c + c) * sets.size, sets.size, map, job.out);
     }

@@ -1,11 +1,11 @@
-// Sums and maps of a normalisation over pieces of memory on the CPU: a run of elements of one channel, rows of all channels, or a
-// run whose elements have a weight each. Formulas and the order of the sums in math/normalisation.h.
+// Sums and maps of a normalisation over pieces of memory on the CPU: a run of elements of one channel, or one whose elements have
+// a weight each; rows of all channels are in cpu/normalisation_rows.h. Formulas and the order of the sums in math/normalisation.h.
 #pragma once
 
 #include <common/dtype.h>
-#include <cpu/bits.h>
 #include <cpu/convert.h>
-#include <math/activation.h>
+#include <cpu/lanes.h>
+#include <cpu/rectifier.h>
 #include <math/normalisation.h>
 
 #include <algorithm>
@@ -16,7 +16,6 @@ namespace datagrad {
 namespace {
 
 constexpr int64_t kChunk = 1024;      // elements at a time: the operands of a chunk stay in the first-level cache
-constexpr int64_t kNarrowRows = 32;   // rows summed in the arithmetic type before double takes over
 
 // The operands: x, a cotangent or tangent (or x itself, for its own statistics), pairs (t, delta), and the mask that gates
 // cotangents.
@@ -34,6 +33,10 @@ struct Operands {
   const Acc<T>* cotangent(const T* source, int64_t at, int64_t n, Acc<T>* buffer) const {
     const Acc<T>* wide = widened(source + at, buffer, n);
     if (bits == nullptr) return wide;
+    if (at % 8 == 0) {
+      gate_run(wide, buffer, n, rectifier.slope, bits + at / 8);
+      return buffer;
+    }
     uint8_t octets[kChunk + 16];
     const int64_t offset = at % 8;
     unpack(bits + at / 8, offset + n, octets);
@@ -46,39 +49,91 @@ struct Operands {
   int64_t n_sums() const { return kSingleSums + kPairSums * static_cast<int64_t>(pairs.size()); }
 };
 
-constexpr int kLanes = 32;
-
-// The sum of running sums, in pairs: a chunk has few enough elements for the arithmetic type.
-template <class A>
-double add_lanes(A* lane) {
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int k = 0; k < width; ++k) lane[k] += lane[k + width];
+// Calls f(pair, number of its first sum, with the sums of u, where u is x - mean, with those of a pair) for every pair, the flags as
+// constants; the sums of u are taken together with those of the first pair, if there is one.
+template <class T, class F>
+void for_each_pair(const Operands<T>& in, const F& f) {
+  const std::false_type no;
+  const std::true_type yes;
+  const int64_t pairs = static_cast<int64_t>(in.pairs.size());
+  if (in.own) return f(0, 0, yes, yes, no);
+  if (in.single != nullptr && pairs == 0) return f(0, 0, yes, no, no);
+  for (int64_t p = 0; p < pairs; ++p) {
+    if (p == 0 && in.single != nullptr) {
+      f(p, 0, yes, no, yes);
+    } else {
+      f(p, kSingleSums + kPairSums * p, no, no, yes);
+    }
   }
-  return static_cast<double>(lane[0]);
+}
+
+// A vector of one element.
+template <class A>
+struct OneLane {
+  using Vector = A;
+  static constexpr int64_t kCount = 1;
+  static DATAGRAD_ALWAYS_INLINE A load(const A* from) { return *from; }
+  static DATAGRAD_ALWAYS_INLINE void store(A v, A* to) { *to = v; }
+};
+
+// The running sums of vectors of elements: kSingle: of u, which is x - mean itself if kOwn; kPair: of a pair.
+template <class L, bool kSingle, bool kOwn, bool kPair>
+struct RunningSums {
+  using V = typename L::Vector;
+  static constexpr int kCount = (kSingle ? kSingleSums : 0) + (kPair ? kPairSums : 0);
+  V sum[kCount] = {};
+
+  // x(), u(), t(), delta() are the elements; what is not summed is not asked for.
+  template <class X, class U, class D, class W>
+  DATAGRAD_ALWAYS_INLINE void add(const X& x, const U& u, const D& tangent, const W& cotangent, V mean) {
+    const V centred = x() - mean;
+    if constexpr (kSingle) {
+      V value = centred;
+      if constexpr (!kOwn) value = u();
+      sum[0] += value;
+      sum[1] += value * centred;
+    }
+    if constexpr (kPair) {
+      constexpr int k = kCount - kPairSums;
+      const V t = tangent(), delta = cotangent();
+      sum[k] += delta;
+      sum[k + 1] += delta * centred;
+      sum[k + 2] += t;
+      sum[k + 3] += t * centred;
+      sum[k + 4] += delta * t;
+    }
+  }
+};
+
+// The sum of `Count` numbers that are a vector, by halves.
+template <int64_t Count, class A, class V>
+DATAGRAD_ALWAYS_INLINE A add_lanes(const V& v) {
+  if constexpr (Count == 2) {
+    return v[0] + v[1];
+  } else {
+    typedef A Half __attribute__((vector_size(Count / 2 * sizeof(A))));
+    Half half[2];
+    std::memcpy(half, &v, sizeof half);
+    return add_lanes<Count / 2, A>(Half(half[0] + half[1]));
+  }
 }
 
 template <class A>
-double sum(const A* a, int64_t n) {
-  A lane[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int k = 0; k < kLanes; ++k) lane[k] += a[i + k];
-  }
-  double total = i > 0 ? add_lanes(lane) : 0;
-  for (; i < n; ++i) total += static_cast<double>(a[i]);
-  return total;
-}
+constexpr int64_t kSumChunk = 64 * small::kLanes<A>;  // elements whose sums the arithmetic type holds
 
-template <class A>
-double dot(const A* a, const A* b, int64_t n) {
-  A lane[kLanes] = {};
+// Adds the sums over n elements, at most kSumChunk, to sums[0], sums[1], …
+template <bool kSingle, bool kOwn, bool kPair, class A>
+void add_chunk_sums(const A* x, const A* u, const A* t, const A* delta, int64_t n, A mean, double* sums) {
+  using L = small::Lanes<A>;
+  RunningSums<L, kSingle, kOwn, kPair> whole;
+  RunningSums<OneLane<A>, kSingle, kOwn, kPair> rest;
+  const typename L::Vector means = typename L::Vector{} + mean;
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int k = 0; k < kLanes; ++k) lane[k] += a[i + k] * b[i + k];
-  }
-  double total = i > 0 ? add_lanes(lane) : 0;
-  for (; i < n; ++i) total += static_cast<double>(a[i]) * static_cast<double>(b[i]);
-  return total;
+  const auto at = [&](const A* data) { return [data, &i] { return L::load(data + i); }; };
+  const auto one = [&](const A* data) { return [data, &i] { return data[i]; }; };
+  for (; i + L::kCount <= n; i += L::kCount) whole.add(at(x), at(u), at(t), at(delta), means);
+  for (; i < n; ++i) rest.add(one(x), one(u), one(t), one(delta), mean);
+  for (int k = 0; k < whole.kCount; ++k) sums[k] += static_cast<double>(add_lanes<L::kCount, A>(whole.sum[k]) + rest.sum[k]);
 }
 
 // target = source * weight, or the source itself without a weight.
@@ -93,135 +148,22 @@ const A* weighted(const A* source, const A* weight, A* target, int64_t n) {
 template <class T>
 void add_run_sums(const Operands<T>& in, int64_t begin, int64_t n, Acc<T> mean, const Acc<T>* weight, double* sums) {
   using A = Acc<T>;
-  for (int64_t i = 0; i < n; i += kChunk) {
-    const int64_t at = begin + i, count = std::min(kChunk, n - i);
+  static_assert(kSumChunk<A> <= kChunk);
+  for (int64_t i = 0; i < n; i += kSumChunk<A>) {
+    const int64_t at = begin + i, count = std::min(kSumChunk<A>, n - i);
     const A* w = weight == nullptr ? nullptr : weight + i;
-    A centred[kChunk], first[kChunk], second[kChunk], product[kChunk];
-    const A* x = widened(in.x + at, first, count);
-    for (int64_t k = 0; k < count; ++k) centred[k] = x[k] - mean;
-    if (in.has_single()) {
-      const A* u = in.own ? centred : weighted(in.cotangent(in.single, at, count, first), w, product, count);
-      sums[0] += sum(u, count);
-      sums[1] += dot(u, centred, count);
-    }
-    double* s = sums + kSingleSums;
-    for (const auto& [tangent, cotangent] : in.pairs) {
-      const A* t = widened(tangent + at, first, count);
-      const A* h = weighted(in.cotangent(cotangent, at, count, second), w, product, count);
-      s[0] += sum(h, count);
-      s[1] += dot(h, centred, count);
-      s[2] += sum(t, count);
-      s[3] += dot(t, centred, count);
-      s[4] += dot(h, t, count);
-      s += kPairSums;
-    }
-  }
-}
-
-// How often short rows are repeated, so that the loops over them are long.
-inline int64_t repeats(int64_t columns, int64_t rows) {
-  return std::clamp<int64_t>(kChunk / 4 / std::max<int64_t>(1, columns), 1, std::max<int64_t>(1, rows));
-}
-
-// One number a channel as one a column: each `run` times, and the row of these `times` times.
-template <class A>
-void spread(const A* numbers, int64_t channels, int64_t run, int64_t times, A* columns) {
-  const int64_t row = channels * run;
-  for (int64_t c = 0; c < channels; ++c) std::fill_n(columns + c * run, run, numbers[c]);
-  for (int64_t k = 1; k < times; ++k) std::copy_n(columns, row, columns + k * row);
-}
-
-// Adds u and u (x - mean) of each column; without a u it is x - mean.
-template <class A>
-void add_single(const A* x, const A* u, const A* mean, A* __restrict s0, A* __restrict s1, int64_t n) {
-  for (int64_t k = 0; k < n && u != nullptr; ++k) {
-    s0[k] += u[k];
-    s1[k] += u[k] * (x[k] - mean[k]);
-  }
-  for (int64_t k = 0; k < n && u == nullptr; ++k) {
-    const A centred = x[k] - mean[k];
-    s0[k] += centred;
-    s1[k] += centred * centred;
-  }
-}
-
-// The same for the five sums of a pair.
-template <class A>
-void add_pair(const A* x, const A* t, const A* d, const A* mean, A* __restrict sd, A* __restrict sdx, A* __restrict st,
-              A* __restrict stx, A* __restrict sdt, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) {
-    const A centred = x[k] - mean[k];
-    sd[k] += d[k];
-    sdx[k] += d[k] * centred;
-    st[k] += t[k];
-    stx[k] += t[k] * centred;
-    sdt[k] += d[k] * t[k];
-  }
-}
-
-// Sums per channel over rows of all channels, each a run of `run` elements: for each column in the arithmetic type for a few
-// rows, then added to sums[k * stride + channel]. Several short rows are one wide row, whose parts are added up at last.
-template <class T>
-class RowSums {
-  using A = Acc<T>;
-
- public:
-  RowSums(const Operands<T>& in, int64_t channels, int64_t run, const A* mean, int64_t rows)
-      : in_(in), channels_(channels), run_(run), times_(repeats(channels * run, rows)),
-        width_(channels * run * times_), mean_(width_), narrow_(in.n_sums() * width_) {
-    spread(mean, channels, run, times_, mean_.data());
-  }
-
-  void add(int64_t first_row, int64_t rows, double* sums, int64_t stride) {
-    const int64_t begin = first_row * channels_ * run_, end = begin + rows * channels_ * run_;
-    for (int64_t block = begin; block < end; block += kNarrowRows * width_) {
-      const int64_t stop = std::min(end, block + kNarrowRows * width_);
-      std::fill(narrow_.begin(), narrow_.end(), A(0));
-      for (int64_t i = block; i < stop; i += width_) add_row(i, std::min(width_, stop - i));
-      for (int64_t s = 0; s < in_.n_sums(); ++s) flush(narrow(s, 0), sums + s * stride);
-    }
-  }
-
- private:
-  void add_row(int64_t begin, int64_t n) {
-    for (int64_t c = 0; c < n; c += kChunk) {
-      const int64_t at = begin + c, count = std::min(kChunk, n - c);
-      A first[kChunk], second[kChunk], third[kChunk];
-      const A *x = widened(in_.x + at, first, count), *mean = mean_.data() + c;
-      if (in_.has_single()) {
-        const A* u = in_.own ? nullptr : in_.cotangent(in_.single, at, count, second);
-        add_single(x, u, mean, narrow(0, c), narrow(1, c), count);
+    A first[kChunk], second[kChunk], third[kChunk], fourth[kChunk];
+    const A *x = widened(in.x + at, first, count), *u = x, *t = x, *h = x;
+    if (in.single != nullptr) u = weighted(in.cotangent(in.single, at, count, second), w, second, count);
+    for_each_pair(in, [&](int64_t p, int64_t sum, auto single, auto own, auto pair) {
+      if constexpr (pair()) {
+        t = widened(in.pairs[p].first + at, third, count);
+        h = weighted(in.cotangent(in.pairs[p].second, at, count, fourth), w, fourth, count);
       }
-      int64_t s = kSingleSums;
-      for (const auto& [tangent, cotangent] : in_.pairs) {
-        const A *t = widened(tangent + at, second, count), *d = in_.cotangent(cotangent, at, count, third);
-        add_pair(x, t, d, mean, narrow(s, c), narrow(s + 1, c), narrow(s + 2, c), narrow(s + 3, c), narrow(s + 4, c), count);
-        s += kPairSums;
-      }
-    }
+      add_chunk_sums<single(), own(), pair()>(x, u, t, h, count, mean, sums + sum);
+    });
   }
-
-  // Adds the sums of columns to those of their channels.
-  void flush(const A* columns, double* sums) const {
-    for (int64_t k = 0; k < times_; ++k, columns += channels_ * run_) {
-      if (run_ == 1) {
-        for (int64_t c = 0; c < channels_; ++c) sums[c] += static_cast<double>(columns[c]);
-        continue;
-      }
-      for (int64_t c = 0; c < channels_; ++c) {
-        double sum = 0;
-        for (int64_t i = 0; i < run_; ++i) sum += static_cast<double>(columns[c * run_ + i]);
-        sums[c] += sum;
-      }
-    }
-  }
-
-  A* narrow(int64_t sum, int64_t k) { return narrow_.data() + sum * width_ + k; }
-
-  const Operands<T>& in_;
-  int64_t channels_, run_, times_, width_;
-  std::vector<A> mean_, narrow_;
-};
+}
 
 // A coefficient of an element of a piece: one for all, a number of each (a pointer), one times the element's weight, the same
 // plus its bias.
@@ -261,8 +203,6 @@ struct Map {
 template <class A>
 using RunMap = Map<One<A>, One<A>, One<A>, One<A>>;
 template <class A>
-using RowMap = Map<const A*, const A*, const A*, const A*>;
-template <class A>
 using InnerMap = Map<Weighted<A>, One<A>, One<A>, One<A>>;
 template <class A>
 using OuterMap = Map<Weighted<A>, Weighted<A>, Biased<A>, One<A>>;
@@ -272,25 +212,33 @@ void map_run(const Operands<T>& in, int64_t begin, int64_t n, const M& m, T* out
   using A = Acc<T>;
   for (int64_t i = 0; i < n; i += kChunk) {
     const int64_t at = begin + i, count = std::min(kChunk, n - i);
-    A buffer[kChunk], first[kChunk], second[kChunk];
+    A buffer[kChunk], first[kChunk], second[kChunk], third[kChunk], fourth[kChunk];
     A* target = wide_target(out + at, buffer);
-    const A* x = widened(in.x + at, first, count);
+    const A *x = widened(in.x + at, first, count), *u = in.single == nullptr ? x : in.cotangent(in.single, at, count, second);
     const auto mean = m.mean + i;
     const auto alpha = m.alpha + i;
     const auto kappa = m.kappa + i;
     const auto lambda = m.lambda + i;
-    if (in.single != nullptr) {
-      const A* u = in.cotangent(in.single, at, count, second);
-      for (int64_t k = 0; k < count; ++k) target[k] = alpha[k] * u[k] + (kappa[k] * (x[k] - mean[k]) + lambda[k]);
-    } else {
+    const auto single = [&](int64_t k) { return alpha[k] * u[k] + (kappa[k] * (x[k] - mean[k]) + lambda[k]); };
+    if (in.single != nullptr && in.pairs.empty()) {
+#pragma GCC ivdep
+      for (int64_t k = 0; k < count; ++k) target[k] = single(k);
+    } else if (in.single == nullptr) {
+#pragma GCC ivdep
       for (int64_t k = 0; k < count; ++k) target[k] = kappa[k] * (x[k] - mean[k]) + lambda[k];
     }
     for (size_t p = 0; p < in.pairs.size(); ++p) {
-      const A* t = widened(in.pairs[p].first + at, first, count);
-      const A* d = in.cotangent(in.pairs[p].second, at, count, second);
+      const A* t = widened(in.pairs[p].first + at, third, count);
+      const A* d = in.cotangent(in.pairs[p].second, at, count, fourth);
       const auto beta = m.pairs[p].first + i;
       const auto gamma = m.pairs[p].second + i;
-      for (int64_t k = 0; k < count; ++k) target[k] += beta[k] * d[k] + gamma[k] * t[k];
+      if (p == 0 && in.single != nullptr) {
+#pragma GCC ivdep
+        for (int64_t k = 0; k < count; ++k) target[k] = single(k) + (beta[k] * d[k] + gamma[k] * t[k]);
+      } else {
+#pragma GCC ivdep
+        for (int64_t k = 0; k < count; ++k) target[k] += beta[k] * d[k] + gamma[k] * t[k];
+      }
     }
     store(target, out + at, count);
   }

@@ -8,6 +8,8 @@
 namespace datagrad {
 namespace {
 
+constexpr int64_t kHead = 64;  // elements whose mean is near enough to that of all
+
 template <class T>
 struct StatisticsOut {
   Acc<T>*mean, *rstd;
@@ -21,35 +23,48 @@ struct StatisticsOut {
   }
 };
 
-// Statistics of the batch; the pivot of a channel is its mean over the first block.
-template <class T>
-void batch_statistics(const Job<T>& job, StatisticsOut<T>& out) {
-  const Sets& sets = job.sets;
-  std::vector<Acc<T>> pivot(sets.c, Acc<T>(0));
-  Sets head = sets;
-  head.n = std::min<int64_t>(sets.n, std::max<int64_t>(1, 64 / std::max<int64_t>(1, sets.size)));
-  const auto first = batch_sums<T>(head, job.in, pivot.data());
-  for (int64_t c = 0; c < sets.c; ++c) {
-    pivot[c] = static_cast<Acc<T>>(pivot_of(first[c] / static_cast<double>(head.elements())));
-  }
-  const auto sums = batch_sums<T>(sets, job.in, pivot.data());
-  for (int64_t c = 0; c < sets.c; ++c) out.store(c, Moments(pivot[c], sums[c], sums[sets.c + c], job.count()));
-}
-
 // The mean of the first elements of a set of one sample: near enough to the whole's to take sums about it.
 template <class T>
 Acc<T> head_mean(const Job<T>& job, int64_t sample, int64_t first) {
-  constexpr int64_t kHead = 64, kHeadRows = 4;
+  constexpr int64_t kHeadRows = 4;
   const Sets& sets = job.sets;
   const bool rows = sets.channels_fastest;
   const int64_t n = std::min(kHead, rows ? sets.channels() : sets.size), lines = rows ? std::min(sets.size, kHeadRows) : 1;
   Acc<T> buffer[kHead];
-  double total = 0;
+  double total[kSingleSums] = {};
   for (int64_t line = 0; line < lines; ++line) {
     const int64_t at = rows ? (sample * sets.size + line) * sets.c + first : (sample * sets.c + first) * sets.size;
-    total += sum(widened(job.in.x + at, buffer, n), n);
+    const Acc<T>* head = widened(job.in.x + at, buffer, n);
+    add_chunk_sums<true, true, false>(head, head, head, head, n, Acc<T>(0), total);
   }
-  return static_cast<Acc<T>>(pivot_of(total / static_cast<double>(n * lines)));
+  return static_cast<Acc<T>>(pivot_of(total[0] / static_cast<double>(n * lines)));
+}
+
+// What sums of each channel of the batch are taken about: its mean over the first samples.
+template <class T>
+std::vector<Acc<T>> batch_pivots(const Job<T>& job) {
+  const Sets& sets = job.sets;
+  std::vector<Acc<T>> pivot(sets.c, Acc<T>(0));
+  if (!sets.channels_fastest && (sets.n == 1 || sets.size >= kHead)) {
+    for (int64_t c = 0; c < sets.c; ++c) pivot[c] = head_mean(job, 0, c);
+    return pivot;
+  }
+  Sets head = sets;
+  head.n = std::min<int64_t>(sets.n, std::max<int64_t>(1, kHead / std::max<int64_t>(1, sets.size)));
+  const auto first = batch_sums<T>(head, job.in, pivot.data());
+  for (int64_t c = 0; c < sets.c; ++c) {
+    pivot[c] = static_cast<Acc<T>>(pivot_of(first[c] / static_cast<double>(head.elements())));
+  }
+  return pivot;
+}
+
+// Statistics of the batch.
+template <class T>
+void batch_statistics(const Job<T>& job, StatisticsOut<T>& out) {
+  const Sets& sets = job.sets;
+  const std::vector<Acc<T>> pivot = batch_pivots(job);
+  const auto sums = batch_sums<T>(sets, job.in, pivot.data());
+  for (int64_t c = 0; c < sets.c; ++c) out.store(c, Moments(pivot[c], sums[c], sums[sets.c + c], job.count()));
 }
 
 // Statistics of the sets of one sample.

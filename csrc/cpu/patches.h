@@ -43,7 +43,7 @@ class Patches {
         stride_(rounded_up(depth_, kStep)) {
     const int64_t wide = w_.dilation[1] == 1 ? w_.kernel[1] : 1, pieces = w_.kernel[1] / wide;
     run_ = wide * column_;
-    for (int64_t c = 0; c < (w_.channels_last ? 1 : w_.channels); ++c) {
+    for (int64_t c = 0; c < planes(); ++c) {
       for (int64_t i = 0; i < w_.kernel[0]; ++i) {
         for (int64_t j = 0; j < pieces; ++j) {
           runs_.push_back(c * channel_ + i * w_.dilation[0] * row_ + j * w_.dilation[1] * column_);
@@ -56,12 +56,13 @@ class Patches {
   int64_t stride() const { return stride_; }
   int64_t image_size() const { return w_.channels * height_ * width_; }
   int64_t pixels() const { return w_.out_height * w_.out_width; }
+  int64_t planes() const { return w_.channels_last ? 1 : w_.channels; }  // of an image: all channels in one, or one each
 
   // One sample into its padded image.
   template <class T>
   void pad(const T* x, const Image& at, T* image) const {
     std::fill_n(image, image_size(), T(0));
-    for_each_line(at, [&](int64_t outside, int64_t inside) {
+    for_each_line(at, 0, planes(), [&](int64_t outside, int64_t inside) {
       if (w_.channels_last && at.w == 1) {
         small::transpose(x + outside, at.c, w_.channels, w_.width, image + inside, column_);
       } else {
@@ -70,10 +71,10 @@ class Patches {
     });
   }
 
-  // The sample that the padded image holds.
+  // Planes [first, last) of the sample that the padded image holds.
   template <class T>
-  void crop(const T* image, T* x, const Image& at) const {
-    for_each_line(at, [&](int64_t outside, int64_t inside) {
+  void crop(const T* image, T* x, const Image& at, int64_t first, int64_t last) const {
+    for_each_line(at, first, last, [&](int64_t outside, int64_t inside) {
       if (w_.channels_last && at.w == 1) {
         small::transpose(image + inside, column_, w_.width, w_.channels, x + outside, at.c);
       } else {
@@ -98,14 +99,16 @@ class Patches {
     });
   }
 
-  // Adds the patches of all pixels to one image.
+  // Planes [first, last) of one image as the sum of the patches of all pixels.
   template <class T>
-  void scatter(const T* patches, T* image) const {
+  void scatter(const T* patches, T* image, int64_t first, int64_t last) const {
+    std::fill(image + first * plane(), image + last * plane(), T(0));
+    const int64_t of_plane = static_cast<int64_t>(runs_.size()) / planes();
     with_run([&](auto length) {
       for_each_pixel(0, pixels(), [&](int64_t pixel, int64_t base) {
-        const T* patch = patches + pixel * stride_;
-        for (const int64_t run : runs_) {
-          T* target = image + base + run;
+        const T* patch = patches + pixel * stride_ + first * of_plane * length();
+        for (int64_t k = first * of_plane; k < last * of_plane; ++k) {
+          T* target = image + base + runs_[k];
           for (int64_t i = 0; i < length(); ++i) target[i] += patch[i];
           patch += length();
         }
@@ -114,11 +117,13 @@ class Patches {
   }
 
  private:
-  // Calls f(offset in x, offset in the image) for the elements of one h: all channels in channels_last, else one.
+  int64_t plane() const { return image_size() / planes(); }
+
+  // Calls f(offset in x, offset in the image) for the elements of one h of planes [first, last).
   template <class F>
-  void for_each_line(const Image& at, const F& f) const {
+  void for_each_line(const Image& at, int64_t first, int64_t last, const F& f) const {
     const int64_t corner = w_.padding[0] * row_ + w_.padding[1] * column_;
-    for (int64_t c = 0; c < (w_.channels_last ? 1 : w_.channels); ++c) {
+    for (int64_t c = first; c < last; ++c) {
       for (int64_t h = 0; h < w_.height; ++h) f(c * at.c + h * at.h, c * channel_ + corner + h * row_);
     }
   }
@@ -155,6 +160,8 @@ class Patches {
       case 1: return f([] { return int64_t(1); });
       case 3: return f([] { return int64_t(3); });
       case 4: return f([] { return int64_t(4); });
+      case 9: return f([] { return int64_t(9); });
+      case 12: return f([] { return int64_t(12); });
       default: return f([n = run_] { return n; });
     }
   }

@@ -39,9 +39,10 @@ struct Tile {
   using Vector = typename L::Vector;
   Vector sum[R * V];
 
+  template <bool kAhead>
   DATAGRAD_ALWAYS_INLINE void multiply(const Strided<T>& a, const T* b, int64_t b_row, int64_t depth) {
     clear();
-    add([&](int r, int64_t k) { return a.data[r * a.row + k * a.column]; }, b, b_row, depth);
+    add<kAhead>([&](int r, int64_t k) { return a.data[r * a.row + k * a.column]; }, b, b_row, depth);
   }
 
   DATAGRAD_ALWAYS_INLINE void clear() {
@@ -49,13 +50,17 @@ struct Tile {
     for (int i = 0; i < R * V; ++i) sum[i] = Vector{};
   }
 
-  // Adds the product of the matrix a(row, k) and b.
-  template <class At>
+  // Adds the product of the matrix a(row, k) and b. kAhead: brings the next columns of b to the cache meanwhile.
+  template <bool kAhead = false, class At>
   DATAGRAD_ALWAYS_INLINE void add(const At& a, const T* b, int64_t b_row, int64_t depth) {
     for (int64_t k = 0; k < depth; ++k) {
       Vector right[V];
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) right[v] = L::load(b + k * b_row + v * kLanes<T>);
+      for (int v = 0; v < V; ++v) {
+        const T* from = b + k * b_row + v * kLanes<T>;
+        right[v] = L::load(from);
+        if constexpr (kAhead) __builtin_prefetch(from + V * kLanes<T>);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < R * V; ++i) sum[i] += a(i / V, k) * right[i % V];
     }
@@ -103,12 +108,12 @@ struct Columns {
   int64_t width, depth;
 };
 
-template <int R, int V, class T>
+template <int R, int V, bool kAhead, class T>
 void tile(const Strided<T>& a, const Columns<T>& columns, int64_t first) {
   Tile<R, V, T> t;
   T* out = columns.out + first * columns.out_row;
   for (int r = 0; r < R * V; ++r) __builtin_prefetch(out + r / V * columns.out_row + r % V * kLanes<T>, 1);
-  t.multiply(a.from_row(first), columns.b, columns.b_row, columns.depth);
+  t.template multiply<kAhead>(a.from_row(first), columns.b, columns.b_row, columns.depth);
   const Plus<T> plus = columns.plus;
   const T* row = plus.data == nullptr ? nullptr : plus.data + first * plus.row;
   if (columns.width == V * kLanes<T>) {
@@ -121,10 +126,10 @@ void tile(const Strided<T>& a, const Columns<T>& columns, int64_t first) {
 constexpr auto kHeights = std::make_integer_sequence<int, kRows>();
 
 // Tiles of as many rows as each other, or one less.
-template <int V, class T, int... I>
+template <int V, bool kAhead = false, class T, int... I>
 void tiles(const Strided<T>& a, const Columns<T>& columns, int64_t rows, std::integer_sequence<int, I...>) {
   using Run = void (*)(const Strided<T>&, const Columns<T>&, int64_t);
-  static constexpr Run of_rows[] = {tile<I + 1, V, T>...};
+  static constexpr Run of_rows[] = {tile<I + 1, V, kAhead, T>...};
   const int64_t count = (rows + kRows - 1) / kRows;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t begin = rows * i / count, end = rows * (i + 1) / count;
@@ -139,7 +144,7 @@ void block(const Strided<T>& a, const T* b, int64_t b_row, T* out, int64_t out_r
   constexpr int64_t kWide = 2 * kLanes<T>;
   for (int64_t c = begin; c < end; c += kWide) {
     const Plus<T> plus{add ? out + c : nullptr, out_row};
-    tiles<2>(a, Columns<T>{b + c, b_row, out + c, out_row, plus, std::min(kWide, end - c), depth}, rows, kHeights);
+    tiles<2, true>(a, Columns<T>{b + c, b_row, out + c, out_row, plus, std::min(kWide, end - c), depth}, rows, kHeights);
   }
 }
 

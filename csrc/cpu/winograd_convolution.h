@@ -18,9 +18,10 @@ namespace winograd {
 constexpr int64_t kTiles = 32, kGradientTiles = 64;  // tiles whose matrices stay in the cache
 constexpr int64_t kBandLines = 4;                    // of a band, at least
 constexpr int64_t kChannels = 16;                    // channels are multiples of these, so that no vector is cut
+constexpr int64_t kTurned = 64;                      // outputs whose weights are turned at a time
 constexpr int64_t kLeastTiles = 32;                  // of all samples
 constexpr int64_t kImage = 1 << 18;                  // elements of an image that a task may copy
-constexpr int64_t kPartElements = 1 << 20, kMaxParts = 16;
+constexpr int64_t kPartElements = 1 << 20, kMaxParts = 8;
 
 // What the memory of a thread is for.
 struct Inputs;
@@ -94,16 +95,12 @@ class WinogradConvolution {
     const Image from(x), to(y);
     const T* source = data<T>(x);
     T* target = mutable_data<T>(y);
-    const bool direct = to.c == 1 && w_.out_height % 2 == 0 && w_.out_width % 2 == 0;
+    const bool direct = is_tiled(to);
     for_each_task([&](const std::vector<Segment>& segments) {
       const std::vector<Line> inputs = load_inputs(segments, source, from);
-      std::vector<Line> outputs;
-      if (direct) {
-        for (const Segment& s : segments) {
-          for (int64_t l = s.first; l < s.last; ++l) outputs.push_back({target + s.n * to.n + 2 * l * to.h, to.h, to.w});
-        }
-      } else {
-        outputs = output_lines(segments);
+      std::vector<Line> outputs = direct ? std::vector<Line>() : output_lines(segments);
+      for (const Segment& s : segments) {
+        if (direct) add_lines(s, target + s.n * to.n, to, outputs);
       }
       for_each_chunk(inputs, winograd::kTiles, [&](int64_t first, int64_t last) {
         const Matrices v = input_tiles(first, last), m = output_tiles(first, last);
@@ -126,7 +123,7 @@ class WinogradConvolution {
     });
   }
 
-  // x̄ of g behind the gate. The weight has its channels together.
+  // x̄ of g behind the gate.
   void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) const {
     const Matrices kernels = kernels_by_output();
     const Image from(g), to(x_bar);
@@ -158,13 +155,14 @@ class WinogradConvolution {
     });
   }
 
-  // target (C', kh, kw, C) = Σ gᵀ x over all pairs, each g behind the gate; unless `bias` is null, bias = Σ of the last g over
-  // all pixels. The parts that are added at last do not depend on the number of threads.
-  void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate, T* target,
-                       T* bias) const {
+  // target (C', kh, kw, C) = Σ gᵀ x over all pairs, each g behind the gate; then done(o) for every filter o, in parallel. Unless
+  // `bias` is null, bias = Σ of the last g over all pixels. The parts that are added at last do not depend on the number of threads.
+  template <class Done>
+  void weight_gradient(const std::vector<Tensor>& gs, const std::vector<Tensor>& xs, const Gate<T>& gate, T* target, T* bias,
+                       const Done& done) const {
     const int64_t samples = static_cast<int64_t>(gs.size()) * w_.batch, size = Matrices::step(w_.out_channels, depth_) * kElements;
     const int64_t least = (winograd::kGradientTiles + lines_ * count_ - 1) / (lines_ * count_);
-    const int64_t most = std::clamp<int64_t>(winograd::kPartElements / size, 2, winograd::kMaxParts);
+    const int64_t most = halved_parts(winograd::kMaxParts, winograd::kPartElements / size);
     const Blocks parts(samples, std::max(least, (samples + most - 1) / most), 1);
     T* memory = thread_memory<winograd::Parts, T>(parts.count() * size);
     const auto part = [&](int64_t i) { return Matrices{memory + i * size, w_.out_channels, depth_}; };
@@ -183,7 +181,10 @@ class WinogradConvolution {
       bias[o] = static_cast<T>(total);
     }
     parallel_for(w_.out_channels, std::max<int64_t>(1, kSerialElements / (depth_ * kElements)), [&](int64_t b, int64_t e) {
-      for (int64_t o = b; o < e; ++o) gradient_of_filter(memory, parts.count(), size, o, target + o * filter());
+      for (int64_t o = b; o < e; ++o) {
+        gradient_of_filter(memory, parts.count(), size, o, target + o * filter());
+        done(o);
+      }
     });
   }
 
@@ -264,6 +265,14 @@ class WinogradConvolution {
     return lines;
   }
 
+  // Whether whole tiles lie in a tensor of the output's shape, their channels together.
+  bool is_tiled(const Image& at) const { return at.c == 1 && w_.out_height % 2 == 0 && w_.out_width % 2 == 0; }
+
+  // The lines of tiles of a sample where they lie; of a tensor that is const they are only read.
+  static void add_lines(const Segment& s, const T* sample, const Image& at, std::vector<Line>& lines) {
+    for (int64_t l = s.first; l < s.last; ++l) lines.push_back({const_cast<T*>(sample) + 2 * l * at.h, at.h, at.w});
+  }
+
   std::vector<Line> load_inputs(const std::vector<Segment>& segments, const T* x, const Image& at) const {
     const std::vector<Line> lines = input_lines(segments);
     T* image = lines[0].data;
@@ -280,7 +289,12 @@ class WinogradConvolution {
   }
 
   std::vector<Line> load_outputs(const std::vector<Segment>& segments, const T* g, const Image& at, const Gate<T>& gate) const {
-    const std::vector<Line> lines = output_lines(segments);
+    std::vector<Line> lines;
+    if (gate.bits == nullptr && is_tiled(at)) {
+      for (const Segment& s : segments) add_lines(s, g + s.n * at.n, at, lines);
+      return lines;
+    }
+    lines = output_lines(segments);
     T* image = lines[0].data;
     for (const Segment& s : segments) image = load_output(s, g + s.n * at.n, at, gate, image);
     return lines;
@@ -312,15 +326,23 @@ class WinogradConvolution {
     for (int64_t v = begin; v < end; v += few) {
       segments.clear();
       for (int64_t s = v; s < std::min(end, v + few); ++s) segments.push_back({s, 0, lines_});
-      const std::vector<Line> inputs = input_lines(segments), outputs = output_lines(segments);
-      T *x = inputs[0].data, *g = outputs[0].data;
+      const std::vector<Line> inputs = input_lines(segments), buffers = output_lines(segments);
+      std::vector<Line> outputs;
+      T* x = inputs[0].data;
       for (const Segment& s : segments) {
         const size_t pair = s.n / w_.batch;
         const Segment own{s.n % w_.batch, 0, lines_};
         const Image from(gs[pair]), at(xs[pair]);
-        T* cotangents = g;
-        g = load_output(own, data<T>(gs[pair]) + own.n * from.n, from, gate, g);
-        if (sums != nullptr && pair + 1 == gs.size()) add_pixels(cotangents, g, sums);
+        const T* sample = data<T>(gs[pair]) + own.n * from.n;
+        if (gate.bits == nullptr && sums == nullptr && is_tiled(from)) {
+          add_lines(own, sample, from, outputs);
+        } else {
+          const auto own_lines = buffers.begin() + outputs.size();
+          T* cotangents = own_lines->data;
+          const T* end = load_output(own, sample, from, gate, cotangents);
+          if (sums != nullptr && pair + 1 == gs.size()) add_pixels(cotangents, end, sums);
+          outputs.insert(outputs.end(), own_lines, own_lines + lines_);
+        }
         x = load_input(own, data<T>(xs[pair]) + own.n * at.n, at, x);
       }
       for_each_chunk(inputs, winograd::kGradientTiles, [&](int64_t b, int64_t e) {
@@ -371,11 +393,13 @@ class WinogradConvolution {
   // G w as matrices (C', (phase, C)).
   Matrices kernels_by_output() const {
     const Matrices to = matrices<winograd::Kernels>(w_.out_channels, depth_);
-    for_each_kernel(w_.out_channels, [&](int64_t o) {
-      for (int64_t phase = 0; phase < Stride * Stride; ++phase) {
-        for (int64_t c = 0; c < w_.channels; c += small::kLanes<T>) {
-          const T* from = weight_.data + o * filter() + first_tap(phase) * w_.channels + c;
-          transform_kernel(from, w_.channels, to[0].at(o, phase * w_.channels + c), to.step());
+    parallel_for(w_.out_channels, std::max<int64_t>(1, kSerialElements / (depth_ * kElements)), [&](int64_t begin, int64_t end) {
+      for (int64_t o = begin; o < end; ++o) {
+        const T* rows = rows_of_filter(o);
+        for (int64_t phase = 0; phase < Stride * Stride; ++phase) {
+          for (int64_t c = 0; c < w_.channels; c += small::kLanes<T>) {
+            transform_kernel(rows + first_tap(phase) * w_.channels + c, w_.channels, to[0].at(o, phase * w_.channels + c), to.step());
+          }
         }
       }
     });
@@ -385,26 +409,53 @@ class WinogradConvolution {
   // The same as ((phase, C), C').
   Matrices kernels_by_input() const {
     const Matrices to = matrices<winograd::Kernels>(depth_, w_.out_channels);
-    const T* turned = turned_weight();
-    for_each_kernel(depth_, [&](int64_t k) {
-      const int64_t first = first_tap(k / w_.channels) * weight_.tap + k % w_.channels * weight_.channel;
-      for (int64_t o = 0; o < w_.out_channels; o += small::kLanes<T>) {
-        transform_kernel(turned + first * w_.out_channels + o, weight_.tap * w_.out_channels, to[0].at(k, o), to.step());
+    const Blocks channels(w_.channels, winograd::kChannels, 1), outputs(w_.out_channels, winograd::kTurned, 1);
+    const int64_t each = channels.size * outputs.size * Stride * Stride * kElements;
+    parallel_for(channels.count() * outputs.count(), std::max<int64_t>(1, kSerialElements / each), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t c = i % channels.count(), o = i / channels.count();
+        transform_turned(channels.begin(c), channels.end(c), outputs.begin(o), outputs.end(o), to);
       }
     });
     return to;
   }
 
-  static int64_t first_tap(int64_t phase) { return phase / Stride * kKernel + phase % Stride; }
-
-  // Calls f for each of `count` kernels; in parallel if that pays.
-  template <class F>
-  void for_each_kernel(int64_t count, const F& f) const {
-    const int64_t each = w_.out_channels * depth_ * kElements / count;
-    parallel_for(count, std::max<int64_t>(1, kSerialElements / each), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) f(i);
-    });
+  // The kernels of channels [first, last) and outputs [begin, end) of that.
+  void transform_turned(int64_t first, int64_t last, int64_t begin, int64_t end, const Matrices& to) const {
+    const int64_t outputs = end - begin, channels = last - first;
+    T* turned = thread_memory<winograd::Turned, T>(channels * kKernel * kKernel * outputs);
+    const winograd::Weight<T> own = turn(first, channels, begin, outputs, turned);
+    for (int64_t phase = 0; phase < Stride * Stride; ++phase) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* from = own.data + first_tap(phase) * own.tap + c * own.channel;
+        for (int64_t o = 0; o < outputs; o += small::kLanes<T>) {
+          transform_kernel(from + o, own.tap, to[0].at(phase * w_.channels + first + c, begin + o), to.step());
+        }
+      }
+    }
   }
+
+  // Some channels and outputs of the weight with the outputs fastest.
+  winograd::Weight<T> turn(int64_t first, int64_t channels, int64_t begin, int64_t outputs, T* turned) const {
+    const T* from = weight_.data + begin * filter() + first * weight_.channel;
+    const bool together = weight_.channel == 1;
+    const int64_t pieces = together ? kKernel * kKernel : 1, piece = filter() / w_.channels / pieces * channels;
+    for (int64_t i = 0; i < pieces; ++i) {
+      small::transpose(from + i * weight_.tap, filter(), outputs, piece, turned + i * piece * outputs, outputs);
+    }
+    return {turned, together ? channels * outputs : outputs, together ? outputs : kKernel * kKernel * outputs};
+  }
+
+  // One filter as (kh, kw, C).
+  const T* rows_of_filter(int64_t o) const {
+    const T* from = weight_.data + o * filter();
+    if (weight_.channel == 1) return from;
+    T* rows = thread_memory<winograd::Turned, T>(filter());
+    small::transpose(from, w_.channels, kKernel * kKernel, rows);
+    return rows;
+  }
+
+  static int64_t first_tap(int64_t phase) { return phase / Stride * kKernel + phase % Stride; }
 
   // G of the vectors at the taps of one phase, `tap` from one to the next of the kernel.
   static void transform_kernel(const T* from, int64_t tap, T* to, int64_t step) {
@@ -416,16 +467,6 @@ class WinogradConvolution {
     s.template each<Taps + 1, Taps + 1>([&](int i, int j, auto& d) __attribute__((always_inline)) {
       L::store(d, to + (i * (Taps + 1) + j) * step);
     });
-  }
-
-  // The weight with its outputs fastest.
-  const T* turned_weight() const {
-    T* turned = thread_memory<winograd::Turned, T>(w_.out_channels * filter());
-    parallel_blocks(Blocks(filter(), kSerialElements / w_.out_channels, small::kColumns), [&](int64_t, int64_t begin, int64_t end) {
-      small::transpose(weight_.data + begin, filter(), w_.out_channels, end - begin, turned + begin * w_.out_channels,
-                       w_.out_channels);
-    });
-    return turned;
   }
 
   Window w_;

@@ -138,19 +138,21 @@ struct Tiles {
 
   // to[i][tile, (phase, c)] = Bᵀ d
   void input(int64_t channels, const Matrices<T>& to) const {
-    for_each_input(channels, to, [&](const T* pixel, int64_t row, int64_t step, T* out) __attribute__((always_inline)) {
+    const int64_t matrix = to.step();
+    for_each_input(channels, to, [=](const T* pixel, int64_t row, int64_t step, T* out) __attribute__((always_inline)) {
       Registers s;
       s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { d = L::load(pixel + i * row + j * step); });
       s.input();
-      s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { L::store(d, out + (i * n + j) * to.step()); });
+      s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { L::store(d, out + (i * n + j) * matrix); });
     });
   }
 
   // Adds B of from[i][tile, (phase, c)] to the images.
   void add_input(int64_t channels, const Matrices<T>& from) const {
-    for_each_input(channels, from, [&](T* pixel, int64_t row, int64_t step, const T* in) __attribute__((always_inline)) {
+    const int64_t matrix = from.step();
+    for_each_input(channels, from, [=](T* pixel, int64_t row, int64_t step, const T* in) __attribute__((always_inline)) {
       Registers s;
-      s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { d = L::load(in + (i * n + j) * from.step()); });
+      s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { d = L::load(in + (i * n + j) * matrix); });
       s.input_transposed();
       s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) {
         T* to = pixel + i * row + j * step;
@@ -161,9 +163,10 @@ struct Tiles {
 
   // The images = Aᵀ of from[i][tile, c], plus bias[c] if there is one.
   void output(int64_t channels, const Matrices<T>& from, const T* bias) const {
-    for_each_output(channels, from, [&](T* pixel, int64_t row, int64_t step, const T* in, int64_t c) __attribute__((always_inline)) {
+    const int64_t matrix = from.step();
+    for_each_output(channels, from, [=](T* pixel, int64_t row, int64_t step, const T* in, int64_t c) __attribute__((always_inline)) {
       Registers s;
-      s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { d = L::load(in + (i * n + j) * from.step()); });
+      s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { d = L::load(in + (i * n + j) * matrix); });
       s.output();
       const typename L::Vector plus = bias == nullptr ? typename L::Vector{} : L::load(bias + c);
       s.template each<2, 2>([&](int i, int j, auto& d) __attribute__((always_inline)) { L::store(d + plus, pixel + i * row + j * step); });
@@ -172,25 +175,26 @@ struct Tiles {
 
   // to[i][tile, c] = A g
   void cotangent(int64_t channels, const Matrices<T>& to) const {
-    for_each_output(channels, to, [&](const T* pixel, int64_t row, int64_t step, T* out, int64_t) __attribute__((always_inline)) {
+    const int64_t matrix = to.step();
+    for_each_output(channels, to, [=](const T* pixel, int64_t row, int64_t step, T* out, int64_t) __attribute__((always_inline)) {
       Registers s;
       s.template each<2, 2>([&](int i, int j, auto& d) __attribute__((always_inline)) { d = L::load(pixel + i * row + j * step); });
       s.output_transposed();
-      s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { L::store(d, out + (i * n + j) * to.step()); });
+      s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { L::store(d, out + (i * n + j) * matrix); });
     });
   }
 
  private:
   // f(pixel, from one row and pixel of the tile to the next, element of the first matrix).
   template <class F>
-  void for_each_input(int64_t channels, const Matrices<T>& matrices, const F& f) const {
+  DATAGRAD_ALWAYS_INLINE void for_each_input(int64_t channels, const Matrices<T>& matrices, const F& f) const {
     const Matrix<T> matrix = matrices[0];
     for (int64_t phase = 0; phase < Stride * Stride; ++phase) {
       for (int64_t c = 0; c < channels; c += small::kLanes<T>) {
         T* element = matrix.at(0, phase * channels + c);
         const int64_t width = matrix.width(phase * channels + c);
         for (int64_t l = first; l < last; ++l) {
-          const Line<T>& line = lines[l];
+          const Line<T> line = lines[l];
           T* pixel = line.data + phase / Stride * line.row + phase % Stride * line.pixel + c;
           for (int64_t t = 0; t < count; ++t, element += width, pixel += 2 * Stride * line.pixel) {
             f(pixel, Stride * line.row, Stride * line.pixel, element);
@@ -201,15 +205,16 @@ struct Tiles {
   }
 
   template <class F>
-  void for_each_output(int64_t channels, const Matrices<T>& matrices, const F& f) const {
+  DATAGRAD_ALWAYS_INLINE void for_each_output(int64_t channels, const Matrices<T>& matrices, const F& f) const {
     const Matrix<T> matrix = matrices[0];
     for (int64_t c = 0; c < channels; c += small::kLanes<T>) {
       T* element = matrix.at(0, c);
       const int64_t width = matrix.width(c);
       for (int64_t l = first; l < last; ++l) {
-        T* pixel = lines[l].data + c;
-        for (int64_t t = 0; t < count; ++t, element += width, pixel += 2 * lines[l].pixel) {
-          f(pixel, lines[l].row, lines[l].pixel, element, c);
+        const Line<T> line = lines[l];
+        T* pixel = line.data + c;
+        for (int64_t t = 0; t < count; ++t, element += width, pixel += 2 * line.pixel) {
+          f(pixel, line.row, line.pixel, element, c);
         }
       }
     }
