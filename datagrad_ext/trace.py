@@ -7,13 +7,15 @@ torch.no_grad() or torch.autocast() entered in it). If the outermost forward doe
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import itertools
 import operator
 import random
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,7 +68,7 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
         before = {module: attributes(module) for module in root.modules()}
         drawn = _HostRandom()
         try:
-            with _ONE_AT_A_TIME, _NothingRead():
+            with _ONE_AT_A_TIME, _types_of_values(), _NothingRead():
                 graph = tracer.trace(root)
             drawn.refuse_draws()
             culprit, reason = _changed(before), "its forward changes the module's attributes"
@@ -185,26 +187,37 @@ class _Tracer(fx.Tracer):
 
 
 class _Traced(fx.Proxy):
-    """A traced value; an input has the attributes of a tensor and no others.
-
-    isinstance takes one that is known to be a tensor for a tensor, and refuses to tell of others: else a forward that
-    asks would go another way than with tensors. torch and this package see what it is.
-    """
-
-    tracer: _Tracer
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        if sys._getframe(1).f_globals.get("__name__", "").startswith(_OWN_CODE):
-            return type(self)
-        if self.tracer.is_tensor(self.node):
-            return torch.Tensor
-        raise RuntimeError("it asks for the type of a value")
+    """A traced value; an input has the attributes of a tensor and no others."""
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:
         if self.node.op == "placeholder" and not hasattr(torch.Tensor, name):
             raise AttributeError(f"'Tensor' object has no attribute '{name}'")
         return super().__getattr__(name)
+
+
+@contextmanager
+def _types_of_values() -> Iterator[None]:
+    """Inside, isinstance takes traced tensors for what they are, in every module, and refuses to tell of other values.
+
+    Else a forward that asks would go another way than with tensors. fx patches nn.Module in the same manner.
+    Values cannot say so themselves: compiled code of torch believes a `__class__`, too, and takes them for tensors.
+    """
+    told = builtins.isinstance
+
+    def ask(value: Any, kinds: Any) -> bool:
+        if not issubclass(type(value), fx.Proxy):
+            return told(value, kinds)
+        if sys._getframe(1).f_globals.get("__name__", "").startswith(_OWN_CODE):
+            return told(value, kinds)
+        if value.tracer.is_tensor(value.node):
+            return issubclass(torch.Tensor, kinds)
+        raise RuntimeError("it asks for the type of a value")
+
+    builtins.isinstance = ask
+    try:
+        yield
+    finally:
+        builtins.isinstance = told
 
 
 class _NothingRead(TorchDispatchMode):
