@@ -30,7 +30,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """A row. `precision` is a key of DTYPES (tf32: float32 with TF32 products)."""
+    """A row. `precision` is a key of DTYPES (tf32: float32 with TF32 products).
+
+    `seed` of the data: one at which no unit is so close to a kink that rounding decides on which side it is.
+    """
 
     name: str
     subject: Subject
@@ -39,6 +42,7 @@ class Case:
     device: str = "cpu"
     precision: str = "float32"
     layout: str = "contiguous"
+    seed: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,6 +57,8 @@ class Case:
         with torch.random.fork_rng(), torch.device(self.device):
             torch.manual_seed(0)
             model = self.subject.network()
+            if self.seed:
+                torch.manual_seed(self.seed)
             x = torch.randn(self.subject.input_shape)
             t = torch.randint(CLASSES, (self.subject.input_shape[0],))
         model, x = model.to(self.dtype), x.to(self.dtype)
@@ -125,7 +131,7 @@ CPU_CASES = (
     Case("convbn_channels_last", CONVBN, CROSS_ENTROPY_L2, 100.0, layout="channels_last"),
     Case("resnet", RESNET, CROSS_ENTROPY_L2, 100.0),
     Case("resnet_channels_last", RESNET, CROSS_ENTROPY_L2, 100.0, layout="channels_last"),
-    Case("resnet18_one", RESNET18_ONE, CROSS_ENTROPY_L2, 100.0),
+    Case("resnet18_one", RESNET18_ONE, CROSS_ENTROPY_L2, 100.0, seed=1),
     Case("sdf", SURFACE, EIKONAL, 5.0),
 )
 
