@@ -6,6 +6,7 @@
 #include <common/direct.h>
 
 #include <dlfcn.h>
+#include <references.h>
 
 #include <string>
 #include <vector>
@@ -14,11 +15,6 @@ namespace py = pybind11;
 
 namespace datagrad {
 namespace {
-
-py::object checked(PyObject* result) {
-  if (result == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(result);
-}
 
 // What of torch a call needs.
 struct Torch {

@@ -1,17 +1,14 @@
 // Every backward packs and unpacks what all layers have saved, so a small network notices each step of it.
 #include <saved.h>
 
+#include <references.h>
+
 #include <unordered_map>
 
 namespace py = pybind11;
 
 namespace datagrad {
 namespace {
-
-py::object checked(PyObject* result) {
-  if (result == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(result);
-}
 
 class Packing {
  public:

@@ -1,6 +1,8 @@
 // Whether tables of Python still hold what they held: a network of many modules is asked at every call.
 #include <tables.h>
 
+#include <references.h>
+
 namespace py = pybind11;
 
 namespace datagrad {
@@ -11,9 +13,7 @@ bool is_known(PyObject* value, PyObject* known) { return known == Py_Ellipsis ? 
 bool has_known_gradient(PyObject* value, PyObject* known) {
   static PyObject* const kName = PyUnicode_InternFromString("requires_grad");
   if (value == Py_None || known == Py_None) return value == known;
-  const py::object flag = py::reinterpret_steal<py::object>(PyObject_GetAttr(value, kName));
-  if (!flag) throw py::error_already_set();
-  return flag.ptr() == known;
+  return checked(PyObject_GetAttr(value, kName)).ptr() == known;
 }
 
 template <bool is_same(PyObject*, PyObject*)>

@@ -4,6 +4,7 @@
 #include <common/parallel.h>
 #include <cpu/direct_ops.h>
 #include <cpu/lanes.h>
+#include <cpu/views.h>
 
 #include <torch/csrc/stable/library.h>
 
@@ -52,11 +53,7 @@ class Results {
   // The next one that was planned.
   Tensor take(IntHeaderOnlyArrayRef sizes, Layout layout) {
     const Place place = places_.of[next_++];
-    const std::vector<int64_t> strides = dense_strides(sizes, layout);
-    AtenTensorHandle view = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(buffers_[place.buffer].get(), static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                          strides.data(), place.offset, &view));
-    return Tensor(view);
+    return view(buffers_[place.buffer], sizes, dense_strides(sizes, layout), place.offset);
   }
 
   Tensor take_like(const Tensor& weight) { return take(weight.sizes(), layout_of(weight)); }

@@ -8,18 +8,12 @@
 #include <cpu/image_values.h>
 #include <cpu/matrix_products.h>
 #include <cpu/pooling.h>
+#include <cpu/views.h>
 
 #include <tuple>
 
 namespace datagrad {
 namespace {
-
-inline Tensor view(const Tensor& t, const Numbers& sizes, const Numbers& strides, int64_t offset) {
-  AtenTensorHandle found = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                        strides.data(), offset, &found));
-  return Tensor(found);
-}
 
 // Samples [begin, end) of a tensor.
 struct Samples {

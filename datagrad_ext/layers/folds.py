@@ -177,19 +177,13 @@ class Folds:
     def now(self, layers: Sequence[Layer], x: Tensor, params: Tensors, host: tuple) -> Tensor:
         """One layer after the other as differentiable PyTorch, by the statistics of this call."""
         statistics = [self._statistics(fold, x, host[here]) for fold, _, _, here in self._folds]
-        value = self._values(layers, params, host, statistics)
-        for i in range(len(layers)):
-            x = value(i, (), (x,))
-        return x
+        return _in_turn(layers, x, self._values(layers, params, host, statistics))
 
     def then(
         self, layers: Sequence[Layer], x: Tensor, params: Tensors, host: tuple, kept: Tensor, dtypes: Any
     ) -> Tensor:
         """The same by the statistics of the forward that kept them."""
-        value = self.values_then(layers, params, host, kept, dtypes)
-        for i in range(len(layers)):
-            x = value(i, (), (x,))
-        return x
+        return _in_turn(layers, x, self.values_then(layers, params, host, kept, dtypes))
 
     def values_then(
         self, layers: Sequence[Layer], params: Tensors, host: tuple, kept: Tensor, dtypes: Tensors | None
@@ -209,6 +203,12 @@ class Folds:
             return fold.value(operands, params[place], *next(given))
 
         return value
+
+
+def _in_turn(layers: Sequence[Layer], x: Tensor, value: Value) -> Tensor:
+    for i in range(len(layers)):
+        x = value(i, (), (x,))
+    return x
 
 
 def _slices(counts: Sequence[int]) -> list[slice]:
