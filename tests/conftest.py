@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import emulation
 import pytest
 import torch
 
@@ -30,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not _repeats(item)]
     most = config.getoption("--cuda-rows")
     if most is None:
         return
@@ -40,6 +42,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = {item for rows in of_function.values() for item in rows[:: max(1, -(-len(rows) // most))]}
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = [item for item in items if item in chosen]
+
+
+def _repeats(item: pytest.Item) -> bool:
+    """Whether it would run on the CPU once more: emulated kernels are behind ops alone."""
+    row = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return row.get("device") == "emulated" and row.get("implementation", "op") != "op"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -60,7 +68,33 @@ def _fresh_memory_is_nan() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A row for each device of the module, which may name its own."""
+    if "device" in metafunc.fixturenames:
+        names = getattr(metafunc.module, "DEVICES", ("cpu", "cuda"))
+        rows = [pytest.param(name, marks=[pytest.mark.cuda] if name == "cuda" else []) for name in names]
+        metafunc.parametrize("device", rows, indirect=True)
+
+
+@pytest.fixture
 def device(request: pytest.FixtureRequest) -> str:
-    """Every device that ops run on."""
-    return str(request.param)
+    """A device that ops run on; "emulated" is the CPU with the kernels of CUDA (`emulation.py`)."""
+    if request.param != "emulated":
+        return str(request.param)
+    request.getfixturevalue("emulated_kernels")
+    return "cpu"
+
+
+@pytest.fixture(scope="session")
+def emulated_ops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Names of the ops whose CUDA kernels run on the host, too."""
+    folder = tmp_path_factory.getbasetemp()
+    with emulation.library_in(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) as names:
+        yield names
+
+
+@pytest.fixture
+def emulated_kernels(emulated_ops: list[str]) -> Iterator[None]:
+    """Ops on the CPU run the kernels of CUDA."""
+    with emulation.in_place_of_the_cpu(emulated_ops):
+        yield

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,15 +21,6 @@ def assert_native(name: str, device: str) -> None:
     if not libraries[device] and os.environ.get("DATAGRAD_REQUIRE_NATIVE") != "1":
         pytest.skip(f"built without compiled kernels for {device}")
     assert is_native(name, device), f"{name} has no compiled kernel for {device}; rebuild the package"
-
-
-def assert_emulation_passes(stem: str, folder: Path) -> None:
-    """The thread functions of CUDA kernels, run on the host by tests/<stem>.cpp, find no difference."""
-    root, program = Path(__file__).parent.parent, folder / stem
-    source = root / "tests" / f"{stem}.cpp"
-    subprocess.run(["c++", "-std=c++17", "-O1", f"-I{root / 'csrc'}", source, "-o", program], check=True)
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 def directly(name: str) -> Callable[..., list[Tensor]]:

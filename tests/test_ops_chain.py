@@ -22,6 +22,7 @@ import datagrad_ext
 from datagrad_ext.ops import chain
 from datagrad_ext.ops.activation import ACTIVATIONS
 
+DEVICES = ("cpu", "cuda", "emulated")
 NAMES = ("chain_forward", "chain_data_vjp", "chain_data_jvp", "chain_reverse")
 IMPLEMENTATIONS: dict[str, dict[str, Callable[..., list[Tensor]]]] = {
     "op": {name: getattr(torch.ops.datagrad, name).default for name in NAMES},

@@ -16,6 +16,7 @@ from torch import Tensor
 from datagrad_ext import ops
 from datagrad_ext.ops import cross_entropy
 
+DEVICES = ("cpu", "cuda", "emulated")
 NAMES = ["cross_entropy_forward", "cross_entropy_vjp", "cross_entropy_hvp"]
 IMPLEMENTATIONS = {
     "op": [getattr(torch.ops.datagrad, name).default for name in NAMES],

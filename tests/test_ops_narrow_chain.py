@@ -1,66 +1,25 @@
-"""Narrow chains in 16 bits: what CUDA runs as one kernel a sweep.
+"""Narrow chains in 16 bits: what CUDA runs as one kernel a sweep (`csrc/common/narrow_chain.h`).
 
-The kernels' own code, warp by warp on the host, equals plain loops (`emulate_narrow.cpp`). The ops on top of it equal
-the reference in the same dtype: on CUDA the kernels themselves, elsewhere their emulation (`emulate_chain.cpp`), with
-the same arguments, buffers and places. That the reference equals autograd is shown in `test_ops_chain.py`.
+The ops equal the reference in the same dtype, with the same arguments, buffers and places. That the reference equals
+autograd is shown in `test_ops_chain.py`.
 """
 
 from __future__ import annotations
 
 import itertools
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import test_ops_chain as ops_chain
 import torch
-from kernels import assert_emulation_passes
 from oracle import difference
-from test_ops_chain import CHAINS, NAMES, Results, example, sweeps
+from test_ops_chain import CHAINS, Results, example, sweeps
 from torch import Tensor
 
-from build_support.plan import STABLE_ABI
-
+DEVICES = ("cuda", "emulated")
 TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
 CALLS = [(1, 1, True), (15, 0, True), (70, 1, False), (70, 2, True), (16, 2, False)]  # rows, data gradients, with ζ
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
-def test_kernels_run_on_the_host(tmp_path: Path) -> None:
-    """Widths, depths, rows, every activation; with the warps in either order."""
-    assert_emulation_passes("emulate_narrow", tmp_path)
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of the implementation that runs the kernels' code on the host, as ops of `datagrad_emulated`."""
-    if shutil.which("c++") is None:
-        pytest.skip("no C++ compiler")
-    library, package = tmp_path_factory.mktemp("emulated") / "emulate_chain.so", Path(torch.__file__).parent
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", *STABLE_ABI]
-    includes = [f"-I{ROOT / 'csrc'}", f"-isystem{package / 'include'}"]
-    source = ROOT / "tests" / "emulate_chain.cpp"
-    links = [f"-L{package / 'lib'}", "-ltorch_cpu"]
-    subprocess.run(["c++", *flags, *includes, source, "-o", library, *links], check=True)
-    definitions = torch.library.Library("datagrad_emulated", "DEF")
-    for name in NAMES:
-        schema = str(getattr(torch.ops.datagrad, name).default._schema)
-        definitions.define(schema.removeprefix("datagrad::"))
-    torch.ops.load_library(library)
-    with pytest.MonkeyPatch.context() as patch:
-        implementation = {name: getattr(torch.ops.datagrad_emulated, name).default for name in NAMES}
-        patch.setitem(ops_chain.IMPLEMENTATIONS, "emulated", implementation)
-        yield "emulated"
-
-
-@pytest.fixture
-def implementation(request: pytest.FixtureRequest, device: str) -> str:
-    """The one with the kernels' code on this device."""
-    return "op" if device == "cuda" else str(request.getfixturevalue("emulated"))
 
 
 def same(actual: Results, expected: Results) -> None:
@@ -79,39 +38,42 @@ def same(actual: Results, expected: Results) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("name", CHAINS)
-def test_sweeps(name: str, dtype: torch.dtype, implementation: str, device: str) -> None:
+def test_sweeps(name: str, dtype: torch.dtype, device: str) -> None:
     """With and without ζ, for no, one and two data gradients, and three, which the kernel leaves to others."""
     for rows, pairs, with_zeta in [*CALLS, (9, 3, True)]:
-        if pairs > 2 and implementation == "emulated":
-            continue
         e = example(name, rows, pairs).map(lambda t: t.to(device, dtype))
-        found, expected = (sweeps(i, e, with_zeta=with_zeta) for i in (implementation, "reference"))
+        found, expected = (sweeps(i, e, with_zeta=with_zeta) for i in ("op", "reference"))
         same(found, expected)
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_only_what_is_wanted(name: str, implementation: str, device: str) -> None:
+def test_only_what_is_wanted(name: str, device: str) -> None:
     e = example(name, 20).map(lambda t: t.to(device, torch.float16))
     n = len(e.params)
     subsets = [[False] * n, [i == 0 for i in range(n)], [i == n - 1 for i in range(n)], [i % 2 == 1 for i in range(n)]]
     for wanted, with_zeta in itertools.product(subsets, (True, False)):
         for want_x, want_y in ((True, False), (False, True), (False, False)):
             asked: dict[str, Any] = dict(with_zeta=with_zeta, wanted=wanted, want_x=want_x, want_y=want_y)
-            same(sweeps(implementation, e, **asked), sweeps("reference", e, **asked))
+            same(sweeps("op", e, **asked), sweeps("reference", e, **asked))
 
 
-LARGE: dict[str, tuple[str, list[int]]] = {
+SHAPES: dict[str, tuple[str, list[int]]] = {
+    **{
+        f"{width} wide": ("linear softplus+b:1.0:20.0 linear relu+b:0.0 linear+b", [3, width, width, 1])
+        for width in (1, 2, 8, 17, 63, 64, 100, 127)
+    },
     "sixteen layers": ("linear softplus+b:1.0:20.0 " * 15 + "linear+b", [3, *[20] * 15, 1]),
     "240 wide": ("linear+b relu:0.0 linear+b", [240, 100, 233]),
-    "128 wide": ("linear silu+b linear relu+b:0.0 " * 2 + "linear+b", [100, *[128] * 4, 10]),
+    "weights loaded before use": ("linear relu+b:0.0 linear+b", [256, 100, 250]),
+    "128 wide, deep": ("linear silu+b linear relu+b:0.0 " * 2 + "linear+b", [100, *[128] * 4, 10]),
 }
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_deep_and_wide(name: str, implementation: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CHAINS, name, LARGE[name])
+@pytest.mark.parametrize("name", SHAPES)
+def test_depths_and_widths(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHAINS, name, SHAPES[name])
     e = example(name, 40).map(lambda t: t.to(device, torch.bfloat16))
-    same(sweeps(implementation, e), sweeps("reference", e))
+    same(sweeps("op", e), sweeps("reference", e))
 
 
 @pytest.mark.cuda
@@ -126,19 +88,19 @@ def test_many_rows_twice_the_same(rows: int) -> None:
 
 
 @pytest.mark.parametrize("layout", ops_chain.LAYOUTS)
-def test_layouts(layout: str, implementation: str, device: str) -> None:
+def test_layouts(layout: str, device: str) -> None:
     """x and ζ of any stride and alignment."""
     change: Callable[[Tensor], Tensor] = ops_chain.LAYOUTS[layout]
     e = example("curved below", 40).map(lambda t: t.to(device, torch.float16))
     e = ops_chain.Example(e.links, e.params, change(e.x), change(e.zeta), e.g, e.v)
-    same(sweeps(implementation, e), sweeps("reference", e))
+    same(sweeps("op", e), sweeps("reference", e))
 
 
-def test_an_infinity_stays_where_it_is(implementation: str, device: str) -> None:
+def test_an_infinity_stays_where_it_is(device: str) -> None:
     """tanh makes it finite again: no padding has met it."""
     e = example("tanh", 5).map(lambda t: t.to(device, torch.float16))
     e.x[2, 0] = torch.inf
-    found, expected = (sweeps(i, e)["y"] for i in (implementation, "reference"))
+    found, expected = (sweeps(i, e)["y"] for i in ("op", "reference"))
     assert found is not None
     assert expected is not None
     assert expected.isfinite().all()

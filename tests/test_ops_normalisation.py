@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels import assert_emulation_passes, assert_native, same_layout
+from kernels import assert_native, same_layout
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import datagrad_ext  # noqa: F401  (loads the kernels)
 from datagrad_ext.ops import activation, normalisation
 
+DEVICES = ("cpu", "cuda", "emulated")
 OPS = torch.ops.datagrad
 NAMES = ("normalise_forward", "normalise_relu_forward", "normalise_vjp", "normalise_jvp", "normalise_reverse")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -416,9 +415,3 @@ def test_fake_tensors_have_the_real_layout(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_are_native(name: str, device: str) -> None:
     assert_native(name, device)
-
-
-@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
-def test_thread_functions_of_the_cuda_kernels(tmp_path: Path) -> None:
-    """The kernels of CUDA, run on the host."""
-    assert_emulation_passes("emulate_normalisation", tmp_path)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datagrad_ext.ops import penalty
 
+DEVICES = ("cpu", "cuda", "emulated")
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l1": lambda rows: rows.abs().sum(1),
     "l2": lambda rows: torch.linalg.vector_norm(rows, dim=1),

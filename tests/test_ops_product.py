@@ -1,7 +1,7 @@
 """Products and passes that a GPU does together with what is behind them, and the marks that ask chains for them.
 
 The ops equal the passes one by one on CUDA, in every row of `layers/marked.py`. The sweeps with marks equal those
-without: on CUDA the kernels, elsewhere `emulate_epilogues.cpp`, which fails where a mark is not followed.
+without: the kernels, and `emulate_epilogues.cpp`, which fails where a mark is not followed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from datagrad_ext.layers import product_choices
 from datagrad_ext.layers.marked import Wanted
 from datagrad_ext.ops.chain import parse, with_marks
 
+DEVICES = ("cpu", "cuda", "emulated")
 ROOT = Path(__file__).parent.parent
 MARKED = {
     "rectifiers": ("linear relu+b:0.0@fbtz linear relu+b:0.0@fbtz linear+b", [40, 384, 128, 10]),

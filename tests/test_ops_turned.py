@@ -12,6 +12,7 @@ from torch import Tensor
 import datagrad_ext
 from datagrad_ext.ops import turned
 
+DEVICES = ("cpu", "cuda", "emulated")
 NAMES = ("relu_reverse_turned", "smooth_reverse_turned", "turned_copy")
 OPS = torch.ops.datagrad
 SHAPES = [(1, 8), (64, 32), (65, 40), (700, 264), (3000, 8)]  # several tiles, and several parts of each sum

@@ -1,7 +1,8 @@
-// Launching CUDA kernels: the device of the arguments, the current stream, a grid that covers the work, a check.
+// Launching CUDA kernels: the device of the arguments, the current stream, a check.
 #pragma once
 
 #include <common/check.h>
+#include <common/grid.h>
 #include <common/layout.h>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -10,12 +11,9 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
 
 namespace datagrad {
-
-constexpr int kThreads = 256;
 
 // Makes t's device current while it lives and knows the stream to launch on.
 class Launch {
@@ -49,12 +47,5 @@ class Launch {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
-
-// Blocks of `threads` for `items` items of a grid-stride loop; 0 for no items. 8192 blocks fill any GPU several times.
-inline unsigned grid_for(int64_t items, int64_t threads = kThreads) {
-  return static_cast<unsigned>(std::min<int64_t>((items + threads - 1) / threads, 8192));
-}
-
-inline bool is_aligned_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 }  // namespace datagrad

@@ -1,0 +1,18 @@
+// How work is cut into blocks of threads on CUDA.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace datagrad {
+
+constexpr int kThreads = 256;
+
+// Blocks of `threads` for `items` items of a grid-stride loop; 0 for no items. 8192 blocks fill any GPU several times.
+inline unsigned grid_for(int64_t items, int64_t threads = kThreads) {
+  return static_cast<unsigned>(std::min<int64_t>((items + threads - 1) / threads, 8192));
+}
+
+inline bool is_aligned_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+}  // namespace datagrad
