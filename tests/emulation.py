@@ -7,10 +7,12 @@ without one.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import torch
 from build_support.plan import STABLE_ABI
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("activation", "chain", "cross_entropy", "normalisation", "penalty", "turned")
+STAND_INS = f"-I{ROOT / 'tests' / 'cuda_on_host'}"
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", *STABLE_ABI]
 
 
@@ -61,9 +63,13 @@ def _compile(library: Path) -> None:
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
     package = Path(torch.__file__).parent
-    includes = [f"-I{ROOT / 'tests' / 'cuda_on_host'}", f"-I{ROOT / 'csrc'}", f"-isystem{package / 'include'}"]
-    objects = [library.with_name(f"{stem}.o") for stem in SOURCES]
-    for stem, target in zip(SOURCES, objects, strict=True):
-        source = ROOT / "csrc" / "cuda" / f"{stem}.cu"
+    includes = [STAND_INS, f"-I{ROOT / 'csrc'}", f"-isystem{package / 'include'}"]
+
+    def compiled(source: Path) -> Path:
+        target = library.with_name(f"{source.stem}.o")
         subprocess.run(["c++", *FLAGS, *includes, "-x", "c++", "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sorted((ROOT / "csrc" / "cuda").glob("*.cu"))))
     subprocess.run(["c++", "-shared", *objects, "-o", library, f"-L{package / 'lib'}", "-ltorch_cpu"], check=True)

@@ -24,14 +24,12 @@ struct CudaBackend : Products<Vendor> {
   template <class Run>
   static bool narrow(const ChainPlan& plan, const Tensors& saved, const Run& run) {
     // float32 stays with the vendor's products: whether they may run in tf32 is a setting that this library cannot read.
-    const ScalarType dtype = plan.params[0].scalar_type();
-    if (dtype != ScalarType::BFloat16 && dtype != ScalarType::Half) return false;
-    if (!is_narrow_in_16_bits(plan, NarrowOnCuda::memory(plan.params[0]))) return false;
+    if (!is_narrow_in_16_bits(plan)) return false;
     using Generic = Chain<CudaBackend>;
-    if (dtype == ScalarType::Half) {
-      run(NarrowChain16<Half, NarrowOnCuda, Generic>(plan, saved));
+    if (plan.params[0].scalar_type() == ScalarType::Half) {
+      run(NarrowChain16<Half, Generic>(plan, saved));
     } else {
-      run(NarrowChain16<BFloat16, NarrowOnCuda, Generic>(plan, saved));
+      run(NarrowChain16<BFloat16, Generic>(plan, saved));
     }
     return true;
   }

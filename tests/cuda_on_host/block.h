@@ -1,8 +1,9 @@
 // A block of CUDA threads on one thread of the host.
 //
 // Each thread of the block is a coroutine, which goes on until it waits: at a barrier for all threads of the block, at what a warp
-// does together for all lanes of its warp. Threads take turns in ascending order in one grid and in descending order in the next, so
-// what lacks a barrier reads in one of them what is not written yet. A thread that never comes to where others wait is an error.
+// does together for all lanes of its warp. A warp goes as far as it can before the next one does, in ascending order in one grid and in
+// descending order in the next, so what lacks a barrier reads in one of them what is not written yet, or written too early. A thread
+// that never comes to where others wait is an error.
 #pragma once
 
 #include <setjmp.h>
@@ -44,14 +45,13 @@ class HostBlock {
     warps_.assign((threads + kLanes - 1) / kLanes, {});
     size_t used = 0;
     while (started_ < count_) start(used++);
-    for (bool moved = true; ended_ < count_;) {
-      if (!moved) throw std::runtime_error("threads of a block wait for others, which do not come");
-      moved = false;
-      for (size_t i = 0; i < used; ++i) {
-        if (!coroutines_[i]->is_ready()) continue;
-        moved = true;
-        go_on(*coroutines_[i]);
+    while (ended_ < count_) {
+      bool moved = false;
+      for (size_t begin = 0, end = 0; begin < used; begin = end) {
+        while (end < used && coroutines_[end]->warp() == coroutines_[begin]->warp()) ++end;
+        while (go_on(begin, end)) moved = true;
       }
+      if (!moved) throw std::runtime_error("threads of a block wait for others, which do not come");
     }
   }
 
@@ -90,6 +90,7 @@ class HostBlock {
     const Meeting* meeting = nullptr;  // where it waits, and since which round
     unsigned round = 0;
 
+    unsigned warp() const { return index.x / kLanes; }
     bool is_ready() const { return meeting != nullptr && round != meeting->round; }
   };
 
@@ -120,9 +121,16 @@ class HostBlock {
     if (_setjmp(scheduler_) == 0) setcontext(&running_->context);
   }
 
-  void go_on(Coroutine& coroutine) {
-    running_ = &coroutine;
-    if (_setjmp(scheduler_) == 0) _longjmp(coroutine.place, 1);
+  // Lets each of these coroutines go on that can: whether one could.
+  bool go_on(size_t begin, size_t end) {
+    bool moved = false;
+    for (size_t i = begin; i < end; ++i) {
+      if (!coroutines_[i]->is_ready()) continue;
+      moved = true;
+      running_ = coroutines_[i].get();
+      if (_setjmp(scheduler_) == 0) _longjmp(running_->place, 1);
+    }
+    return moved;
   }
 
   void run_threads() {

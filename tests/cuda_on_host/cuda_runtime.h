@@ -12,6 +12,7 @@
 #define __grid_constant__
 
 inline void __syncthreads() { datagrad::HostBlock::current().meet_block(); }
+inline void __syncwarp() { datagrad::HostBlock::current().meet_warp(); }
 
 inline uint32_t __shfl_xor_sync(uint32_t, uint32_t value, int mask) {
   uint32_t other;

@@ -10,28 +10,30 @@
 namespace datagrad {
 namespace {
 
-void wait_for_warp() { HostBlock::current().meet_warp(); }
-
-void wait_for_block() { HostBlock::current().meet_block(); }
-
 void* memory_of_block() { return HostBlock::current().memory(); }
 
 // Register k: elements (lane / 4, 2 (lane % 4)) and the next of matrix k, whose row r is where lane 8 k + r says.
 template <bool Turn>
-void load_matrices(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, const void* row) {
+void load_matrices(uint32_t (&pairs)[4], const void* row) {
   HostBlock::current().with_lanes(row, [&](const auto& row_of) {
     const int lane = threadIdx.x % HostBlock::kLanes, first = lane / 4, second = lane % 4 * 2;
-    int k = 0;
-    for (uint32_t* to : {&a, &b, &c, &d}) {
+    for (int k = 0; k < 4; ++k) {
       uint16_t pair[2];
       for (int e = 0; e < 2; ++e) {
         const int r = Turn ? second + e : first, column = Turn ? first : second + e;
         std::memcpy(&pair[e], static_cast<const uint16_t*>(row_of(8 * k + r)) + column, 2);
       }
-      std::memcpy(to, pair, 4);
-      ++k;
+      std::memcpy(&pairs[k], pair, 4);
     }
   });
+}
+
+template <class T>
+uint32_t pair_of_ones() {
+  const T ones[2] = {T(1.0f), T(1.0f)};
+  uint32_t pair;
+  std::memcpy(&pair, ones, 4);
+  return pair;
 }
 
 template <class T>
@@ -43,22 +45,19 @@ float element(uint32_t pair, int e) {
 }
 
 template <class T>
-void multiply_pairs(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+void multiply_pairs(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   struct Own {
     uint32_t a[4], b[2];
-  } own;
-  std::memcpy(own.a, a, sizeof a);
-  std::memcpy(own.b, b, sizeof b);
+  };
+  const Own own{{a[0], a[1], a[2], a[3]}, {b0, b1}};
   HostBlock::current().with_lanes(own, [&](const auto& of) {
     const int lane = threadIdx.x % HostBlock::kLanes;
-    int k = 0;
-    for (float* c : {&c0, &c1, &c2, &c3}) {
+    for (int k = 0; k < 4; ++k) {
       const int row = lane / 4, column = lane % 4 * 2 + k % 2;
       for (int i = 0; i < 16; ++i) {  // the column of a and the row of b
         const float left = element<T>(of(row * 4 + i % 8 / 2).a[k / 2 + i / 8 * 2], i % 2);
-        *c += left * element<T>(of(column * 4 + i % 8 / 2).b[i / 8], i % 2);
+        c[k] += left * element<T>(of(column * 4 + i % 8 / 2).b[i / 8], i % 2);
       }
-      ++k;
     }
   });
 }

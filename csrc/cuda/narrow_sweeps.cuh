@@ -1,17 +1,13 @@
 // The four sweeps of a narrow chain on 16-bit tensor cores, as one block of warps runs them over its tiles of rows. Letters and
-// places as in common/chain_plan.h. No torch header.
+// places as in common/chain_plan.h.
 //
 // A warp owns a strip of 16 rows in shared memory and takes it through all links: only gradients of parameters, which are
-// products over the rows of a tile, need the block. `Block` is what runs the warps, on the device or on the host:
-//   index, blocks, warps, shared()   this block and how many there are, its warps, its shared memory
-//   alone(f)                         f(lanes, warp) for every warp, which may not touch another's strip
-//   together(f)                      the same between two barriers
-// Gradients of parameters are added tile by tile to the block's partial sums, and then block by block: their order is fixed by
-// the number of rows.
+// products over the rows of a tile, need the block and are between barriers. They are added tile by tile to the block's partial
+// sums, and then block by block: their order is fixed by the number of rows.
 #pragma once
 
+#include <cuda/warp_tiles.cuh>
 #include <math/activation_groups.h>
-#include <math/warp_tiles.h>
 
 namespace datagrad::warp {
 
@@ -51,7 +47,7 @@ struct NarrowJob {
   bool walks_to_begin = false;  // sweep 4 goes through the link `begin`, too
   NarrowLink<T> link[kMaxLinks];
 
-  DATAGRAD_HD static int weight_size(int in, int out) { return padded(out) * row_of(in); }
+  static constexpr int weight_size(int in, int out) { return padded(out) * row_of(in); }
 };
 
 // The gradient of one parameter, (rows, columns): where it goes and where it lies among a block's partial sums, in padded rows.
@@ -62,7 +58,7 @@ struct NarrowTotal {
   bool add = false;  // to what is there
 
   // Element k: the sum over blocks, in their order.
-  DATAGRAD_HD void finish(const float* partials, int64_t blocks, int64_t size, int k) const {
+  __device__ void finish(const float* partials, int64_t blocks, int64_t size, int k) const {
     const float* source = partials + place + k / columns * padded(columns) + k % columns;
     float sum = add ? static_cast<float>(target[k]) : 0.0f;
     for (int64_t block = 0; block < blocks; ++block) sum += source[block * size];
@@ -80,58 +76,56 @@ int activation_row(ActivationRows<Rows...>, std::string_view name) {
 
 // f(the activation in that row), in arithmetic of A.
 template <class A, class F, template <class> class... Rows>
-DATAGRAD_HD void visit_activation_row(ActivationRows<Rows...>, int index, const float* constants, const F& f) {
+__device__ void visit_activation_row(ActivationRows<Rows...>, int index, const float* constants, const F& f) {
   const double c[2] = {constants[0], constants[1]};
   int row = 0;
   ((row++ == index ? f(Rows<A>(c)) : void()), ...);
 }
 
 // The rows of a strip that there are: elements [0, count) of a matrix in global memory whose first is aligned as the matrix.
-template <class Lanes, class T>
+template <class T>
 class Strip {
  public:
-  DATAGRAD_HD Strip(const Lanes& lanes, Matrix<T> memory, int64_t first_row, int64_t rows)
-      : lanes_(lanes), memory_(memory), first_(first_row), rows_(static_cast<int>(rows < 0 ? 0 : at_most(rows, kStrip))) {}
+  __device__ Strip(int lane, Matrix<T> memory, int64_t first_row, int64_t rows)
+      : lane_(lane), memory_(memory), first_(first_row), rows_(static_cast<int>(rows < 0 ? 0 : at_most(rows, kStrip))) {}
 
-  DATAGRAD_HD Matrix<T> matrix() const { return memory_; }
+  __device__ Matrix<T> matrix() const { return memory_; }
 
   // f(first, count, values) for groups of eight of the elements of a matrix of this width, where f changes `values`; `first` is an
   // element of the whole matrix, a multiple of eight. `reads`, `writes`: the strip.
   template <class F>
-  DATAGRAD_HD void map(int width, bool reads, bool writes, const F& f) const {
+  __device__ void map(int width, bool reads, bool writes, const F& f) const {
     const int count = rows_ * width;
-    lanes_.each([&](int lane) {
-      for (int first = lane * kGroup; first < count; first += kLanes * kGroup) {
-        float values[kGroup] = {};
-        const int n = count - first < kGroup ? count - first : kGroup;
-        if (reads) move(first, n, width, values, false);
-        f(first_ * width + first, n, values);
-        if (writes) move(first, n, width, values, true);
-      }
-    });
+    for (int first = lane_ * kGroup; first < count; first += kLanes * kGroup) {
+      float values[kGroup] = {};
+      const int n = count - first < kGroup ? count - first : kGroup;
+      if (reads) move(first, n, width, values, false);
+      f(first_ * width + first, n, values);
+      if (writes) move(first, n, width, values, true);
+    }
+    __syncwarp();
   }
 
-  DATAGRAD_HD void load(const T* source, int width) const {
+  __device__ void load(const T* source, int width) const {
     clear(width);
     map(width, false, true, [&](int64_t first, int n, float* values) { load_group(source, first, n, aligned(source), values); });
   }
 
-  DATAGRAD_HD void store(T* target, int width) const {
+  __device__ void store(T* target, int width) const {
     if (target == nullptr) return;
     map(width, true, false, [&](int64_t first, int n, float* values) { store_group(target, first, n, aligned(target), values); });
   }
 
   // Zeros, in all rows and up to the padded width.
-  DATAGRAD_HD void clear(int width) const {
-    lanes_.each([&](int lane) {
-      for (int k = lane; k < kStrip * padded(width); k += kLanes) *memory_.at(k / padded(width), k % padded(width)) = T(0.0f);
-    });
+  __device__ void clear(int width) const {
+    for (int k = lane_; k < kStrip * padded(width); k += kLanes) *memory_.at(k / padded(width), k % padded(width)) = T(0.0f);
+    __syncwarp();
   }
 
-  DATAGRAD_HD static bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+  __device__ static bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
  private:
-  DATAGRAD_HD void move(int first, int n, int width, float* values, bool out) const {
+  __device__ void move(int first, int n, int width, float* values, bool out) const {
     int row = first / width, column = first % width;
     if (width % kGroup == 0) {
       T* group = memory_.at(row, column);
@@ -153,7 +147,7 @@ class Strip {
     }
   }
 
-  Lanes lanes_;
+  int lane_;
   Matrix<T> memory_;
   int64_t first_;
   int rows_;
@@ -161,7 +155,7 @@ class Strip {
 
 // z = x + bias of a group of a matrix (rows, width).
 template <class T>
-DATAGRAD_HD void add_bias(const T* bias, int64_t first, int n, int width, float* z) {
+__device__ void add_bias(const T* bias, int64_t first, int n, int width, float* z) {
   if (bias == nullptr) return;
   int column = static_cast<int>(first % width);
   for (int k = 0; k < n; ++k) {
@@ -171,8 +165,8 @@ DATAGRAD_HD void add_bias(const T* bias, int64_t first, int n, int width, float*
 }
 
 // The strip's values through an activation, z = strip + bias.
-template <class Lanes, class T>
-DATAGRAD_HD void activate(const Strip<Lanes, T>& strip, const NarrowLink<T>& link) {
+template <class T>
+__device__ void activate(const Strip<T>& strip, const NarrowLink<T>& link) {
   if (link.kind == NarrowLink<T>::relu) {
     const Rectifier<float> relu{link.constants[0]};
     strip.map(link.in, true, true, [&](int64_t first, int n, float* z) {
@@ -196,8 +190,8 @@ DATAGRAD_HD void activate(const Strip<Lanes, T>& strip, const NarrowLink<T>& lin
 }
 
 // strip = f'(z) strip + f''(z) Σ t δ, over `pairs` of them.
-template <class Lanes, class T>
-DATAGRAD_HD void gate(const Strip<Lanes, T>& strip, const NarrowLink<T>& link, int pairs) {
+template <class T>
+__device__ void gate(const Strip<T>& strip, const NarrowLink<T>& link, int pairs) {
   if (link.kind == NarrowLink<T>::relu) {
     const Rectifier<float> relu{link.constants[0]};
     strip.map(link.in, true, true, [&](int64_t first, int n, float* g) {
@@ -223,16 +217,22 @@ DATAGRAD_HD void gate(const Strip<Lanes, T>& strip, const NarrowLink<T>& link, i
   });
 }
 
+// The block and the place in it of the thread that asks.
+struct Position {
+  int64_t block = blockIdx.x, blocks = gridDim.x;
+  int warps = static_cast<int>(blockDim.x) / kLanes;
+  int warp = static_cast<int>(threadIdx.x) / kLanes, lane = static_cast<int>(threadIdx.x) % kLanes;
+};
+
 // The walk of one block over its tiles: `here` is the strip that flows, `there` the one a product writes, `other` a third.
-template <class Block, class T>
+template <class T>
 class NarrowWalk {
  public:
-  using Lanes = typename Block::Lanes;
   using Kind = NarrowLink<T>;
 
-  DATAGRAD_HD NarrowWalk(Block& block, const NarrowJob<T>& job) : block_(block), job_(job) {}
+  __device__ explicit NarrowWalk(const NarrowJob<T>& job) : job_(job) {}
 
-  DATAGRAD_HD void forward() {
+  __device__ void forward() {
     run([&] {
       enter();
       for (int i = job_.begin; i < job_.end; ++i) {
@@ -240,14 +240,14 @@ class NarrowWalk {
         if (link.kind == Kind::linear) {
           multiply<true>(i, link.bias);
         } else {
-          on_strips([&](const auto& strip) { activate(strip, link); });
+          activate(strip(here_), link);
         }
         leave(link.result, link.out);
       }
     });
   }
 
-  DATAGRAD_HD void data_vjp() {
+  __device__ void data_vjp() {
     run([&] {
       enter();
       for (int i = job_.end - 1; i >= job_.begin; --i) {
@@ -255,34 +255,34 @@ class NarrowWalk {
         if (link.kind == Kind::linear) {
           multiply<false>(i, nullptr);
         } else {
-          on_strips([&](const auto& strip) { gate(strip, link, 0); });
+          gate(strip(here_), link, 0);
         }
         leave(link.result, link.in);
       }
     });
   }
 
-  DATAGRAD_HD void data_jvp() {
+  __device__ void data_jvp() {
     run([&] {
       enter();
       for (int i = job_.begin; i < job_.end; ++i) {
         const NarrowLink<T>& link = job_.link[i];
         if (link.weight_sum >= 0) {
-          load(other_, link.delta[0], link.out);
+          strip(other_).load(link.delta[0], link.out);
           outer(link, other_, here_);
         }
         if (i + 1 == job_.end && link.result == nullptr) break;
         if (link.kind == Kind::linear) {
           multiply<true>(i, nullptr);
         } else {
-          on_strips([&](const auto& strip) { gate(strip, link, 0); });
+          gate(strip(here_), link, 0);
         }
         leave(link.result, link.out);
       }
     });
   }
 
-  DATAGRAD_HD void reverse() {
+  __device__ void reverse() {
     run([&] {
       bool flows = job_.flow != nullptr;
       if (flows) enter();
@@ -292,7 +292,7 @@ class NarrowWalk {
           if (!flows) continue;
           add_bias_gradient(link, link.out);
           if (link.weight_sum >= 0) {
-            load(other_, link.input, link.in);
+            strip(other_).load(link.input, link.in);
             outer(link, here_, other_);
           }
           if (i == job_.begin && !job_.walks_to_begin) continue;
@@ -302,10 +302,8 @@ class NarrowWalk {
         }
         const int pairs = link.kind == Kind::smooth ? job_.pairs : 0;
         if (!flows && pairs == 0) continue;
-        on_strips([&](const auto& strip) {
-          if (!flows) strip.clear(link.in);
-          gate(strip, link, pairs);
-        });
+        if (!flows) strip(here_).clear(link.in);
+        gate(strip(here_), link, pairs);
         flows = true;
         add_bias_gradient(link, link.in);
       }
@@ -314,15 +312,15 @@ class NarrowWalk {
 
  private:
   template <class F>
-  DATAGRAD_HD void run(const F& tile) {
+  __device__ void run(const F& tile) {
     if (job_.resident) {
       for (int i = job_.begin; i < job_.end; ++i) {
         if (job_.link[i].kind == Kind::linear) load_weight(job_.link[i]);
       }
     }
     for_elements(job_.partial_size, [&](int k) { partial()[k] = 0.0f; });
-    const int64_t rows = block_.warps * kStrip, tiles = (job_.rows + rows - 1) / rows;
-    for (int64_t i = block_.index; i < tiles; i += block_.blocks) {
+    const int64_t rows = at_.warps * kStrip, tiles = (job_.rows + rows - 1) / rows;
+    for (int64_t i = at_.block; i < tiles; i += at_.blocks) {
       first_ = i * rows;
       here_ = 0, there_ = 1;
       tile();
@@ -331,15 +329,20 @@ class NarrowWalk {
 
   // f(k) for k in [0, n), over all threads of the block and between barriers.
   template <class F>
-  DATAGRAD_HD void for_elements(int n, const F& f) {
-    block_.together([&](const Lanes& lanes, int warp) {
-      lanes.each([&](int lane) {
-        for (int k = warp * kLanes + lane; k < n; k += block_.warps * kLanes) f(k);
-      });
+  __device__ void for_elements(int n, const F& f) {
+    together([&] {
+      for (int k = threadIdx.x; k < n; k += at_.warps * kLanes) f(k);
     });
   }
 
-  DATAGRAD_HD void load_weight(const NarrowLink<T>& link) {
+  template <class F>
+  __device__ void together(const F& f) {
+    __syncthreads();
+    f();
+    __syncthreads();
+  }
+
+  __device__ void load_weight(const NarrowLink<T>& link) {
     const Matrix<T> target = weight(link);
     const int in = padded(link.in);
     for_elements(padded(link.out) * in, [&](int k) {
@@ -348,70 +351,59 @@ class NarrowWalk {
     });
   }
 
-  DATAGRAD_HD Matrix<T> weight(const NarrowLink<T>& link) const {
-    return {block_.template shared<T>() + job_.weights + link.weight_place, row_of(link.in)};
+  __device__ Matrix<T> weight(const NarrowLink<T>& link) const {
+    return {memory() + job_.weights + link.weight_place, row_of(link.in)};
   }
 
-  DATAGRAD_HD float* partial() const { return job_.partials + block_.index * job_.partial_size; }
+  __device__ float* partial() const { return job_.partials + at_.block * job_.partial_size; }
 
   // The strips of all warps, one of the three sets.
-  DATAGRAD_HD Matrix<T> strips(int which) const {
-    return {block_.template shared<T>() + which * block_.warps * kStrip * job_.row, job_.row};
+  __device__ Matrix<T> strips(int which) const {
+    return {memory() + which * at_.warps * kStrip * job_.row, job_.row};
   }
 
-  DATAGRAD_HD Strip<Lanes, T> strip(const Lanes& lanes, int warp, int which) const {
-    const int64_t first = first_ + warp * kStrip;
-    return {lanes, strips(which).from_row(warp * kStrip), first, job_.rows - first};
+  // The strip of the thread's warp.
+  __device__ Strip<T> strip(int which) const {
+    const int64_t first = first_ + at_.warp * kStrip;
+    return {at_.lane, strips(which).from_row(at_.warp * kStrip), first, job_.rows - first};
   }
 
-  template <class F>
-  DATAGRAD_HD void on_strips(const F& f) {
-    block_.alone([&](const Lanes& lanes, int warp) { f(strip(lanes, warp, here_)); });
-  }
-
-  DATAGRAD_HD void load(int which, const T* source, int width) {
-    block_.alone([&](const Lanes& lanes, int warp) { strip(lanes, warp, which).load(source, width); });
-  }
-
-  DATAGRAD_HD void enter() { load(here_, job_.flow, entrance()); }
+  __device__ void enter() { strip(here_).load(job_.flow, entrance()); }
 
   // The width of what enters: of the first link in the direction of the sweep.
-  DATAGRAD_HD int entrance() const { return job_.down ? job_.link[job_.end - 1].out : job_.link[job_.begin].in; }
+  __device__ int entrance() const { return job_.down ? job_.link[job_.end - 1].out : job_.link[job_.begin].in; }
 
-  DATAGRAD_HD void leave(T* target, int width) {
-    on_strips([&](const auto& strip) { strip.store(target, width); });
-  }
+  __device__ void leave(T* target, int width) { strip(here_).store(target, width); }
 
   template <bool Transposed>
-  DATAGRAD_HD void multiply(int i, const T* bias) {
+  __device__ void multiply(int i, const T* bias) {
     const NarrowLink<T>& link = job_.link[i];
     if (!job_.resident) load_weight(link);
     const int depth = Transposed ? link.in : link.out, columns = Transposed ? link.out : link.in;
-    block_.alone([&](const Lanes& lanes, int warp) {
-      product<Transposed>(lanes, strip(lanes, warp, here_).matrix(), weight(link), depth, columns, bias,
-                          strip(lanes, warp, there_).matrix());
-    });
+    product<Transposed>(at_.lane, strip(here_).matrix(), weight(link), depth, columns, bias, strip(there_).matrix());
     const int done = here_;
     here_ = there_;
     there_ = done;
   }
 
-  DATAGRAD_HD void outer(const NarrowLink<T>& link, int d, int t) {
-    block_.together([&](const Lanes& lanes, int warp) {
-      add_outer(lanes, warp, block_.warps, strips(d), strips(t), block_.warps * kStrip, link.out, link.in,
+  __device__ void outer(const NarrowLink<T>& link, int d, int t) {
+    together([&] {
+      add_outer(at_.lane, at_.warp, at_.warps, strips(d), strips(t), at_.warps * kStrip, link.out, link.in,
                 partial() + link.weight_sum);
     });
   }
 
-  DATAGRAD_HD void add_bias_gradient(const NarrowLink<T>& link, int width) {
+  __device__ void add_bias_gradient(const NarrowLink<T>& link, int width) {
     if (link.bias_sum < 0) return;
-    block_.together([&](const Lanes& lanes, int warp) {
-      add_rows(lanes, warp, block_.warps, strips(here_), block_.warps * kStrip, width, partial() + link.bias_sum);
+    together([&] {
+      add_rows(at_.lane, at_.warp, at_.warps, strips(here_), at_.warps * kStrip, width, partial() + link.bias_sum);
     });
   }
 
-  Block& block_;
+  __device__ static T* memory() { return static_cast<T*>(memory_of_block()); }
+
   const NarrowJob<T>& job_;
+  const Position at_{};
   int64_t first_ = 0;
   int here_ = 0, there_ = 1;
   static constexpr int other_ = 2;
@@ -420,25 +412,25 @@ class NarrowWalk {
 // The sweeps as types: what a kernel runs.
 struct ForwardSweep {
   template <class Walk>
-  DATAGRAD_HD static void run(Walk&& walk) {
+  __device__ static void run(Walk&& walk) {
     walk.forward();
   }
 };
 struct DataVjpSweep {
   template <class Walk>
-  DATAGRAD_HD static void run(Walk&& walk) {
+  __device__ static void run(Walk&& walk) {
     walk.data_vjp();
   }
 };
 struct DataJvpSweep {
   template <class Walk>
-  DATAGRAD_HD static void run(Walk&& walk) {
+  __device__ static void run(Walk&& walk) {
     walk.data_jvp();
   }
 };
 struct ReverseSweep {
   template <class Walk>
-  DATAGRAD_HD static void run(Walk&& walk) {
+  __device__ static void run(Walk&& walk) {
     walk.reverse();
   }
 };
