@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CE, Case, Objective, data, ids, network, random_numbers
-from oracle import assert_equal, assert_similar, check, leaf, observe
+from oracle import as_pytorch, assert_equal, assert_similar, by_formula, check, leaf, observe
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_code import data_gradient, loss_of, potential
@@ -233,6 +233,32 @@ def test_nothing_to_normalise(module: nn.Module, shape: tuple[int, ...], penalis
         return {"y": y, "J": J}
 
     check(model, [data(*shape)], code, datagrad_ext.accelerate, device=device)
+
+
+BEYOND_SECOND_ORDER: list = [
+    (nn.BatchNorm1d(4, eps=0.1), (5, 4)),
+    (nn.BatchNorm2d(4, affine=False), (2, 4, 3, 2)),
+    (nn.GroupNorm(2, 4), (2, 4, 3)),
+    (nn.LayerNorm(4), (3, 4)),
+    (nn.LayerNorm((3, 4)), (2, 5, 3, 4)),
+    (nn.InstanceNorm1d(4, affine=True), (3, 4, 5)),
+]
+
+
+@pytest.mark.parametrize(("module", "shape"), BEYOND_SECOND_ORDER, ids=str)
+def test_third_derivatives_and_batched_cotangents(module: nn.Module, shape: tuple[int, ...], device: str) -> None:
+    def code(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        y = model(x)
+        J = data_gradient(y.square().sum(), x)
+        K = data_gradient((J * J.detach()).sum(), x)
+        cotangents = torch.stack([torch.ones_like(y), y.detach()])
+        (rows,) = torch.autograd.grad(y, x, cotangents, create_graph=True, is_grads_batched=True)
+        (K.square().sum() + rows.square().sum()).backward()
+        return {"J": J, "K": K, "rows": rows}
+
+    model = by_formula(nn.Sequential(random_numbers(copy.deepcopy(module)), nn.Tanh()).double())
+    with pytest.warns(datagrad_ext.ReferencePathWarning):
+        check(model, [data(*shape)], code, lambda m: datagrad_ext.accelerate(as_pytorch(m)), device=device)
 
 
 MIXED = [
