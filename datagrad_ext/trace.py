@@ -324,27 +324,38 @@ def _modes() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), [(device, torch.get_autocast_dtype(device)) for device in devices]
 
 
-def _state(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+_State = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _state(module: nn.Module) -> _State:
     """What a forward may change of a module: its attributes, and which buffers it has."""
-    return attributes(module), {} if isinstance(module, torch.jit.ScriptModule) else dict(module._buffers)
+    return attributes(module), dict(_buffers(module))
 
 
-def _changed(before: dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]]) -> nn.Module | None:
+def _buffers(module: nn.Module) -> dict[str, Any]:
+    return {} if isinstance(module, torch.jit.ScriptModule) else module._buffers
+
+
+def _changed(before: dict[nn.Module, _State]) -> nn.Module | None:
     """The first module that is not what it was."""
     for m, (state, buffers) in before.items():
-        if not unchanged(m, state) or any(m._buffers[name] is not buffer for name, buffer in buffers.items()):
+        now = _buffers(m)
+        if now.keys() != buffers.keys() or any(now[name] is not buffer for name, buffer in buffers.items()):
+            return m
+        if not unchanged(m, state):
             return m
     return None
 
 
-def _restore(before: dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]]) -> None:
+def _restore(before: dict[nn.Module, _State]) -> None:
     for module, (state, buffers) in before.items():
         for name in attributes(module).keys() - state.keys():
             del module.__dict__[name]
         for name, kept in state.items():
             module.__dict__[name] = restored(kept)
-        if buffers:
-            module._buffers.update(buffers)
+        table = _buffers(module)
+        table.clear()
+        table.update(buffers)
 
 
 def _first_line(error: Exception) -> str:

@@ -513,6 +513,10 @@ WRITTEN: dict[str, tuple[Callable[[Net], object], Callable[[Net], Any]]] = {
     "a number": (_writing(_count), lambda net: net.config.kept),
     "a tensor, behind a decision on data": (_writing(_keep_after_a_look), lambda net: net.config.kept),
     "a buffer": (_writing(_average), lambda net: net.config.mean),
+    "a new buffer": (
+        _writing(lambda part, y: part.register_buffer("latest", y.detach().mean(0))),
+        lambda net: net.config.latest,
+    ),
     "into a part inside": (_writing(lambda part, y: _keep(part.layer, y)), lambda net: net.config.layer.kept),
     "by a hook": (_keeping, lambda net: net.config.kept),
     "by a hook, into the outermost module": (lambda net: _keeping(net, ""), lambda net: net.kept),
