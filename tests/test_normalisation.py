@@ -261,6 +261,37 @@ def test_third_derivatives_and_batched_cotangents(module: nn.Module, shape: tupl
         check(model, [data(*shape)], code, lambda m: datagrad_ext.accelerate(as_pytorch(m)), device=device)
 
 
+GAPS: list = [
+    (nn.BatchNorm1d(4), (5, 4)),
+    (nn.BatchNorm1d(4).eval(), (5, 4)),
+    (nn.BatchNorm2d(4).eval(), (3, 4, 3, 2)),
+    (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval(), (5, 4)),
+    (nn.LayerNorm(4), (5, 4)),
+    (nn.GroupNorm(2, 4), (3, 4, 5)),
+    (nn.InstanceNorm1d(4, affine=True), (3, 4, 5)),
+]
+
+
+def _with_gaps(model: nn.Module) -> nn.Module:
+    for p in model.parameters():
+        p.data = torch.stack([p.data, torch.full_like(p.data, 7.0)], -1)[..., 0]
+    return datagrad_ext.accelerate(model)
+
+
+@pytest.mark.parametrize(("module", "shape"), GAPS, ids=str)
+def test_parameters_with_gaps_between_elements(module: nn.Module, shape: tuple[int, ...], device: str) -> None:
+    """PyTorch itself is wrong for some, so its model has dense ones."""
+
+    def code(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        y = model(x)
+        J = data_gradient(y.square().sum(), x)
+        (y.sum() + J.square().sum()).backward()
+        return {"y": y, "J": J}
+
+    model = nn.Sequential(random_numbers(copy.deepcopy(module)), nn.Tanh()).double().train(module.training)
+    check(model, [data(*shape)], code, _with_gaps, device=device)
+
+
 MIXED = [
     nn.BatchNorm2d(4),
     nn.BatchNorm2d(4).eval(),
