@@ -159,6 +159,8 @@ class Forward(Node):
         outputs, saved = program.forward(arguments[:n_inputs], program.thetas(arguments[n_inputs:]))
         if tuple in map(type, outputs):
             raise UnsupportedOutput("its result is a layer's tuple")
+        if len(outputs) == 1 and outputs[0]._is_view():
+            outputs = [_changeable(outputs[0], arguments)]
         anchor = next(filter(Tensor.is_floating_point, arguments)).new_empty(0)
         tensors = [anchor, *arguments]
         ctx.run, ctx.layout = run, packed(saved, tensors, Tensor)
@@ -181,6 +183,12 @@ class Forward(Node):
             release(ctx)
             found = run.program.reverse(visit.saved, visit.thetas, gs, left)
         return (None, *filled(found, (*visit.inputs, *visit.params), left.wanted))
+
+
+def _changeable(y: Tensor, arguments: Sequence[Tensor]) -> Tensor:
+    """A view as memory of its own, which the user may change in place; a view of an argument stays one."""
+    base = y._base
+    return y if True in [base is t or base is t._base for t in arguments] else y.clone()
 
 
 class DataGradient(Node):

@@ -92,7 +92,9 @@ class Network:
         before = None if found.rows else _State(module)  # only the first run tells whether the program can
         try:
             return self._run(found, call.tensors)
-        except UnsupportedOutput as error:
+        except (UnsupportedOutput, AttributeError, TypeError) as error:
+            if before is None and not isinstance(error, UnsupportedOutput):
+                raise
             if before is not None:
                 before.restore()
             self._give_up(module, call, adopt, str(error))

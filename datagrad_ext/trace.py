@@ -8,6 +8,7 @@ torch.no_grad() or torch.autocast() entered in it). If the outermost forward doe
 from __future__ import annotations
 
 import builtins
+import enum
 import inspect
 import itertools
 import operator
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -23,11 +25,13 @@ from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .layers import Application, expanded, expanded_call, rule_of_module
-from .snapshot import restored, same, snapshot
+from .snapshot import PLAIN, restored, same, snapshot
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _ONE_AT_A_TIME = threading.RLock()
 _OWN_CODE = ("torch.", "datagrad_ext.")
+_WRITES = "its forward changes the module's attributes"
+_CONSTANTS = (*PLAIN[:5], tuple, FunctionType, BuiltinFunctionType)  # numbers, text, sizes, functions
 _ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.matmul}
 _aten = torch.ops.aten
 
@@ -36,6 +40,10 @@ class Untraceable(Exception):
     """A forward cannot become a program; the message is the reason. `path` names the module, "" the outermost."""
 
     path = ""
+
+
+class _ReadsState(Exception):
+    """A forward reads what another part may write when it runs."""
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -65,13 +73,15 @@ def trace(root: nn.Module, forward: Callable[..., Any], n_inputs: int, leaves: d
     """The graph of forward(root, *n_inputs tensors); modules that have to be leaves are added with the reason."""
     while True:
         tracer = _Tracer(forward, n_inputs, leaves)
-        before = {module: attributes(module) for module in root.modules()}
+        before = {module: _state(module) for module in root.modules()}
         drawn = _HostRandom()
         try:
-            with _ONE_AT_A_TIME, _types_of_values(), _NothingRead():
+            with _ONE_AT_A_TIME, _types_of_values(), _NothingRead(), _no_state_of(_writers(root, leaves)):
                 graph = tracer.trace(root)
             drawn.refuse_draws()
-            culprit, reason = _changed(before), "its forward changes the module's attributes"
+            culprit, reason = _changed(before), _WRITES
+        except _ReadsState as error:
+            raise Untraceable(str(error)) from None
         except Exception as error:
             if not tracer.inside and n_inputs == 1 and _has_layer(root):
                 return _one_call()
@@ -220,6 +230,55 @@ def _types_of_values() -> Iterator[None]:
         builtins.isinstance = told
 
 
+class _Writes(enum.Enum):
+    """What of a module is written while the program runs, by leaves or by hooks."""
+
+    PERHAPS_TENSORS = enum.auto()
+    PERHAPS = enum.auto()
+    YES = enum.auto()
+
+
+def _writers(root: nn.Module, leaves: dict[nn.Module, str]) -> dict[int, _Writes]:
+    """The modules that may be written. Hooks may write anywhere; a leaf writes to what is inside of it."""
+    modules = list(root.modules())
+    hooks = [m for m in modules if m is not root and True in hooked([m.__dict__])]
+    found = {id(m): _Writes.PERHAPS_TENSORS for m in modules if hooks}
+    for leaf in (*leaves, *hooks):
+        found |= {id(m): _Writes.PERHAPS for m in leaf.modules()}
+    return found | {id(m): _Writes.YES for m, reason in leaves.items() if reason == _WRITES}
+
+
+@contextmanager
+def _no_state_of(writers: dict[int, _Writes]) -> Iterator[None]:
+    """Inside, what may be written while the program runs is not read: a trace would have an old value built in."""
+    if not writers:
+        yield
+        return
+    thread, plain, told = threading.get_ident(), nn.Module.__getattribute__, builtins.isinstance
+
+    def is_written(module: nn.Module, name: str, writes: _Writes) -> bool:
+        table = plain(module, "__dict__")
+        if name not in table:
+            return writes is _Writes.YES and name in table.get("_buffers", ())
+        if name in _INTERNAL or name.startswith("_datagrad"):
+            return False
+        if writes is _Writes.PERHAPS_TENSORS:
+            return told(table[name], torch.Tensor)
+        return writes is _Writes.YES or not told(table[name], _CONSTANTS)
+
+    def read(module: nn.Module, name: str) -> Any:
+        writes = writers.get(id(module))
+        if writes is not None and threading.get_ident() == thread and is_written(module, name, writes):
+            raise _ReadsState(f"it reads the attribute {name!r} of a part that may change it when it runs")
+        return plain(module, name)
+
+    nn.Module.__getattribute__ = read  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        del nn.Module.__getattribute__
+
+
 class _NothingRead(TorchDispatchMode):
     """While a forward is traced, no number of a tensor may decide what it does: the trace would have it built in."""
 
@@ -265,17 +324,38 @@ def _modes() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), [(device, torch.get_autocast_dtype(device)) for device in devices]
 
 
-def _changed(before: dict[nn.Module, dict[str, Any]]) -> nn.Module | None:
-    """The first module whose attributes are not what they were."""
-    return next((m for m, state in before.items() if not unchanged(m, state)), None)
+_State = tuple[dict[str, Any], dict[str, Any]]
 
 
-def _restore(before: dict[nn.Module, dict[str, Any]]) -> None:
-    for module, state in before.items():
+def _state(module: nn.Module) -> _State:
+    """What a forward may change of a module: its attributes, and which buffers it has."""
+    return attributes(module), dict(_buffers(module))
+
+
+def _buffers(module: nn.Module) -> dict[str, Any]:
+    return {} if isinstance(module, torch.jit.ScriptModule) else module._buffers
+
+
+def _changed(before: dict[nn.Module, _State]) -> nn.Module | None:
+    """The first module that is not what it was."""
+    for m, (state, buffers) in before.items():
+        now = _buffers(m)
+        if now.keys() != buffers.keys() or any(now[name] is not buffer for name, buffer in buffers.items()):
+            return m
+        if not unchanged(m, state):
+            return m
+    return None
+
+
+def _restore(before: dict[nn.Module, _State]) -> None:
+    for module, (state, buffers) in before.items():
         for name in attributes(module).keys() - state.keys():
             del module.__dict__[name]
         for name, kept in state.items():
             module.__dict__[name] = restored(kept)
+        table = _buffers(module)
+        table.clear()
+        table.update(buffers)
 
 
 def _first_line(error: Exception) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 Results = dict[str, "Tensor | None"]
 Code = Callable[..., Mapping[str, "Tensor | None"]]
@@ -137,6 +140,39 @@ def observe(model: nn.Module, inputs: Sequence[Tensor], code: Code, seed: int = 
     results |= {f"buffer {k}": b for k, b in model.named_buffers()}
     results["random state"] = torch.random.get_rng_state()
     return {k: v if v is None else v.detach().clone() for k, v in results.items()}
+
+
+def by_formula(model: nn.Module) -> nn.Module:
+    """The model with its norms, by statistics of what they get, written out; in place.
+
+    PyTorch's own take the statistics for constants in a third derivative.
+    """
+    for module in model.modules():
+        if isinstance(module, (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)):
+            module.forward = types.MethodType(_normalised, module)
+    return model
+
+
+def as_pytorch(model: nn.Module) -> nn.Module:
+    """The inverse."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+    return model
+
+
+def _normalised(norm: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        type(norm).forward(norm, x)  # moves the running statistics
+    dims, shape = list(range(x.dim())), (-1, *[1] * (x.dim() - 2))
+    if isinstance(norm, nn.LayerNorm):
+        over, shape, z = dims[-len(norm.normalized_shape) :], norm.normalized_shape, x
+    elif isinstance(norm, nn.GroupNorm):
+        z, over = x.unflatten(1, (norm.num_groups, -1)), [d + 1 for d in dims[1:]]
+    else:
+        z, over = x, dims[2:] if isinstance(norm, _InstanceNorm) else [0, *dims[2:]]
+    z = z - z.mean(over, keepdim=True)
+    z = (z / (z.square().mean(over, keepdim=True) + norm.eps).sqrt()).reshape(x.shape)
+    return z if norm.weight is None else z * norm.weight.view(shape) + norm.bias.view(shape)
 
 
 def leaf(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CE, OBJECTIVES, Body, Case, Objective, data, frozen, ids, network
-from oracle import check, difference, observe
+from oracle import as_pytorch, by_formula, check, difference, observe
 from test_native import needs_native
 from torch import Tensor, nn
 from training_code import data_gradient, potential
@@ -237,8 +237,9 @@ def test_several_data_gradients_and_third_order(make: Any) -> None:
         third.backward()
         return {"y": y, "third": third}
 
+    model = by_formula(make().double())
     with pytest.warns(datagrad_ext.ReferencePathWarning):
-        check(make().double(), [data(*_PHOTO[0])], code, datagrad_ext.accelerate)
+        check(model, [data(*_PHOTO[0])], code, lambda m: datagrad_ext.accelerate(as_pytorch(m)))
 
 
 @pytest.mark.parametrize("make", [pooled, curved, normalised, residual, without_norms])

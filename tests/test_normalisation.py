@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CE, Case, Objective, data, ids, network, random_numbers
-from oracle import assert_equal, assert_similar, check, leaf, observe
+from oracle import as_pytorch, assert_equal, assert_similar, by_formula, check, leaf, observe
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_code import data_gradient, loss_of, potential
@@ -219,9 +219,68 @@ EMPTY: list = [
 ]
 
 
+@pytest.mark.parametrize("penalised", [False, True])
 @pytest.mark.parametrize(("module", "shape"), EMPTY, ids=str)
-def test_nothing_to_normalise(module: nn.Module, shape: tuple[int, ...], device: str) -> None:
+def test_nothing_to_normalise(module: nn.Module, shape: tuple[int, ...], penalised: bool, device: str) -> None:
     model = nn.Sequential(module, nn.Softplus()).double().train(module.training)
+
+    def code(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        y = model(x)
+        J = data_gradient(y.square().sum(), x)
+        (y.sum() + J.square().sum() if penalised else y.sum()).backward()
+        for k, p in enumerate(model.parameters()):
+            p.grad += k  # as a later backward does: no two gradients may be one tensor
+        return {"y": y, "J": J}
+
+    check(model, [data(*shape)], code, datagrad_ext.accelerate, device=device)
+
+
+BEYOND_SECOND_ORDER: list = [
+    (nn.BatchNorm1d(4, eps=0.1), (5, 4)),
+    (nn.BatchNorm2d(4, affine=False), (2, 4, 3, 2)),
+    (nn.GroupNorm(2, 4), (2, 4, 3)),
+    (nn.LayerNorm(4), (3, 4)),
+    (nn.LayerNorm((3, 4)), (2, 5, 3, 4)),
+    (nn.InstanceNorm1d(4, affine=True), (3, 4, 5)),
+]
+
+
+@pytest.mark.parametrize(("module", "shape"), BEYOND_SECOND_ORDER, ids=str)
+def test_third_derivatives_and_batched_cotangents(module: nn.Module, shape: tuple[int, ...], device: str) -> None:
+    def code(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        y = model(x)
+        J = data_gradient(y.square().sum(), x)
+        K = data_gradient((J * J.detach()).sum(), x)
+        cotangents = torch.stack([torch.ones_like(y), y.detach()])
+        (rows,) = torch.autograd.grad(y, x, cotangents, create_graph=True, is_grads_batched=True)
+        (K.square().sum() + rows.square().sum()).backward()
+        return {"J": J, "K": K, "rows": rows}
+
+    model = by_formula(nn.Sequential(random_numbers(copy.deepcopy(module)), nn.Tanh()).double())
+    with pytest.warns(datagrad_ext.ReferencePathWarning):
+        check(model, [data(*shape)], code, lambda m: datagrad_ext.accelerate(as_pytorch(m)), device=device)
+
+
+GAPS: list = [
+    (nn.BatchNorm1d(4), (5, 4)),
+    (nn.BatchNorm1d(4).eval(), (5, 4)),
+    (nn.BatchNorm2d(4).eval(), (3, 4, 3, 2)),
+    (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval(), (5, 4)),
+    (nn.LayerNorm(4), (5, 4)),
+    (nn.GroupNorm(2, 4), (3, 4, 5)),
+    (nn.InstanceNorm1d(4, affine=True), (3, 4, 5)),
+]
+
+
+def _with_gaps(model: nn.Module) -> nn.Module:
+    for p in model.parameters():
+        p.data = torch.stack([p.data, torch.full_like(p.data, 7.0)], -1)[..., 0]
+    return datagrad_ext.accelerate(model)
+
+
+@pytest.mark.parametrize(("module", "shape"), GAPS, ids=str)
+def test_parameters_with_gaps_between_elements(module: nn.Module, shape: tuple[int, ...], device: str) -> None:
+    """PyTorch itself is wrong for some, so its model has dense ones."""
 
     def code(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         y = model(x)
@@ -229,7 +288,8 @@ def test_nothing_to_normalise(module: nn.Module, shape: tuple[int, ...], device:
         (y.sum() + J.square().sum()).backward()
         return {"y": y, "J": J}
 
-    check(model, [data(*shape)], code, datagrad_ext.accelerate, device=device)
+    model = nn.Sequential(random_numbers(copy.deepcopy(module)), nn.Tanh()).double().train(module.training)
+    check(model, [data(*shape)], code, _with_gaps, device=device)
 
 
 MIXED = [

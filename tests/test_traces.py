@@ -18,7 +18,7 @@ from cases import CE, Objective, data
 from oracle import Results, assert_equal, observe
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import datagrad_ext
 from datagrad_ext.accelerate import network_of
@@ -466,6 +466,85 @@ def test_a_hook_of_any_part_changes_what_flows(kind: str, place: int) -> None:
         models.append(nn.Sequential(nn.Linear(6, 6), PARTS[place](), nn.Tanh(), nn.Linear(6, 3)).double())
         HOOKS[kind](models[-1][1])
     assert_equal(step(datagrad_ext.accelerate(models[0]), 0), step(models[1], 0))
+
+
+class Writer(nn.Module):
+    """A part whose forward writes what the row says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.kept = nn.Linear(5, 5), None
+        self.write: Callable[[Writer, Tensor], object] = lambda part, y: None
+        self.register_buffer("mean", torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).tanh()
+        self.write(self, y)
+        return y
+
+
+def _writing(write: Callable[[Writer, Tensor], object]) -> Callable[[Net], object]:
+    return lambda net: setattr(net.config, "write", write)
+
+
+def _keep(part: nn.Module, y: Tensor) -> None:
+    part.kept = y
+
+
+def _count(part: Writer, y: Tensor) -> None:
+    part.kept = 1.0 if part.kept is None else part.kept + 1.0
+
+
+def _keep_after_a_look(part: Writer, y: Tensor) -> None:
+    part.kept = y if y.sum() < 1e9 else -y
+
+
+def _average(part: Writer, y: Tensor) -> None:
+    part.mean = y.mean(0)
+
+
+def _keeping(net: Net, place: str = "config") -> None:
+    net.kept = None
+    net.config.register_forward_hook(lambda m, args, y: _keep(net.get_submodule(place), y))
+
+
+WRITTEN: dict[str, tuple[Callable[[Net], object], Callable[[Net], Any]]] = {
+    "a tensor": (_writing(_keep), lambda net: net.config.kept),
+    "a number": (_writing(_count), lambda net: net.config.kept),
+    "a tensor, behind a decision on data": (_writing(_keep_after_a_look), lambda net: net.config.kept),
+    "a buffer": (_writing(_average), lambda net: net.config.mean),
+    "a new buffer": (
+        _writing(lambda part, y: part.register_buffer("latest", y.detach().mean(0))),
+        lambda net: net.config.latest,
+    ),
+    "into a part inside": (_writing(lambda part, y: _keep(part.layer, y)), lambda net: net.config.layer.kept),
+    "by a hook": (_keeping, lambda net: net.config.kept),
+    "by a hook, into the outermost module": (lambda net: _keeping(net, ""), lambda net: net.kept),
+    "a weight, by a hook": (
+        lambda net: prune.l1_unstructured(net.first, "weight", 0.3),
+        lambda net: net.first.weight.sum(1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_a_part_writes_is_read_as_it_is(name: str) -> None:
+    prepare, read = WRITTEN[name]
+    ours, plain = pair(lambda net, x: net.body(x, net.config(net.first(x)) * read(net)), Writer)
+    for model in (ours, plain):
+        prepare(model)
+    for k in range(3):
+        assert_equal(step(ours, k), step(plain, k))
+
+
+@pytest.mark.parametrize("prepare", [_writing(_keep), _keeping], ids=["in an attribute", "by a hook"])
+def test_a_loss_of_what_a_part_kept_is_an_error(prepare: Callable[[Net], object]) -> None:
+    """Its gradient would be lost without a word."""
+    ours, _ = pair(lambda net, x: net.second(net.config(net.first(x))), Writer)
+    prepare(ours)
+    y = ours(data(4, 6).requires_grad_())
+    with pytest.raises(RuntimeError, match="let the network's forward return it"):
+        (y.sum() + ours.config.kept.sum()).backward()
 
 
 def test_a_hook_for_all_modules_sees_each() -> None:

@@ -289,7 +289,7 @@ def output_returned_twice_in_loss(model, x):
     return {"y": y}
 
 
-@row()
+@row((*EVERYWHERE, "dag_squeeze"))
 def in_place_on_output(model, x):
     y = model(x)
     y += 1

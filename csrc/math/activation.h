@@ -69,8 +69,8 @@ struct Elu {
   DATAGRAD_MATH explicit Elu(const double* c) : alpha(T(c[0])) {}
   // exp(z) of z <= 0 is written exp(-|z|), which stays finite where it is not taken.
   DATAGRAD_MATH T f(T z) const { return math::select(z <= T(0), alpha * math::expm1_nonpositive(-math::abs(z)), z); }
-  DATAGRAD_MATH T first(T z) const { return math::select(z <= T(0), alpha * math::exp(-math::abs(z)), T(1)); }
-  DATAGRAD_MATH T second(T z) const { return math::select(z < T(0), alpha * math::exp(-math::abs(z)), T(0)); }
+  DATAGRAD_MATH T first(T z) const { return math::select(z > T(0), T(1), alpha * math::exp(-math::abs(z))); }
+  DATAGRAD_MATH T second(T z) const { return math::select(z >= T(0), T(0), alpha * math::exp(-math::abs(z))); }
 };
 
 template <class T>

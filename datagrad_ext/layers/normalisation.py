@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..ops.chain import word
 from .activation import Rectifier
@@ -85,8 +84,18 @@ class Normalisation(Affine):
         return None, None, 0.0
 
     def _value(self, x: Tensor, weight: Any, bias: Any, groups: int) -> Tensor:
-        """The value of x as it is seen, as differentiable PyTorch."""
-        return F.group_norm(x, groups, weight, bias, self.eps)
+        """The value of x as it is seen, by the formula.
+
+        PyTorch's norms take μ and r for constants in a third derivative, and not all take a batch of cotangents.
+        """
+        z, over = x.to(torch.promote_types(x.dtype, torch.float32)), [0, *range(2, x.dim())]
+        if groups:
+            z, over = z.reshape(len(x), groups, x.shape[1] // groups, *x.shape[2:]), [*range(2, x.dim() + 1)]
+        z = z - z.mean(over, keepdim=True)
+        z = z * (z.square().mean(over, keepdim=True) + self.eps).rsqrt()
+        z, channels = z.reshape(x.shape), (-1, *[1] * (x.dim() - 2))
+        z = z if weight is None else z * weight.reshape(channels)
+        return (z if bias is None else z + bias.reshape(channels)).to(x.dtype)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x = inputs[0]
@@ -177,9 +186,6 @@ class BatchNorm(Normalisation):
 
     def _running(self, x: Tensor, host: tuple) -> tuple[Any, Any, float]:
         return running(x, host)
-
-    def _value(self, x: Tensor, weight: Any, bias: Any, groups: int) -> Tensor:
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
 
 
 class InstanceNorm(Normalisation):

@@ -53,6 +53,8 @@ class Opaque(Layer):
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Any, tuple]:
         random = _random_state(inputs)
         x, theta = _leaves(inputs), _leaves(params)
+        for leaf in filter(_differentiable, _flat((*x, *theta))):
+            leaf.register_post_accumulate_grad_hook(_refuse)
         with torch.enable_grad(), self._context(), self._kernels():
             y = _value(self._call(self._own(x), theta, host), self._title)
         return _detached(y), (_Graph(x, theta, y), random)
@@ -134,6 +136,14 @@ class OpaqueModule(Opaque):
         args, kwargs = self._template(inputs, host)
         state = dict(zip(self.names, params, strict=True)) | (buffers or {})
         return functional_call(self._module, state, args, kwargs)
+
+
+def _refuse(leaf: Tensor) -> None:
+    """Sweeps accumulate nothing in leaves of a local graph: a tensor of it got out, whose gradient would end here."""
+    raise RuntimeError(
+        "the loss contains a tensor that a hook or an attribute kept of the inside of an accelerated network. "
+        "Gradients do not go back from there: let the network's forward return it, or do without accelerate()"
+    )
 
 
 class _Graph(NamedTuple):

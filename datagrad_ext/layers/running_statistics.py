@@ -115,9 +115,10 @@ class RunningNorm(Affine):
         x, mean, var, _, unbatched = saved
         weight = self.split(params)[0]
         if x.numel() == 0:  # aten divides by the number of values
-            nothing = torch.zeros_like(mean)
-            return (self._scaled(saved, params, zeta),), self.collect(params, sums, nothing, nothing)
+            nothing = torch.zeros_like(mean), torch.zeros_like(mean)
+            return (self._scaled(saved, params, zeta),), self.collect(params, sums, *nothing)
         zeta = zeta.unsqueeze(0) if unbatched else zeta
+        weight = None if weight is None else weight.contiguous()  # aten takes that of a matrix for dense
         x_bar, *bars = _backward(zeta, x, weight, mean, var, None, None, False, self.eps, wanted)
         if x_bar is not None and unbatched:
             x_bar = x_bar.squeeze(0)

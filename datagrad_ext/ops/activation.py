@@ -79,11 +79,11 @@ def _sigmoid_second(z: Tensor) -> Tensor:
 
 
 def _elu_first(z: Tensor, alpha: float) -> Tensor:
-    return torch.where(z <= 0, alpha * torch.exp(z), 1.0)
+    return torch.where(z > 0, 1.0, alpha * torch.exp(z))
 
 
 def _elu_second(z: Tensor, alpha: float) -> Tensor:
-    return torch.where(z < 0, alpha * torch.exp(z), 0.0)
+    return torch.where(z >= 0, 0.0, alpha * torch.exp(z))
 
 
 def _silu_first(z: Tensor) -> Tensor:
