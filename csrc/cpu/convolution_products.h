@@ -212,16 +212,20 @@ class Convolution {
   // The same where threads have samples of their own.
   void vjp_of_samples(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar, const T* weight) {
     const Image from(g), at(x_bar);
-    const int64_t size = pixels_ * w_.out_channels;
+    const int64_t size = pixels_ * w_.out_channels, columns = rounded_up(depth_, small::kLanes<T>);
     parallel_for(w_.batch, std::max<int64_t>(1, kSerialProducts / (size * depth_)), [&](int64_t begin, int64_t end) {
-      T* cotangents = thread_memory<Packed, T>(size);
+      T* packed = thread_memory<Packed, T>(size);
       T* patches = thread_memory<Gathered, T>(pixels_ * stride_);
       T* image = thread_memory<Padded, T>(patches_.image_size());
       for (int64_t n = begin; n < end; ++n) {
-        pack_sample(data<T>(g) + n * from.n, from, cotangents);
-        gate.apply(cotangents, n * size, size);
+        const T* cotangents = data<T>(g) + n * from.n;
+        if (gate.bits != nullptr || !is_packed(from)) {
+          pack_sample(cotangents, from, packed);
+          gate.apply(packed, n * size, size);
+          cotangents = packed;
+        }
         const small::Strided<T> a{cotangents, w_.out_channels, 1};
-        small::block(a, weight, stride_, patches, stride_, pixels_, 0, stride_, w_.out_channels, false);
+        small::block(a, weight, stride_, patches, stride_, pixels_, 0, columns, w_.out_channels, false);
         patches_.scatter(patches, image, 0, patches_.planes());
         patches_.crop(image, mutable_data<T>(x_bar) + n * at.n, at, 0, patches_.planes());
       }
@@ -411,8 +415,11 @@ class Convolution {
     }
   }
 
+  // Whether a sample of cotangents lies as rows of pixels.
+  bool is_packed(const Image& at) const { return at.c == 1 && pixel_stride(at) == w_.out_channels; }
+
   void pack_sample(const T* sample, const Image& at, T* target) const {
-    if (at.c == 1 && pixel_stride(at) == w_.out_channels) {
+    if (is_packed(at)) {
       std::copy_n(sample, pixels_ * w_.out_channels, target);
     } else if (pixel_stride(at) == 1 && at.c == pixels_) {
       small::transpose(sample, w_.out_channels, pixels_, target);

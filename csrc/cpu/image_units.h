@@ -115,7 +115,7 @@ class ImageChain {
       }
       case Kind::max_pool: return max_pool_vjp(u, g, extra(u), p_.empty(g, sizes_of(g, u.in)), p_.layout);
       case Kind::avg_pool: return avg_pool_vjp(u, g, p_.empty(g, sizes_of(g, u.in)), p_.layout);
-      case Kind::flatten: return in_layout(view(g, sizes_of(g, u.in), dense_strides(u.in, Layout::contiguous), 0), p_.layout);
+      case Kind::flatten: return turned(view(g, sizes_of(g, u.in), dense_strides(u.in, Layout::contiguous), 0), p_.layout);
       case Kind::normalise: {
         const auto [x, mean, rstd] = point(u);
         return normalise_vjp(g, x, mean, rstd, p_.scale(u), groups(u), bits(u), slope(u));
@@ -214,7 +214,7 @@ class ImageChain {
   bool is_channels_last_at(const Unit& u) const { return p_.layout_at(u.in) == Layout::channels_last; }
 
   Tensor flat(const Unit& u, const Tensor& h) const {
-    return view(in_layout(h, Layout::contiguous), sizes_of(h, u.out), {u.out[1], 1}, 0);
+    return view(turned(h, Layout::contiguous), sizes_of(h, u.out), {u.out[1], 1}, 0);
   }
 
   // The input of a unit in sweep 1.

@@ -1,12 +1,34 @@
-// What flows through a chain of images: a tensor for each value as long as somebody will read it, and sums of cotangents.
+// What flows through a chain of images: a tensor for each value as long as somebody will read it, sums of cotangents, and images in
+// the other layout.
 #pragma once
 
 #include <common/chain_plan.h>
 #include <common/layout.h>
 #include <common/parallel.h>
+#include <cpu/small_products.h>
 
 namespace datagrad {
 namespace {
+
+// out = t, dense images in the two layouts.
+template <class T>
+void turn_images(const Tensor& t, const Tensor& out) {
+  const int64_t channels = t.size(1), pixels = t.size(2) * t.size(3), size = channels * pixels;
+  const int64_t rows = t.is_contiguous() ? channels : pixels;
+  const T* from = data<T>(t);
+  T* to = mutable_data<T>(out);
+  parallel_for(t.size(0), std::max<int64_t>(1, kSerialElements / 2 / size), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) small::transpose(from + n * size, rows, size / rows, to + n * size);
+  });
+}
+
+// Images, dense in either layout, in this one.
+inline Tensor turned(const Tensor& t, Layout layout) {
+  if (layout == Layout::contiguous ? t.is_contiguous() : is_channels_last(t)) return t;
+  const Tensor out = empty_dense(t, t.sizes(), t.scalar_type(), layout);
+  t.scalar_type() == ScalarType::Float ? turn_images<float>(t, out) : turn_images<double>(t, out);
+  return out;
+}
 
 // out = a + b, all dense in one layout; out may be an operand.
 template <class T>

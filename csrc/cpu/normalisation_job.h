@@ -117,9 +117,11 @@ void tile_map(const Job<T>& job, const Tile& tile, const ChannelMap<Acc<T>>& cha
   using A = Acc<T>;
   const Sets& sets = job.sets;
   if (const int64_t run = run_of_rows(sets); run > 0) {
-    const int64_t columns = sets.c * run, end = tile.end * columns;
-    const auto wide = channels.repeated(run, repeats(columns, tile.end - tile.begin));
-    map_strips<T>(job.in, tile.begin * columns, end, {wide.row(0), wide.channels}, job.out);
+    const int64_t columns = sets.c * run, times = repeats(columns, tile.end - tile.begin);
+    const auto map = [&](const ChannelMap<A>& wide) {
+      map_strips<T>(job.in, tile.begin * columns, tile.end * columns, {wide.row(0), wide.channels}, job.out);
+    };
+    run * times == 1 ? map(channels) : map(channels.repeated(run, times));
     return;
   }
   RunMap<A> map;

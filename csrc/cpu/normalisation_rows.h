@@ -23,7 +23,11 @@ inline int64_t repeats(int64_t columns, int64_t rows) {
 template <class A>
 void spread(const A* numbers, int64_t channels, int64_t run, int64_t times, A* columns) {
   const int64_t row = channels * run;
-  for (int64_t c = 0; c < channels; ++c) std::fill_n(columns + c * run, run, numbers[c]);
+  if (run == 1) {
+    std::copy_n(numbers, channels, columns);
+  } else {
+    for (int64_t c = 0; c < channels; ++c) std::fill_n(columns + c * run, run, numbers[c]);
+  }
   for (int64_t k = 1; k < times; ++k) std::copy_n(columns, row, columns + k * row);
 }
 

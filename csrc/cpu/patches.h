@@ -105,10 +105,10 @@ class Patches {
     std::fill(image + first * plane(), image + last * plane(), T(0));
     const int64_t of_plane = static_cast<int64_t>(runs_.size()) / planes();
     with_run([&](auto length) {
-      for_each_pixel(0, pixels(), [&](int64_t pixel, int64_t base) {
+      for_each_apart([&](int64_t pixel, int64_t base) {
         const T* patch = patches + pixel * stride_ + first * of_plane * length();
         for (int64_t k = first * of_plane; k < last * of_plane; ++k) {
-          T* target = image + base + runs_[k];
+          T* __restrict target = image + base + runs_[k];
           for (int64_t i = 0; i < length(); ++i) target[i] += patch[i];
           patch += length();
         }
@@ -149,6 +149,19 @@ class Patches {
       if (++w == w_.out_width) {
         w = 0;
         ++h;
+      }
+    }
+  }
+
+  // All pixels, row by row; those of a row so that no patch overlaps the one before: what was just written is slow to read.
+  template <class F>
+  void for_each_apart(const F& f) const {
+    const int64_t step = (w_.dilation[1] * (w_.kernel[1] - 1) + w_.stride[1]) / w_.stride[1];
+    for (int64_t h = 0; h < w_.out_height; ++h) {
+      for (int64_t first = 0; first < std::min(step, w_.out_width); ++first) {
+        for (int64_t w = first; w < w_.out_width; w += step) {
+          f(h * w_.out_width + w, h * w_.stride[0] * row_ + w * w_.stride[1] * column_);
+        }
       }
     }
   }

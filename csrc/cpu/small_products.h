@@ -144,7 +144,8 @@ void block(const Strided<T>& a, const T* b, int64_t b_row, T* out, int64_t out_r
   constexpr int64_t kWide = 2 * kLanes<T>;
   for (int64_t c = begin; c < end; c += kWide) {
     const Plus<T> plus{add ? out + c : nullptr, out_row};
-    tiles<2, true>(a, Columns<T>{b + c, b_row, out + c, out_row, plus, std::min(kWide, end - c), depth}, rows, kHeights);
+    const Columns<T> columns{b + c, b_row, out + c, out_row, plus, std::min(kWide, end - c), depth};
+    columns.width > kLanes<T> ? tiles<2, true>(a, columns, rows, kHeights) : tiles<1, true>(a, columns, rows, kHeights);
   }
 }
 
@@ -198,6 +199,8 @@ void row_times_transposed(const T* row, const T* b, T* out, int64_t columns, int
   }
 }
 
+constexpr int64_t kNear = 64;  // places at a time that are written in turns, while the first-level cache holds them
+
 // target[c * target_row + r] = source[r * source_row + c]
 template <class T>
 void transpose(const T* source, int64_t source_row, int64_t rows, int64_t columns, T* target, int64_t target_row) {
@@ -212,9 +215,14 @@ void transpose(const T* source, int64_t source_row, int64_t rows, int64_t column
       for (int64_t i = 0; i < n; ++i) L::store(square[i], target + (c + i) * target_row + r);
     }
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    const T* from = source + r * source_row;
-    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) target[c * target_row + r] = from[c];
+  for (int64_t c = whole_columns; c < columns; ++c) {
+    for (int64_t r = 0; r < whole_rows; ++r) target[c * target_row + r] = source[r * source_row + c];
+  }
+  for (int64_t first = 0; first < columns; first += kNear) {
+    for (int64_t r = whole_rows; r < rows; ++r) {
+      const T* from = source + r * source_row;
+      for (int64_t c = first; c < std::min(columns, first + kNear); ++c) target[c * target_row + r] = from[c];
+    }
   }
 }
 
