@@ -23,7 +23,7 @@ from build_support.plan import STABLE_ABI
 
 ROOT = Path(__file__).parent.parent
 STAND_INS = f"-I{ROOT / 'tests' / 'cuda_on_host'}"
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", *STABLE_ABI]
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-DDATAGRAD_MOST_BLOCKS=3", *STABLE_ABI]
 
 
 @contextmanager

@@ -56,7 +56,7 @@ void run_narrow_sweep(const Tensor& like, const NarrowJob<T>& job, int warps, in
   const Launch launch(like);
   const dim3 threads(warps * warp::kLanes);
   launch.with_memory(bytes, narrow_sweep<Sweep, T>, static_cast<unsigned>(blocks), threads, job);
-  const dim3 grid(grid_for(totals.largest), static_cast<unsigned>(totals.count));
+  const dim3 grid(static_cast<unsigned>(ceil_div(totals.largest, kThreads)), static_cast<unsigned>(totals.count));
   launch(finish_sums<T>, grid, kThreads, totals, job.partials, blocks, int64_t{job.partial_size});
 }
 

@@ -6,13 +6,14 @@
 // sums, and then block by block: their order is fixed by the number of rows.
 #pragma once
 
+#include <common/grid.h>
 #include <cuda/warp_tiles.cuh>
 #include <math/activation_groups.h>
 
 namespace datagrad::warp {
 
 constexpr int kMaxLinks = 32, kMaxPairs = 2;
-constexpr int64_t kMaxBlocks = 128;
+constexpr int64_t kMaxBlocks = std::min<int64_t>(128, DATAGRAD_MOST_BLOCKS);
 
 // What a link reads and writes in one sweep; null or -1: nothing.
 template <class T>
