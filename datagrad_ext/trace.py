@@ -25,13 +25,13 @@ from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .layers import Application, expanded, expanded_call, rule_of_module
-from .snapshot import PLAIN, restored, same, snapshot
+from .snapshot import restored, same, snapshot
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _ONE_AT_A_TIME = threading.RLock()
 _OWN_CODE = ("torch.", "datagrad_ext.")
 _WRITES = "its forward changes the module's attributes"
-_CONSTANTS = (*PLAIN[:5], tuple, FunctionType, BuiltinFunctionType)  # numbers, text, sizes, functions
+_CONSTANTS = (int, float, bool, str, bytes, tuple, FunctionType, BuiltinFunctionType)
 _ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.matmul}
 _aten = torch.ops.aten
 

@@ -31,15 +31,22 @@ def library_in(folder: Path) -> Iterator[list[str]]:
     with (folder / "emulated.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
-            _compile(library)
+            compile_library(library, sorted((ROOT / "csrc" / "cuda").glob("*.cu")))
+    with loaded("datagrad_emulated", library) as names:
+        yield names
+
+
+@contextmanager
+def loaded(namespace: str, library: Path) -> Iterator[list[str]]:
+    """Names of the ops that the library implements on the CPU in a namespace with the schemas of `datagrad`."""
     prefix = "datagrad::"
     names = [name.removeprefix(prefix) for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix)]
-    definitions = torch.library.Library("datagrad_emulated", "DEF")
+    definitions = torch.library.Library(namespace, "DEF")
     for name in names:
         definitions.define(str(getattr(torch.ops.datagrad, name).default._schema).removeprefix(prefix))
     torch.ops.load_library(library)
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    yield [name for name in names if has_kernel(f"datagrad_emulated::{name}", "CPU")]
+    yield [name for name in names if has_kernel(f"{namespace}::{name}", "CPU")]
     definitions._destroy()
 
 
@@ -57,7 +64,8 @@ def in_place_of_the_cpu(names: Sequence[str]) -> Iterator[None]:
         override._destroy()
 
 
-def _compile(library: Path) -> None:
+def compile_library(library: Path, sources: Sequence[Path]) -> None:
+    """Every source as C++, whatever its name says."""
     from build_support.plan import STABLE_ABI  # it is not there where an installed package is tested
 
     if shutil.which("c++") is None:
@@ -71,5 +79,5 @@ def _compile(library: Path) -> None:
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, sorted((ROOT / "csrc" / "cuda").glob("*.cu"))))
+        objects = list(pool.map(compiled, sources))
     subprocess.run(["c++", "-shared", *objects, "-o", library, f"-L{package / 'lib'}", "-ltorch_cpu"], check=True)

@@ -1,4 +1,4 @@
-"""Narrow chains in 16 bits: what CUDA runs as one kernel a sweep (`csrc/common/narrow_chain.h`).
+"""Narrow chains in 16 bits: what CUDA runs as one kernel a sweep (`csrc/cuda/narrow_chain.cuh`).
 
 The ops equal the reference in the same dtype, with the same arguments, buffers and places. That the reference equals
 autograd is shown in `test_ops_chain.py`.

@@ -6,12 +6,10 @@ without: the kernels, and `emulate_epilogues.cpp`, which fails where a mark is n
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import emulation
 import pytest
 import test_ops_chain as ops_chain
 import torch
@@ -21,13 +19,11 @@ from test_ops_chain import CHAINS, NAMES, example, sweeps
 from torch import Tensor
 
 import datagrad_ext
-from build_support.plan import STABLE_ABI
 from datagrad_ext.layers import product_choices
 from datagrad_ext.layers.marked import Wanted
 from datagrad_ext.ops.chain import parse, with_marks
 
 DEVICES = ("cpu", "cuda", "emulated")
-ROOT = Path(__file__).parent.parent
 MARKED = {
     "rectifiers": ("linear relu+b:0.0@fbtz linear relu+b:0.0@fbtz linear+b", [40, 384, 128, 10]),
     "bits from results": ("linear relu+b:0.0@mz linear relu+b:0.0@mz linear+b", [40, 384, 128, 10]),
@@ -103,20 +99,9 @@ def test_chains_with_marks(
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The name of the implementation that does what marks ask for, on the host."""
-    if shutil.which("c++") is None:
-        pytest.skip("no C++ compiler")
-    library, package = tmp_path_factory.mktemp("marked") / "emulate_epilogues.so", Path(torch.__file__).parent
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", *STABLE_ABI]
-    includes = [f"-I{ROOT / 'csrc'}", f"-isystem{package / 'include'}"]
-    source = ROOT / "tests" / "emulate_epilogues.cpp"
-    links = [f"-L{package / 'lib'}", "-ltorch_cpu"]
-    subprocess.run(["c++", *flags, *includes, source, "-o", library, *links], check=True)
-    definitions = torch.library.Library("datagrad_marked", "DEF")
-    for name in NAMES:
-        schema = str(getattr(torch.ops.datagrad, name).default._schema)
-        definitions.define(schema.removeprefix("datagrad::"))
-    torch.ops.load_library(library)
-    with pytest.MonkeyPatch.context() as patch:
+    library = tmp_path_factory.mktemp("marked") / "libdatagrad_marked.so"
+    emulation.compile_library(library, [emulation.ROOT / "tests" / "emulate_epilogues.cpp"])
+    with emulation.loaded("datagrad_marked", library), pytest.MonkeyPatch.context() as patch:
         implementation = {name: getattr(torch.ops.datagrad_marked, name).default for name in NAMES}
         patch.setitem(ops_chain.IMPLEMENTATIONS, "marked", implementation)
         yield "marked"

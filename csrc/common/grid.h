@@ -1,6 +1,8 @@
 // How work is cut into blocks of threads on CUDA.
 #pragma once
 
+#include <math/scalar.h>
+
 #include <algorithm>
 #include <cstdint>
 
@@ -18,6 +20,6 @@ inline unsigned grid_for(int64_t items, int64_t threads = kThreads) {
   return static_cast<unsigned>(std::min<int64_t>((items + threads - 1) / threads, DATAGRAD_MOST_BLOCKS));
 }
 
-inline bool is_aligned_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+DATAGRAD_HD inline bool is_aligned_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 }  // namespace datagrad

@@ -4,11 +4,11 @@
 #pragma once
 
 #include <common/check.h>
+#include <cuda/lt_product.h>
 
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
-#include <array>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -17,12 +17,10 @@
 namespace datagrad {
 namespace lt {
 
-enum class Epilogue : uint32_t { relu_bias = 2 | 4, relu_aux_bias = 2 | 128 | 4, drelu = 8 | 128, drelu_bgrad = 8 | 128 | 16 };
-
 constexpr int kTransA = 3, kTransB = 4, kEpilogue = 7, kBiasPointer = 8, kAuxPointer = 11, kAuxLd = 12;  // of a product
 constexpr int kMaxWorkspace = 1, kReductions = 3, kMinAlignment = 5;  // of a preference; alignments of A, B, C, D in order
-constexpr int kFloat = 0, kHalf = 2, kBFloat16 = 14, kComputeFloat = 68, kComputeTf32 = 77;
-constexpr int64_t kWorkspace = int64_t{8} << 20, kAlignment = 16;  // bytes
+constexpr int kComputeFloat = 68, kComputeTf32 = 77;
+constexpr int64_t kWorkspace = int64_t{8} << 20;  // bytes
 
 struct Algorithm {
   uint64_t data[8];
@@ -97,22 +95,6 @@ struct Object {
   Object& operator=(const Object&) = delete;
   ~Object() {
     if (pointer != nullptr) destroy(pointer);
-  }
-};
-
-// out (rows, columns) = epilogue(a op(b)), a (rows, inner), op(b) = b (inner, columns) or, `turned`, the transpose of b (columns, inner).
-// All dense and aligned to kAlignment; with bits, columns a multiple of 128, so that these lie as cuBLASLt has them. Sums are in
-// float32, which `tf32` may round the operands of to tf32.
-struct Product {
-  Epilogue epilogue;
-  int type;
-  bool turned, tf32;
-  int64_t rows, columns, inner;
-  const void *a, *b;
-  void *vector, *bits, *out;  // vector: the bias, or where its gradient goes; it and the bits may be null
-
-  std::array<int64_t, 6> key(int device) const {
-    return {static_cast<int64_t>(epilogue), type, (turned ? 1 : 0) + (tf32 ? 2 : 0), rows, columns, inner * 1024 + device};
   }
 };
 

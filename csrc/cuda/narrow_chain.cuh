@@ -75,7 +75,7 @@ class NarrowChain16 {
       // What the next link overwrites is not written.
       if (i == p_.last() || result(i) != result(i + 1)) job.link[i].result = result(i);
     }
-    run<warp::ForwardSweep>(job, x, {});
+    run<Sweep::forward>(job, x, {});
   }
 
   void data_vjp(const Tensor& top, const Tensors& found) const {
@@ -84,7 +84,7 @@ class NarrowChain16 {
     for (int64_t i = 0; i < p_.size(); ++i) {
       if (i == 0 || result(i) != result(i - 1)) job.link[i].result = result(i);
     }
-    run<warp::DataVjpSweep>(job, top, {});
+    run<Sweep::data_vjp>(job, top, {});
   }
 
   void data_jvp(const Tensor& v, const Tensors& record, const Flags& wanted, const Tensor* y_tangent, const Places& places,
@@ -103,7 +103,7 @@ class NarrowChain16 {
       job.link[i].delta[0] = delta(record, 0, i);
       add_weight(job, totals, i, sums[order[i]], fresh);
     }
-    if (job.end > 0) run<warp::DataJvpSweep>(job, v, totals);
+    if (job.end > 0) run<Sweep::data_jvp>(job, v, totals);
   }
 
   void reverse(const std::optional<Tensor>& zeta, const Pairs& pairs, const Tensor& x, const Flags& wanted,
@@ -130,7 +130,7 @@ class NarrowChain16 {
       if (ChainPlan::wants_weight(link, wanted) && i <= first) add_weight(job, totals, i, sums[order[i]], fresh);
       if (ChainPlan::wants_bias(link, wanted) && i <= first) add_bias(job, totals, i, biases[link.bias]);
     }
-    if (totals.count > 0 || x_bar != nullptr) run<warp::ReverseSweep>(job, x, totals);
+    if (totals.count > 0 || x_bar != nullptr) run<Sweep::reverse>(job, x, totals);
   }
 
  private:
@@ -196,13 +196,13 @@ class NarrowChain16 {
     job.partial_size += warp::padded(out);
   }
 
-  template <class Sweep>
+  template <Sweep sweep>
   void run(NarrowJob<T>& job, const Tensor& like, const NarrowTotals<T>& totals) const {
     const int64_t tile = layout_.warps * warp::kStrip;
     const int64_t blocks = std::min(warp::kMaxBlocks, (p_.rows + tile - 1) / tile);
     const Tensor partials = empty_vector(like, blocks * job.partial_size, ScalarType::Float);
     job.partials = mutable_data<float>(partials);
-    run_narrow_sweep<Sweep>(like, job, layout_.warps, layout_.bytes, blocks, totals);
+    run_narrow_sweep<sweep>(like, job, layout_.warps, layout_.bytes, blocks, totals);
   }
 
   const ChainPlan& p_;

@@ -9,6 +9,7 @@ namespace {
 
 using warp::NarrowJob;
 using warp::NarrowTotal;
+using warp::Sweep;
 
 template <class T>
 struct NarrowTotals {
@@ -24,9 +25,9 @@ struct NarrowTotals {
 // A job is an argument of the kernel, of which there may be 4 KB.
 static_assert(sizeof(NarrowJob<Half>) <= 4096, "a kernel's arguments are too large");
 
-template <class Sweep, class T>
+template <Sweep sweep, class T>
 __global__ void __launch_bounds__(256, 1) narrow_sweep(const __grid_constant__ NarrowJob<T> job) {
-  Sweep::run(warp::NarrowWalk<T>(job));
+  warp::run_sweep<sweep>(job);
 }
 
 template <class T>
@@ -50,12 +51,12 @@ inline int64_t narrow_memory(const Tensor& t) {
 }
 
 // `bytes` of shared memory in each of `blocks` blocks.
-template <class Sweep, class T>
+template <Sweep sweep, class T>
 void run_narrow_sweep(const Tensor& like, const NarrowJob<T>& job, int warps, int64_t bytes, int64_t blocks,
                       const NarrowTotals<T>& totals) {
   const Launch launch(like);
   const dim3 threads(warps * warp::kLanes);
-  launch.with_memory(bytes, narrow_sweep<Sweep, T>, static_cast<unsigned>(blocks), threads, job);
+  launch.with_memory(bytes, narrow_sweep<sweep, T>, static_cast<unsigned>(blocks), threads, job);
   const dim3 grid(static_cast<unsigned>(ceil_div(totals.largest, kThreads)), static_cast<unsigned>(totals.count));
   launch(finish_sums<T>, grid, kThreads, totals, job.partials, blocks, int64_t{job.partial_size});
 }

@@ -109,12 +109,12 @@ class Strip {
 
   __device__ void load(const T* source, int width) const {
     clear(width);
-    map(width, false, true, [&](int64_t first, int n, float* values) { load_group(source, first, n, aligned(source), values); });
+    map(width, false, true, [&](int64_t first, int n, float* values) { load_group(source, first, n, is_aligned_16(source), values); });
   }
 
   __device__ void store(T* target, int width) const {
     if (target == nullptr) return;
-    map(width, true, false, [&](int64_t first, int n, float* values) { store_group(target, first, n, aligned(target), values); });
+    map(width, true, false, [&](int64_t first, int n, float* values) { store_group(target, first, n, is_aligned_16(target), values); });
   }
 
   // Zeros, in all rows and up to the padded width.
@@ -122,8 +122,6 @@ class Strip {
     for (int k = lane_; k < kStrip * padded(width); k += kLanes) *memory_.at(k / padded(width), k % padded(width)) = T(0.0f);
     __syncwarp();
   }
-
-  __device__ static bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
  private:
   __device__ void move(int first, int n, int width, float* values, bool out) const {
@@ -204,12 +202,12 @@ __device__ void gate(const Strip<T>& strip, const NarrowLink<T>& link, int pairs
   visit_activation_row<float>(Activations(), link.activation, link.constants, [&](const auto& activation) {
     strip.map(link.in, true, true, [&](int64_t first, int n, float* g) {
       float z[kGroup], products[kGroup] = {}, t[kGroup], delta[kGroup];
-      load_group(link.input, first, n, strip.aligned(link.input), z);
+      load_group(link.input, first, n, is_aligned_16(link.input), z);
       add_bias(link.bias, first, n, link.in, z);
       for (int k = 0; k < n; ++k) g[k] *= activation.first(z[k]);
       for (int pair = 0; pair < pairs; ++pair) {
-        load_group(link.tangent[pair], first, n, strip.aligned(link.tangent[pair]), t);
-        load_group(link.delta[pair], first, n, strip.aligned(link.delta[pair]), delta);
+        load_group(link.tangent[pair], first, n, is_aligned_16(link.tangent[pair]), t);
+        load_group(link.delta[pair], first, n, is_aligned_16(link.delta[pair]), delta);
         for (int k = 0; k < n; ++k) products[k] += t[k] * delta[k];
       }
       if (pairs == 0) return;
@@ -410,30 +408,15 @@ class NarrowWalk {
   static constexpr int other_ = 2;
 };
 
-// The sweeps as types: what a kernel runs.
-struct ForwardSweep {
-  template <class Walk>
-  __device__ static void run(Walk&& walk) {
-    walk.forward();
-  }
-};
-struct DataVjpSweep {
-  template <class Walk>
-  __device__ static void run(Walk&& walk) {
-    walk.data_vjp();
-  }
-};
-struct DataJvpSweep {
-  template <class Walk>
-  __device__ static void run(Walk&& walk) {
-    walk.data_jvp();
-  }
-};
-struct ReverseSweep {
-  template <class Walk>
-  __device__ static void run(Walk&& walk) {
-    walk.reverse();
-  }
-};
+enum class Sweep { forward, data_vjp, data_jvp, reverse };
+
+template <Sweep sweep, class T>
+__device__ void run_sweep(const NarrowJob<T>& job) {
+  NarrowWalk<T> walk(job);
+  if constexpr (sweep == Sweep::forward) walk.forward();
+  if constexpr (sweep == Sweep::data_vjp) walk.data_vjp();
+  if constexpr (sweep == Sweep::data_jvp) walk.data_jvp();
+  if constexpr (sweep == Sweep::reverse) walk.reverse();
+}
 
 }  // namespace datagrad::warp

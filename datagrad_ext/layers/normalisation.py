@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..ops.chain import word
+from ..ops.normalisation import normalise_forward
 from .activation import Rectifier
 from .base import FLOAT32_ON_CUDA, Layer, Pairs, Tensors, add
 
@@ -83,20 +84,6 @@ class Normalisation(Affine):
         """Running mean and variance to be updated, and with which momentum."""
         return None, None, 0.0
 
-    def _value(self, x: Tensor, weight: Any, bias: Any, groups: int) -> Tensor:
-        """The value of x as it is seen, by the formula.
-
-        PyTorch's norms take μ and r for constants in a third derivative, and not all take a batch of cotangents.
-        """
-        z, over = x.to(torch.promote_types(x.dtype, torch.float32)), [0, *range(2, x.dim())]
-        if groups:
-            z, over = z.reshape(len(x), groups, x.shape[1] // groups, *x.shape[2:]), [*range(2, x.dim() + 1)]
-        z = z - z.mean(over, keepdim=True)
-        z = z * (z.square().mean(over, keepdim=True) + self.eps).rsqrt()
-        z, channels = z.reshape(x.shape), (-1, *[1] * (x.dim() - 2))
-        z = z if weight is None else z * weight.reshape(channels)
-        return (z if bias is None else z + bias.reshape(channels)).to(x.dtype)
-
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x = inputs[0]
         mean, var, momentum = self._running(x, host)
@@ -154,7 +141,8 @@ class Normalisation(Affine):
         seen, _, _, groups, shape, _ = saved
         x = _shaped(inputs[0], seen.shape if shape else None)
         weight, bias = map(_flat, self.split(params))
-        y = _shaped(self._value(x, weight, bias, groups), shape)
+        # PyTorch's own take mean and rstd for constants in a third derivative, and not all take a batch of cotangents.
+        y = _shaped(normalise_forward(x, weight, bias, None, None, groups, 0.0, self.eps)[0], shape)
         return y if self.rectifier is None else self.rectifier.reference((), (y,), ())
 
     def _map(self, op: Any, u: Tensor, saved: Any, params: Tensors) -> Tensor:

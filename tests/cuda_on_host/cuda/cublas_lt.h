@@ -2,25 +2,14 @@
 #pragma once
 
 #include <common/dtype.h>
+#include <cuda/lt_product.h>
 
 #include <vector>
 
 namespace datagrad {
 namespace lt {
 
-enum class Epilogue { relu_bias, relu_aux_bias, drelu, drelu_bgrad };
-
-constexpr int kFloat = 0, kHalf = 2, kBFloat16 = 14;
-constexpr int64_t kWorkspace = 16, kAlignment = 16;  // bytes
-
-struct Product {
-  Epilogue epilogue;
-  int type;
-  bool turned, tf32;
-  int64_t rows, columns, inner;
-  const void *a, *b;
-  void *vector, *bits, *out;
-};
+constexpr int64_t kWorkspace = 16;  // bytes
 
 class Products {
  public:
