@@ -38,6 +38,7 @@ class Record:
     cpu_isas: list[str] = field(default_factory=list)
     cuda_architectures: list[str] = field(default_factory=list)
     cudnn: bool = False
+    nodes: bool = False
     not_built: dict[str, str] = field(default_factory=dict)
 
     def json(self) -> str:
@@ -64,7 +65,7 @@ def build(package: Path, environ: Mapping[str, str]) -> bool:
     _clear(package)
     (package / "lib").mkdir()
     for library in libraries:
-        shutil.copy(library, package / "lib")
+        shutil.copy(library, package if library.name == plan.NODES else package / "lib")
     shutil.copy(module, package)
     return True
 
@@ -73,7 +74,7 @@ def _clear(package: Path) -> None:
     """Remove what an earlier build left: a library that was not built again must not be found."""
     package.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(package / "lib", ignore_errors=True)
-    for stale in [package / plan.MODULE, package / PURE_RECORD]:
+    for stale in [package / plan.MODULE, package / plan.NODES, package / PURE_RECORD]:
         stale.unlink(missing_ok=True)
 
 
@@ -102,12 +103,14 @@ class _Native:
         folders = self._cudnn(nvcc)
         if nvcc and folders is not None:
             parts["cudnn"] = self.plan.cudnn_library(nvcc, folders)
+        if self._nodes():
+            parts["nodes"] = self.plan.nodes()
         module = self.plan.module(self.pybind11)
         self.directory.mkdir(parents=True, exist_ok=True)
         _write(self.directory / "build.ninja", self.plan.text())
         built = self._make_parts(parts)
         self.record.cpu_isas = [part.removeprefix("cpu_") for part in built if part.startswith("cpu_")]
-        self.record.cudnn = "cudnn" in built
+        self.record.cudnn, self.record.nodes = "cudnn" in built, "nodes" in built
         if nvcc and "cuda" in built:
             self.record.nvcc = ".".join(map(str, nvcc.version))
             self.record.cuda_architectures = architectures
@@ -146,6 +149,14 @@ class _Native:
                 raise
             self.record.not_built["cudnn"] = str(reason)
             return None
+
+    def _nodes(self) -> bool:
+        """Whether this torch has the classes that the nodes are written for; if not, the reason is recorded."""
+        if self.plan.torch.release < plan.OLDEST_NODES:
+            wanted = ".".join(map(str, plan.OLDEST_NODES))
+            self.record.not_built["nodes"] = f"they need torch {wanted} or newer, and this is {self.plan.torch.version}"
+            return False
+        return True
 
     def _make_parts(self, parts: dict[str, Path]) -> dict[str, Path]:
         """Make all parts at once; if that fails and may, one by one, to tell which failed and why."""

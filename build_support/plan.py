@@ -3,6 +3,7 @@
     libdatagrad_cpu_<isa>   csrc/cpu/*.cpp, the same sources once per instruction set
     libdatagrad_cuda        csrc/cuda/*.cu
     libdatagrad_cudnn       csrc/cudnn/*.cpp, apart: what it includes is not ours, and it may be missing
+    _nodes                  csrc/nodes/*.cpp, for the one torch whose headers it is compiled with
     _C                      csrc/*.cpp with the record of the build
 
 Commands run in the project's root and name sources relative to it: no path of the machine gets into a file.
@@ -22,6 +23,9 @@ from .torch_headers import Torch
 LINUX = sys.platform == "linux"
 LIBRARY_SUFFIX = ".so" if LINUX else ".dylib"
 MODULE = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
+NODES = "_nodes" + sysconfig.get_config_var("EXT_SUFFIX")
+
+OLDEST_NODES = (2, 13)  # whose engine has the classes that csrc/nodes is written for
 
 COMMON = ["-O3", "-DNDEBUG", "-std=c++17", "-Icsrc"]
 # Kernels neither read errno nor trap; both promises let the compiler vectorise. IEEE semantics stay.
@@ -139,13 +143,26 @@ class Plan:
 
     def module(self, pybind11: Path) -> Path:
         """The Python module _C; it includes build_info.h, which is written before ninja makes it."""
-        python = sorted({sysconfig.get_path("include"), sysconfig.get_path("platinclude")})
-        includes = [f"-isystem{path}" for path in (pybind11, *python)]
+        includes = [f"-isystem{path}" for path in (pybind11, *_python_headers())]
         flags = [*COMMON, *HOST, f"-I{self.directory}", *includes, *self._warnings()]
         self._rule("module", [*self.cxx.command, *flags, *DEPENDENCIES], "C++ $in")
         symbols = ["-ldl"] if LINUX else ["-undefined", "dynamic_lookup"]
         self._rule("link_module", [*self.cxx.command, "-shared", "$in", "-o", "$out", *symbols])
         return self._build(MODULE, "link_module", self._objects("module", sorted(Path("csrc").glob("*.cpp"))))
+
+    def nodes(self) -> Path:
+        """Nodes of torch's autograd engine, a Python module with the classes and the pybind11 of this torch.
+
+        Its libraries are linked by name, as libtorch_cpu is for the kernels.
+        """
+        headers = [self.torch.include, *map(Path, _python_headers())]
+        includes = [word for path in headers for word in ("-isystem", str(path))]
+        flags = [*COMMON, *self._host(), *includes, *self._warnings()]
+        self._rule("nodes", [*self.cxx.command, *flags, *DEPENDENCIES], "C++ $in")
+        libraries = [f"-L{self.torch.lib}", "-ltorch_python", "-ltorch_cpu", "-lc10"]
+        symbols = [] if LINUX else ["-undefined", "dynamic_lookup"]
+        self._rule("link_nodes", [*self.cxx.command, "-shared", "$in", "-o", "$out", *libraries, *symbols])
+        return self._build(NODES, "link_nodes", self._objects("nodes", sorted(Path("csrc/nodes").glob("*.cpp"))))
 
     def _host(self) -> list[str]:
         """Flags of the host compiler; where this machine keeps torch's headers stays out of the libraries."""
@@ -175,6 +192,10 @@ class Plan:
         needs = " ".join(map(_path, inputs)) + (f" | {_path(after)}" if after else "")
         self.lines.append(f"build {_path(path)}: {rule} {needs}")
         return path
+
+
+def _python_headers() -> list[str]:
+    return sorted({sysconfig.get_path("include"), sysconfig.get_path("platinclude")})
 
 
 def _quoted(word: str) -> str:

@@ -31,10 +31,11 @@ LOCATE = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin i
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed torch: its package directory and its version string, for example '2.13.0+cpu'."""
+    """An installed torch: its package directory, its version string, for example '2.13.0+cpu', and (2, 13)."""
 
     root: Path
     version: str
+    release: tuple[int, int]
 
     @property
     def include(self) -> Path:
@@ -94,10 +95,11 @@ def _checked(root: Path) -> Torch:
     found = re.search(r"^__version__ = '([^']+)'", (root / "version.py").read_text(), re.MULTILINE)
     version = found.group(1) if found else "unknown"
     numbers = re.match(r"(\d+)\.(\d+)", version)
-    if not numbers or (int(numbers[1]), int(numbers[2])) < OLDEST:
+    release = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    if release < OLDEST:
         raise Unavailable(
             f"torch {version} was found, but the kernels need torch 2.10 or newer: upgrade torch"
         )
     if not (root / "include/torch/csrc/stable/library.h").is_file():
         raise Unavailable(f"torch {version} was found, but without its C++ headers: install it from a wheel")
-    return Torch(root, version)
+    return Torch(root, version, release)

@@ -209,6 +209,7 @@ const DirectOp& find(const DirectOps& ops, const std::string& name) {
 
 void define_direct(py::module_& m, void* library) {
   const DirectOps ops = reinterpret_cast<decltype(&datagrad_direct_ops)>(dlsym(library, "datagrad_direct_ops"))();
+  m.attr("direct_ops") = py::capsule(new DirectOps(ops), [](void* ops) { delete static_cast<DirectOps*>(ops); });
   m.def("find_torch", [] { Torch::get(); });
   m.def("direct", [ops](const std::string& name, py::object op, const py::tuple& given) {
     std::vector<size_t> places;

@@ -3,9 +3,9 @@
 from . import amp, attacks, functional, objective, penalties, presets
 from ._native import backends
 from .accelerate import accelerate
-from .autograd import ReferencePathWarning
 from .graphed import GraphedStep
 from .objective import CentralDifference, DataGrad, Exact, FiniteDifference, Term
+from .reference import ReferencePathWarning
 from .table import program
 
 __version__ = "0.1.0"

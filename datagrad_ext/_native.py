@@ -136,6 +136,28 @@ def _find_direct() -> str:
 _why_dispatched = _find_direct()
 
 
+def direct_ops() -> Any:
+    """The table of what can be called directly, for C++."""
+    return _compiled.direct_ops  # type: ignore[union-attr]
+
+
+def _find_nodes() -> tuple[ModuleType | None, str]:
+    """The module _nodes, or None and why it is not used: it was compiled for one torch."""
+    if _why_dispatched:
+        return None, _why_dispatched
+    built = _compiled.build_info()  # type: ignore[union-attr]
+    if not built["nodes"]:
+        return None, built["not_built"]["nodes"]
+    if built["torch"] != torch.__version__:
+        return None, f"they were compiled for torch {built['torch']}: install datagrad_ext again, with this one"
+    import datagrad_ext._nodes as found
+
+    return found, ""
+
+
+nodes, _why_functions = _find_nodes()
+
+
 @dataclass(frozen=True)
 class Device:
     """A device of torch's dispatcher; the note tells of library and hardware, or says why there is none."""
@@ -236,7 +258,8 @@ def _cpu() -> Device:
     if not library:
         return Device("CPU", None, reason)
     calls = f"; all calls go through torch's dispatcher: {_why_dispatched}" if _why_dispatched else ""
-    return Device("CPU", library, f"{library}, {torch.get_num_threads()} threads{calls}")
+    functions = f"; no nodes in C++: {_why_functions}" if _why_functions and not calls else ""
+    return Device("CPU", library, f"{library}, {torch.get_num_threads()} threads{calls}{functions}")
 
 
 def _cuda() -> Device:

@@ -14,10 +14,7 @@ forward. What the fast path does not cover (gradients of parameter gradients, th
 
 from __future__ import annotations
 
-import functools
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,20 +22,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._native import packed, unpacked
-from .layers import Tensors, UnsupportedOutput, add_each, gradients
+from .layers import Tensors, UnsupportedOutput
 from .program import Flags, Left, Program
+from .reference import Reference, keep_out_of_compiled_code, own_dtypes
+from .single import Single
 
 _task = torch._C._current_graph_task_id  # the number of the running backward
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph  # whether it retains the graph
 _executes = torch._C._will_engine_execute_node  # whether it runs a node; raises for a leaf that it captures
-_is_batched = torch._C._functorch.is_legacy_batchedtensor  # whether autograd.grad(is_grads_batched=True) made it
-_transforms_active = torch._C._are_functorch_transforms_active
-_any_autocast = torch._C._is_any_autocast_enabled
-_AUTOCAST_DEVICES = ("cpu", "cuda")
-
-
-class ReferencePathWarning(UserWarning):
-    """The result is right but slow: ordinary autograd computed it. The message names the reason."""
 
 
 class Visit:
@@ -61,13 +52,13 @@ class Visit:
         self.parts: list[Tensors] = []
 
 
-class Run:
-    """A program on its way through autograd: the tape of one forward and the reasons already warned about."""
+class Run(Reference):
+    """A program on its way through autograd: the tape of one forward."""
 
-    __slots__ = ("nodes", "program", "tape", "warned")
+    __slots__ = ("nodes", "tape")
 
     def __init__(self, program: Program, warned: set[str]) -> None:
-        self.program, self.warned = program, warned
+        super().__init__(program, warned)
         self.tape: dict[int, Visit] = {}
         self.nodes: list[Any] | None = None
 
@@ -93,48 +84,11 @@ class Run:
 
 
 def apply(program: Program, inputs: Sequence[Any], params: Sequence[Any], warned: set[str]) -> list[Any]:
-    """Outputs of the program at (inputs, params), connected to autograd by the two Functions."""
+    """Outputs of the program at (inputs, params), connected to autograd by the two Functions, or by nodes in C++."""
+    y = program.by_nodes(inputs[0], params, warned) if isinstance(program, Single) else None
+    if y is not None:
+        return [y]
     return list(Forward.apply(Run(program, warned), *inputs, *params)[:-1])
-
-
-def warn_once(warned: set[str], reason: str) -> None:
-    """One `ReferencePathWarning` a network and reason."""
-    if reason not in warned:
-        warned.add(reason)
-        warnings.warn(f"datagrad_ext: reference path (right, but slow): {reason}", ReferencePathWarning, stacklevel=3)
-
-
-@contextmanager
-def _autocast_off() -> Iterator[None]:
-    """Sweeps run in the dtypes that a program's own casts give; casts that autocast cached here would have no graph."""
-    devices = [device for device in _AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
-    for device in devices:
-        torch.set_autocast_enabled(device, False)
-    try:
-        yield
-    finally:
-        for device in devices:
-            torch.set_autocast_enabled(device, True)
-
-
-def _keep_out_of_compiled_code(function: Callable[..., Any]) -> None:
-    """Let torch.compile neither trace the function nor what it calls: a compiled step may run a backward."""
-    frames = torch._C._dynamo.eval_frame
-    skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
-    frames.set_code_exec_strategy(function.__code__, skip)
-
-
-def _own_dtypes(sweeps: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with autocast off."""
-
-    @functools.wraps(sweeps)
-    def run(ctx: Any, *arguments: Any) -> Any:
-        if not _any_autocast():
-            return sweeps(ctx, *arguments)
-        with _autocast_off():
-            return sweeps(ctx, *arguments)
-
-    return run
 
 
 class Node(Function):
@@ -145,9 +99,9 @@ class Node(Function):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.forward, cls.backward = (staticmethod(_own_dtypes(f)) for f in (cls.forward, cls.backward))  # type: ignore[method-assign]
+        cls.forward, cls.backward = (staticmethod(own_dtypes(f)) for f in (cls.forward, cls.backward))  # type: ignore[method-assign]
         cls.apply = super(Function, cls).apply  # type: ignore[method-assign,misc]
-        _keep_out_of_compiled_code(cls.backward)
+        keep_out_of_compiled_code(cls.backward)
 
 
 class Forward(Node):
@@ -175,8 +129,8 @@ class Forward(Node):
         run, gs, differentiable = ctx.run, cotangents[:-1], torch.is_grad_enabled()
         visit = run.tape.pop(_task(), None) or run.begin(ctx)
         left = visit.left
-        if visit.parts or needs_reference(run, gs, differentiable and True in left.wanted_params):
-            found = _differentiable_reverse(run, visit, gs)
+        if visit.parts or run.needed(gs, differentiable and True in left.wanted_params):
+            found = run.reverse(visit.inputs, visit.params, visit.saved, visit.parts, left.wanted, gs)
         elif differentiable:
             return (None, *DataGradient.apply(ctx, visit, visit.anchor, *gs), *[None] * len(visit.params))
         else:
@@ -213,8 +167,8 @@ class DataGradient(Node):
         run, tensors = ctx.forward_node.run, ctx.saved_tensors
         gs = tensors[: len(run.program.outputs)]
         visit = run.meet(ctx.forward_node)
-        if needs_reference(run, seeds, torch.is_grad_enabled()):
-            bars, g_bars = _differentiable_tangent(run, visit, ctx.wanted, gs, seeds)
+        if run.needed(seeds, torch.is_grad_enabled()):
+            bars, g_bars = run.tangent(visit.inputs, visit.params, visit.saved, ctx.wanted, gs, seeds)
             visit.parts.append(bars)
             return (None, None, None, *g_bars)
         wanted = tuple([g is not None and g.requires_grad for g in gs])
@@ -222,51 +176,6 @@ class DataGradient(Node):
         del tensors
         release(ctx)
         return (None, None, None, *run.program.tangent(visit.saved, visit.thetas, kept, seeds, wanted, visit.left))
-
-
-def needs_reference(run: Run, cotangents: Sequence[Any], differentiable: bool) -> bool:
-    """Whether a backward is beyond the fast path; warns once. `differentiable`: its result must have a graph."""
-    if differentiable:
-        reason = (
-            "create_graph=True in a backward that reaches parameters or a data gradient "
-            "(gradients of parameter gradients, third order)"
-        )
-    elif _transforms_active() or True in [g is not None and _is_batched(g) for g in cotangents]:
-        reason = "batched cotangents (is_grads_batched, or a torch.func transform over the backward)"
-    else:
-        return False
-    warn_once(run.warned, reason)
-    return True
-
-
-def _differentiable_reverse(run: Run, visit: Visit, gs: Sequence[Any]) -> list[Any]:
-    """Sweep 4 on the reference path: differentiable gradients of inputs and parameters, plus those left by sweep 3."""
-    with torch.enable_grad():
-        x, theta = aliases(visit.inputs), aliases(visit.params)
-        outputs = run.program.reference(visit.saved, x, theta)
-        found = gradients(zip(outputs, gs, strict=True), [*x, *theta], create_graph=True)
-    for bars in visit.parts:
-        found = add_each(found, bars)
-    return [bar if want else None for bar, want in zip(found, visit.left.wanted, strict=True)]  # type: ignore[union-attr]
-
-
-def _differentiable_tangent(
-    run: Run, visit: Visit, wanted: Flags, gs: Sequence[Any], seeds: Sequence[Any]
-) -> tuple[Tensors, Tensors]:
-    """∂⟨v, J⟩ with respect to (inputs and parameters), and with respect to g, differentiable."""
-    with torch.enable_grad():
-        x, theta, g = aliases(visit.inputs), aliases(visit.params), aliases(gs)
-        outputs = run.program.reference(visit.saved, x, theta)
-        asked = [t if want else None for t, want in zip(x, wanted, strict=True)]
-        J = gradients(zip(outputs, g, strict=True), asked, create_graph=True)
-        found = gradients(zip(J, seeds, strict=True), [*x, *theta, *g], create_graph=True)
-    split = len(x) + len(theta)
-    return found[:split], found[split:]
-
-
-def aliases(values: Sequence[Any]) -> list[Any]:
-    """New names for the same tensors, so that a gradient stops here and not at what they were computed from."""
-    return [v.view_as(v) if isinstance(v, Tensor) else v for v in values]
 
 
 def filled(bars: Sequence[Any], like: Sequence[Any], wanted: Flags) -> list[Any]:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .autograd import apply, warn_once
+from .autograd import apply
 from .layers import Application, rules_of_function
 from .losses import cross_entropy
 from .network import refusal
 from .precision import Precision, entering
 from .program import Program, Ref, Step
+from .reference import warn_once
 from .single import Single
 
 _warned: set[str] = set()

@@ -20,10 +20,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from .advice import advice
-from .autograd import apply, warn_once
+from .autograd import apply
 from .layers import Application, Expansion, UnsupportedOutput, expanded, rule_of_module
 from .lower import Kinds, Lowered, Parameter, Value, lower
 from .precision import Precision
+from .reference import warn_once
 from .snapshot import PLAIN
 from .trace import Untraceable, trace
 from .watch import Watch, is_library

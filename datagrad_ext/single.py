@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from .layers import Tensors
+from .nodes import Nodes, nodes_of
 from .program import Flags, Left, Program, Ref, Step
 
 
@@ -28,6 +31,17 @@ class Single(Program):
         return Single(program.n_inputs, program.n_params, program.steps, program.outputs)
 
     steps: tuple[Step]
+
+    def by_nodes(self, x: Any, params: Sequence[Any], warned: set[str]) -> Any:
+        """y, connected to autograd by nodes in C++, or None where the two Functions must take the call (`nodes.py`)."""
+        if "nodes" not in self._plans:
+            self._plans["nodes"] = nodes_of(self, self.steps[0].layer.compiled, warned)
+        nodes: Nodes | None = self._plans["nodes"]
+        y = None if nodes is None else nodes(x, params)
+        if y is not None and not self.rows:
+            with torch.no_grad():
+                super().forward([x], [tuple(params)])  # the first run is described
+        return y
 
     def thetas(self, params: Sequence[Any]) -> list[Tensors]:
         return [tuple(params)]

@@ -18,7 +18,10 @@ FLOORS = (
     {"_format", "_native", "ops"},
     {"advice", "amp", "graphed", "layers", "penalties", "losses", "snapshot"},
     {"program", "trace"},
-    {"autograd", "precision", "single"},
+    {"precision", "reference"},
+    {"nodes"},
+    {"single"},
+    {"autograd"},
     {"fusion"},
     {"lower", "watch"},
     {"network"},
@@ -31,7 +34,7 @@ FLOORS = (
 # These put the package together and may import from every floor.
 ROOF = {"__init__", "__main__"}
 # The compiled module, and the package itself for what stands on the public interface.
-COMPILED = {"_native": {"_C"}}
+COMPILED = {"_native": {"_C", "_nodes"}}
 ON_THE_ROOF = {"cli"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from training_code import penalised
 
 import datagrad_ext
+from datagrad_ext import nodes
 from datagrad_ext.choices import Choice, Choices
 from datagrad_ext.layers import marked, product_choices
 from datagrad_ext.layers.marked import ROWS, Case, Row, Wanted
@@ -56,6 +57,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     found = Fake()
     monkeypatch.setattr(product_choices, "gpu", found)
     monkeypatch.setattr(product_choices, "LEAST", 0)
+    monkeypatch.setattr(nodes, "nodes", None)  # they are for the CPU, and know no marks
     _new_table(monkeypatch)
     return found
 

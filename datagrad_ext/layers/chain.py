@@ -42,6 +42,8 @@ class Chain(Composition):
         self._known_places: dict[Any, tuple[int, ...]] = {}
         self._weights = reader([link.weight for link in links if link.weight is not None])
         self._known_texts: dict[Any, tuple[str, str]] = {}
+        places = list(self._inner(range(len(params))))
+        self.compiled = self.links, self._inner_links, places, self._is_weight, self._is_below, self.curved
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x = inputs[0]

@@ -22,7 +22,7 @@ class WideChain(Chain):
 
     def __init__(self, layers: Sequence[Layer], n_params: Sequence[int], low: torch.dtype) -> None:
         super().__init__(layers, n_params)
-        self._low = low
+        self._low, self.compiled = low, None
 
     @property
     def name(self) -> str:

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from .._native import direct
-from ..autograd import Node, needs_reference, release
+from ..autograd import Node, release
 from ..layers.chain import Chain
 from ..layers.folded import FoldedChain, Together
 from ..ops import is_native
 from ..ops.chain import NARROW, parse
 from ..program import Step as ProgramStep
+from ..reference import needs_reference
 from ..single import Single
 from .result import without_graph
 from .step import Found, Step, differentiable
@@ -115,7 +116,7 @@ class Fused(Node):
         n, bars = len(wanted) - 1, ctx.bars
         if c is None:
             return (None,) * (1 + n)
-        if needs_reference(ctx.fused.step, (c,), torch.is_grad_enabled()):
+        if needs_reference(ctx.fused.step.warned, (c,), torch.is_grad_enabled()):
             x, params, (of_target, kept) = tensors[0], tensors[1:n], tensors[n + 1 :]
             target = ctx.target if of_target is None else of_target
             saved = [(ctx.fused.together, kept, None)]

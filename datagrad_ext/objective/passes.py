@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..accelerate import is_accelerated
-from ..autograd import warn_once
+from ..reference import warn_once
 
 Key = int | str
 """An input: its index among the model's, or the name of the submodule whose output it is."""

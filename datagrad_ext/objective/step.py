@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import aliases
 from ..layers.base import gradients
 from ..ops.heads import Head
 from ..ops.seeds import Seed
 from ..program import Program
+from ..reference import aliases
 from .estimators import Exact
 from .passes import Passes
 from .problem import Active, Problem, Source

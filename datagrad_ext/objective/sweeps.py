@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from .._native import packed, unpacked
-from ..autograd import Node, asked_for, filled, needs_reference, release
+from ..autograd import Node, asked_for, filled, release
 from ..layers import UnsupportedOutput, add
 from ..ops.heads import Head
 from ..ops.seeds import total
 from ..program import Left
+from ..reference import needs_reference
 from .heads import Differentiated
 from .problem import Source, added, found_gradient
 from .step import Found, Step, differentiable
@@ -71,7 +72,7 @@ class Sweeps(Node):
             return (None,) * (2 + len(params))
         wanted = asked_for([node for node, _ in ctx.next_functions], 1)
         cotangents = (c, y_bar) if step.outside else (c,)
-        if needs_reference(step, cotangents, torch.is_grad_enabled()):
+        if needs_reference(step.warned, cotangents, torch.is_grad_enabled()):
             found = differentiable(step, cotangents, fixed[0], saved, x, params)
         else:
             release(ctx)

@@ -1,0 +1,287 @@
+#include <nodes/nodes.h>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/node.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+
+namespace datagrad {
+namespace {
+
+namespace ag = torch::autograd;
+
+constexpr size_t kAnchor = 1;  // which input of the forward node the anchor is
+
+std::vector<ag::SavedVariable> saved_of(const TensorList& tensors) {
+  std::vector<ag::SavedVariable> found;
+  found.reserve(tensors.size());
+  for (const at::Tensor& t : tensors) found.emplace_back(t, false);
+  return found;
+}
+
+TensorList unpacked(const std::vector<ag::SavedVariable>& saved) {
+  TensorList found;
+  found.reserve(saved.size());
+  for (const ag::SavedVariable& each : saved) found.push_back(each.unpack());
+  return found;
+}
+
+void clear(std::vector<ag::SavedVariable>& saved) {
+  for (ag::SavedVariable& each : saved) each.reset_data();
+}
+
+// Whether the running backward goes to the node, or captures what flows to it.
+bool is_executed(ag::Node* node) {
+  if (node == nullptr) return false;
+  if (ag::get_current_graph_task_id() < 0) return true;  // called by hand
+  const auto* executed = ag::get_current_graph_task_exec_info();
+  if (executed->empty()) return true;
+  const auto found = executed->find(node);
+  return found != executed->end() && found->second.should_execute();
+}
+
+// A dense matrix: all leading dimensions as one.
+at::Tensor rows_of(const at::Tensor& t) {
+  if (!t.defined()) return t;
+  const at::NoGradGuard no_grad;
+  return (t.dim() == 2 ? t : t.reshape({-1, t.size(-1)})).contiguous();
+}
+
+// The rows in the leading dimensions of `like`, in memory of their own.
+at::Tensor shaped(const at::Tensor& rows, const std::vector<int64_t>& leading) {
+  if (!rows.defined() || leading.size() == 1) return rows;
+  std::vector<int64_t> sizes = leading;
+  sizes.push_back(rows.size(-1));
+  const at::NoGradGuard no_grad;
+  return at::_unsafe_view(rows, sizes);
+}
+
+// What the passes of one backward share.
+struct Visit {
+  Kept kept;
+  bool reaches_forward = false;
+  Flags wanted;              // of x, then of the parameters
+  std::vector<Pair> pairs;   // of curved chains
+  Sums sums;
+  std::vector<TensorList> parts;  // gradients of x and the parameters left by the reference path
+
+  bool wants_x() const { return wanted[0]; }
+  Flags wanted_params() const { return {wanted.begin() + 1, wanted.end()}; }
+  bool wants_parameters() const { return std::find(wanted.begin() + 1, wanted.end(), true) != wanted.end(); }
+};
+
+class Forward : public ag::Node {
+ public:
+  Forward(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params)
+      : ag::Node(ag::collect_next_edges(x, params)), network(std::move(network)), leading_(x.sizes().begin(), x.sizes().end() - 1) {}
+
+  std::string name() const override { return "DataGradForward"; }
+
+  // y without a graph.
+  at::Tensor run(const at::Tensor& x, const TensorList& params) {
+    const at::Tensor rows = leading_.size() == 1 ? x : rows_of(x);
+    auto [y, saved] = network->chain.forward(rows, params);
+    is_matrix_ = rows.is_same(x);
+    TensorList tensors = {x};
+    if (!is_matrix_) tensors.push_back(rows);
+    tensors.insert(tensors.end(), params.begin(), params.end());
+    tensors.insert(tensors.end(), saved.begin(), saved.end());
+    saved_ = saved_of(tensors);
+    return shaped(y, leading_);
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    clear(saved_);
+  }
+
+  // A visit of the backward that is running.
+  Visit begin() {
+    Visit visit;
+    visit.kept = unpack();
+    visit.reaches_forward = true;
+    for (const ag::Edge& edge : next_edges()) visit.wanted.push_back(is_executed(edge.function.get()));
+    visit.sums.of.resize(network->chain.n_params());
+    return visit;
+  }
+
+  // The visit of the backward that is running, and of no other, kept for the forward node if that is reached.
+  template <class Run>
+  auto meet(const Run& run) {
+    const int task = ag::get_current_graph_task_id();
+    if (!is_executed(this)) {
+      Visit visit;
+      visit.kept = unpack();
+      visit.wanted.resize(next_edges().size());
+      visit.sums.of.resize(network->chain.n_params());
+      return run(visit);
+    }
+    Visit* visit = nullptr;
+    {
+      const std::lock_guard<std::mutex> lock(tape_mutex_);
+      auto found = tape_.find(task);
+      if (found == tape_.end()) found = tape_.emplace(task, begin()).first;
+      visit = &found->second;
+    }
+    return run(*visit);
+  }
+
+  at::Tensor in_shape(const at::Tensor& rows) const { return shaped(rows, leading_); }
+
+  const std::shared_ptr<const Network> network;
+
+ protected:
+  ag::variable_list apply(ag::variable_list&& cotangents) override;
+
+ private:
+  Kept unpack() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    TensorList tensors = unpacked(saved_);
+    auto next = tensors.begin();
+    Kept kept;
+    kept.x = *next++;
+    kept.rows = is_matrix_ ? kept.x : *next++;
+    const auto behind = next + static_cast<int64_t>(network->chain.n_params());
+    kept.params.assign(next, behind);
+    kept.saved.assign(behind, tensors.end());
+    return kept;
+  }
+
+  Visit take() {
+    const std::lock_guard<std::mutex> lock(tape_mutex_);
+    const auto found = tape_.find(ag::get_current_graph_task_id());
+    if (found == tape_.end()) return begin();
+    Visit visit = std::move(found->second);
+    tape_.erase(found);
+    return visit;
+  }
+
+  ag::variable_list reverse(Visit& visit, const at::Tensor& zeta);
+
+  const std::vector<int64_t> leading_;
+  bool is_matrix_ = true;
+  std::vector<ag::SavedVariable> saved_;
+  std::mutex tape_mutex_;
+  std::map<int, Visit> tape_;
+};
+
+class DataGradient : public ag::Node {
+ public:
+  DataGradient(c10::intrusive_ptr<ag::Node> forward, const at::Tensor& g)
+      : ag::Node({ag::Edge(std::move(forward), kAnchor), ag::impl::gradient_edge(g)}) {}
+
+  std::string name() const override { return "DataGradDataGradient"; }
+
+  // J without a graph.
+  at::Tensor run(const Visit& visit, const at::Tensor& g) {
+    const at::Tensor rows = rows_of(g);
+    auto [J, record] = forward().network->chain.data_vjp(rows, visit.kept.params, visit.kept.saved);
+    is_matrix_ = rows.is_same(g);
+    wants_x_ = visit.wants_x();
+    if (!is_matrix_) record.insert(record.begin(), rows);
+    record.insert(record.begin(), g);
+    saved_ = saved_of(record);
+    return forward().in_shape(J);
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    clear(saved_);
+  }
+
+ protected:
+  ag::variable_list apply(ag::variable_list&& seeds) override {
+    const at::Tensor& seed = seeds[0];
+    if (!seed.defined()) return {at::Tensor(), at::Tensor()};
+    return forward().meet([&](Visit& visit) -> ag::variable_list { return {at::Tensor(), tangent(visit, seed)}; });
+  }
+
+ private:
+  Forward& forward() const { return static_cast<Forward&>(*next_edge(0).function); }
+
+  // The tangent of g, undefined if nobody asks for it.
+  at::Tensor tangent(Visit& visit, const at::Tensor& seed) {
+    TensorList saved;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      saved = unpacked(saved_);
+    }
+    const at::Tensor g = saved[0];
+    const Network& network = *forward().network;
+    if (network.reference.is_needed({seed}, at::GradMode::is_enabled())) {
+      auto [bars, g_bar] = network.reference.tangent(visit.kept, wants_x_, g, seed);
+      visit.parts.push_back(std::move(bars));
+      return g_bar;
+    }
+    const bool needed = is_executed(next_edge(1).function.get());
+    if (!ag::get_current_graph_task_keep_graph()) release_variables();
+    Pair pair;
+    pair.record.assign(saved.begin() + (is_matrix_ ? 0 : 1), saved.end());
+    if (is_matrix_) pair.record[0] = g.detach();
+    saved.clear();
+    const at::Tensor y_tangent = network.chain.data_jvp(rows_of(seed), visit.kept.params, visit.kept.saved, pair, needed,
+                                                        visit.wanted_params(), visit.sums);
+    if (visit.reaches_forward && network.chain.is_curved()) visit.pairs.push_back(std::move(pair));
+    return forward().in_shape(y_tangent);
+  }
+
+  bool is_matrix_ = true, wants_x_ = true;
+  std::vector<ag::SavedVariable> saved_;
+};
+
+ag::variable_list Forward::apply(ag::variable_list&& cotangents) {
+  const at::Tensor& g = cotangents[0];
+  Visit visit = take();
+  const bool differentiable = at::GradMode::is_enabled();
+  if (!visit.parts.empty() || network->reference.is_needed({g}, differentiable && visit.wants_parameters())) {
+    return network->reference.reverse(visit.kept, visit.parts, visit.wanted, g);
+  }
+  if (!differentiable) return reverse(visit, g);
+  ag::variable_list found(num_outputs());
+  if (!visit.wants_x()) return found;
+  if (!g.defined()) {
+    found[0] = at::zeros_like(visit.kept.x);
+    return found;
+  }
+  auto node = c10::make_intrusive<DataGradient>(getptr(), g);
+  const at::Tensor J = node->run(visit, g);
+  ag::set_history(J, node);
+  found[0] = J;
+  return found;
+}
+
+// Sweep 4. A wanted gradient that nothing flows to is zero, not undefined: its argument is part of the graph.
+ag::variable_list Forward::reverse(Visit& visit, const at::Tensor& zeta) {
+  if (!ag::get_current_graph_task_keep_graph()) release_variables();
+  Kept& kept = visit.kept;
+  at::Tensor x_bar;
+  if ((zeta.defined() || !visit.pairs.empty()) && std::find(visit.wanted.begin(), visit.wanted.end(), true) != visit.wanted.end()) {
+    x_bar = network->chain.reverse(rows_of(zeta), visit.pairs, kept.rows, kept.params, kept.saved, visit.wants_x(),
+                                   visit.wanted_params(), visit.sums);
+  }
+  ag::variable_list found = {in_shape(x_bar)};
+  found.insert(found.end(), visit.sums.of.begin(), visit.sums.of.end());
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (visit.wanted[i] && !found[i].defined()) found[i] = at::zeros_like(i == 0 ? kept.x : kept.params[i - 1]);
+  }
+  return found;
+}
+
+}  // namespace
+
+at::Tensor apply(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params) {
+  auto node = c10::make_intrusive<Forward>(std::move(network), x, params);
+  const at::Tensor y = node->run(x, params);
+  ag::set_history(y, node);
+  node->add_input_metadata(ag::Node::undefined_input());
+  return y;
+}
+
+}  // namespace datagrad

@@ -1,0 +1,21 @@
+// The two Functions of datagrad_ext/autograd.py as nodes of torch's engine, for a network that is one chain: a small network spends
+// more on Functions of Python than on its sweeps. What is said there holds here; the anchor is an edge without a tensor.
+#pragma once
+
+#include <nodes/chain.h>
+#include <nodes/reference.h>
+
+#include <memory>
+
+namespace datagrad {
+
+// A chain, and what is beyond its fast path.
+struct Network {
+  Chain chain;
+  Reference reference;
+};
+
+// network(x), connected to autograd. x is a plain tensor, and so are the parameters.
+at::Tensor apply(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params);
+
+}  // namespace datagrad
