@@ -157,7 +157,7 @@ class Plan:
         """
         headers = [self.torch.include, *map(Path, _python_headers())]
         includes = [word for path in headers for word in ("-isystem", str(path))]
-        flags = [*COMMON, *self._host(), *includes, *self._warnings()]
+        flags = [*COMMON, "-std=c++20", *self._host(), *includes, *self._warnings()]  # as torch's own headers
         self._rule("nodes", [*self.cxx.command, *flags, *DEPENDENCIES], "C++ $in")
         libraries = [f"-L{self.torch.lib}", "-ltorch_python", "-ltorch_cpu", "-lc10"]
         symbols = [] if LINUX else ["-undefined", "dynamic_lookup"]

@@ -14,6 +14,8 @@ import emulation
 import pytest
 import torch
 
+from datagrad_ext import nodes
+
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
 
 
@@ -78,10 +80,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> str:
-    """A device that ops run on; "emulated" is the CPU with the kernels of CUDA (`emulation.py`)."""
-    if request.param != "emulated":
+    """A device that ops run on.
+
+    "emulated" is the CPU with the kernels of CUDA (`emulation.py`), "functions" the CPU without nodes in C++.
+    """
+    if request.param == "emulated":
+        request.getfixturevalue("emulated_kernels")
+    elif request.param == "functions":
+        request.getfixturevalue("monkeypatch").setattr(nodes, "nodes", None)
+    else:
         return str(request.param)
-    request.getfixturevalue("emulated_kernels")
     return "cpu"
 
 

@@ -27,6 +27,8 @@ from training_code import (
 
 import datagrad_ext
 
+DEVICES = ("cpu", "functions", "cuda")
+
 # torch's own forward-mode and compiler code uses torch.jit, which it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 

@@ -77,10 +77,22 @@ struct Visit {
   bool wants_parameters() const { return std::find(wanted.begin() + 1, wanted.end(), true) != wanted.end(); }
 };
 
-class Forward : public ag::Node {
+// A node that compiled autograd refuses, as it would see no more of it than its name.
+class Node : public ag::Node {
+ public:
+  using ag::Node::Node;
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        false, "compiled autograd was enabled between a forward and its backward, and cannot compile datagrad_ext's nodes of that "
+        "forward. Enable it before the forward too, which then takes nodes of Python that it can compile.");
+  }
+};
+
+class Forward : public Node {
  public:
   Forward(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params)
-      : ag::Node(ag::collect_next_edges(x, params)), network(std::move(network)), leading_(x.sizes().begin(), x.sizes().end() - 1) {}
+      : Node(ag::collect_next_edges(x, params)), network(std::move(network)), leading_(x.sizes().begin(), x.sizes().end() - 1) {}
 
   std::string name() const override { return "DataGradForward"; }
 
@@ -172,10 +184,10 @@ class Forward : public ag::Node {
   std::map<int, Visit> tape_;
 };
 
-class DataGradient : public ag::Node {
+class DataGradient : public Node {
  public:
   DataGradient(c10::intrusive_ptr<ag::Node> forward, const at::Tensor& g)
-      : ag::Node({ag::Edge(std::move(forward), kAnchor), ag::impl::gradient_edge(g)}) {}
+      : Node({ag::Edge(std::move(forward), kAnchor), ag::impl::gradient_edge(g)}) {}
 
   std::string name() const override { return "DataGradDataGradient"; }
 

@@ -1,0 +1,316 @@
+"""Nodes in C++ for networks that are one chain: who runs when, and that nobody can tell.
+
+That their gradients are right is shown by every test of a chain on the CPU; the contract with autograd is tested with them
+("cpu") and without ("functions").
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from oracle import Results, assert_equal, observe
+from test_native import needs_native
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import datagrad_ext
+from datagrad_ext import _native
+from datagrad_ext.accelerate import network_of
+
+pytestmark = [needs_native, pytest.mark.skipif(_native.nodes is None, reason=f"no nodes: {_native._why_functions}")]
+
+NODES, FUNCTIONS = "DataGradForward", "ForwardBackward"
+
+
+def mlp(activation: type[nn.Module] = nn.Tanh, dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), activation(), nn.Linear(7, 6), activation(), nn.Linear(6, 3)).to(dtype)
+
+
+def rows(*leading: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(*leading, 5, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def penalised(model: Callable[[Tensor], Tensor], x: Tensor, powers: tuple[int, ...] = (3,)) -> Tensor:
+    """A loss and a penalty for each data gradient."""
+    y = model(x)
+    total = y.square().sum()
+    for power in powers:
+        (J,) = torch.autograd.grad((y**power).sum(), x, create_graph=True)
+        total = total + J.square().sum()
+    return total
+
+
+def step(powers: tuple[int, ...] = (3,)) -> Callable[[nn.Module, Tensor], Results]:
+    def run(model: nn.Module, x: Tensor) -> Results:
+        total = penalised(model, x, powers)
+        total.backward()
+        return {"total": total.detach()}
+
+    return run
+
+
+def name_of(y: Tensor) -> str:
+    assert y.grad_fn is not None
+    return y.grad_fn.name()
+
+
+# ------------------------------------------------------------------------------------------ the right gradient
+
+
+@pytest.mark.parametrize("leading", [(4,), (2, 3), (1,), (), (0,), (2, 0)], ids=str)
+@pytest.mark.parametrize("powers", [(), (3,), (3, 4), (1, 2)], ids=str)
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.Softplus])
+def test_step(activation: type[nn.Module], powers: tuple[int, ...], leading: tuple[int, ...]) -> None:
+    x = rows(*leading)
+    expected = observe(mlp(activation), [x], step(powers))
+    model = datagrad_ext.accelerate(mlp(activation))
+    assert name_of(model(x)) == NODES
+    assert_equal(observe(model, [x], step(powers)), expected)
+
+
+@pytest.mark.parametrize("layout", [Tensor.t, lambda x: x.t().expand(3, 5, 5)[1], lambda x: x.t()[::2]])
+def test_strides_of_the_input(layout: Callable[[Tensor], Tensor]) -> None:
+    x = layout(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    expected = observe(mlp(), [x], step())
+    assert_equal(observe(datagrad_ext.accelerate(mlp()), [x], step()), expected)
+
+
+@pytest.mark.parametrize("frozen", [("0.weight",), ("0.bias", "4.weight"), ("0.weight", "2.weight", "4.weight")])
+def test_frozen_parameters(frozen: tuple[str, ...]) -> None:
+    def build() -> nn.Module:
+        model = mlp(nn.ReLU)
+        for name in frozen:
+            model.get_parameter(name).requires_grad_(False)
+        return model
+
+    x = rows(4)
+    expected = observe(build(), [x], step())
+    model = datagrad_ext.accelerate(build())
+    assert name_of(model(x)) == NODES
+    assert_equal(observe(model, [x], step()), expected)
+
+
+# ------------------------------------------------------------------------------------------ who runs when
+
+
+class Seen(TorchDispatchMode):
+    """Takes down the project's ops that reach it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "datagrad":
+            self.ops.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+class SeenFunctions(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Subclass(nn.Parameter):
+    pass
+
+
+def _with_subclass(model: nn.Module) -> nn.Module:
+    model[0].weight = Subclass(model[0].weight.detach())
+    return model
+
+
+HANDED_OVER: dict[str, tuple[Callable[[], AbstractContextManager], Callable[[nn.Module], nn.Module]]] = {
+    "dispatch mode": (Seen, lambda model: model),
+    "function mode": (SeenFunctions, lambda model: model),
+    "a parameter of another class": (nullcontext, _with_subclass),
+}
+
+
+@pytest.mark.parametrize("name", HANDED_OVER)
+def test_functions_take_what_nodes_do_not(name: str) -> None:
+    context, changed = HANDED_OVER[name]
+    x, model = rows(4), datagrad_ext.accelerate(changed(mlp()))
+    expected = observe(mlp(), [x], step())
+    with context():
+        assert name_of(model(x)) == FUNCTIONS
+        actual = observe(model, [x], step())
+    assert_equal(actual, expected)
+
+
+def test_a_network_of_more_than_a_chain_runs_by_functions() -> None:
+    model = datagrad_ext.accelerate(nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6)).double())
+    assert name_of(model(rows(4))) == FUNCTIONS
+
+
+def test_a_mode_around_the_backward_alone_sees_the_sweeps() -> None:
+    x = rows(4)
+    expected = observe(mlp(), [x], step())
+
+    def watched(model: nn.Module, x: Tensor) -> Results:
+        y = model(x)
+        total = y.square().sum()
+        with Seen() as mode:
+            (J,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+            total = total + J.square().sum()
+            total.backward()
+        assert mode.ops == ["chain_data_vjp", "chain_data_jvp", "chain_reverse"]
+        return {"total": total.detach()}
+
+    assert_equal(observe(datagrad_ext.accelerate(mlp()), [x], watched), expected)
+
+
+def test_the_profiler_sees_nodes_and_sweeps() -> None:
+    x, model = rows(4), datagrad_ext.accelerate(mlp())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        penalised(model, x).backward()
+    names = {event.name for event in profiler.events()}
+    sweeps = {f"datagrad::chain_{sweep}" for sweep in ("forward", "data_vjp", "data_jvp", "reverse")}
+    assert {NODES, "DataGradDataGradient", *sweeps} <= names
+
+
+def test_nodes_of_another_torch_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {**_native._compiled.build_info(), "torch": "2.99.0"}
+    monkeypatch.setattr(_native, "_compiled", type("Compiled", (), {"build_info": staticmethod(lambda: record)}))
+    found, why = _native._find_nodes()
+    assert found is None
+    assert "compiled for torch 2.99.0: install datagrad_ext again" in why
+
+
+def test_the_listing_says_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "_why_functions", "they were compiled for torch 2.99.0")
+    assert "no nodes in C++: they were compiled for torch 2.99.0" in str(datagrad_ext.backends())
+
+
+# ------------------------------------------------------------------------------------------ autograd around them
+
+
+def test_hooks_see_every_tensor_that_is_saved() -> None:
+    x = rows(4)
+    expected = observe(mlp(), [x], step())
+    packed: list[Tensor] = []
+
+    def pack(t: Tensor) -> tuple[Tensor, int]:
+        packed.append(t)
+        return t.clone(), len(packed)
+
+    model = datagrad_ext.accelerate(mlp())
+    model(x)
+    with saved_tensors_hooks(pack, lambda kept: kept[0]):
+        y = model(x)
+    assert len(packed) == 1 + len(list(model.parameters())) + 2  # x, the parameters, bits and values
+    with saved_tensors_hooks(pack, lambda kept: kept[0]):
+        assert_equal(observe(model, [x], step()), expected)
+    with save_on_cpu():
+        assert_equal(observe(model, [x], step()), expected)
+    del y
+
+
+def test_nothing_is_kept_behind_a_step() -> None:
+    """Neither memory of a step, nor, once its graphs are gone, the network."""
+    x = rows(4)
+    model: nn.Module | None = datagrad_ext.accelerate(mlp())
+    y = model(x)
+    (J,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+    total = J.square().sum()
+    y_, J_ = weakref.ref(y), weakref.ref(J)
+    total.backward(retain_graph=True)
+    total.backward()
+    del y, J, total
+    assert y_() is None
+    assert J_() is None
+    network = weakref.ref(network_of(model).latest)
+    model = None
+    gc.collect()
+    assert network() is None
+
+
+def test_a_backward_that_fails_on_its_way_leaves_nothing() -> None:
+    """What sweep 3 left on the tape is that backward's own."""
+    x = rows(4)
+    expected = observe(mlp(), [x], step())
+    fails = [True]
+
+    def refuse(g: Tensor) -> None:
+        if fails[0]:
+            raise ValueError("not now")
+
+    def code(model: nn.Module, x: Tensor) -> Results:
+        y = model(x)
+        (J,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+        fails[0] = True
+        y.register_hook(refuse)
+        total = y.square().sum() + J.square().sum()
+        with pytest.raises(ValueError, match="not now"):
+            total.backward(retain_graph=True)
+        fails[0] = False
+        total.backward()
+        return {"total": total.detach()}
+
+    assert_equal(observe(datagrad_ext.accelerate(mlp()), [x], code), expected)
+
+
+def test_two_backwards_of_one_graph_at_once() -> None:
+    x = rows(64)
+    model = datagrad_ext.accelerate(mlp())
+    y = model(x)
+    (J,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+    total, params = y.square().sum() + J.square().sum(), list(model.parameters())
+    expected = torch.autograd.grad(total, params, retain_graph=True)
+    found: list[tuple[Tensor, ...]] = []
+
+    def run() -> None:
+        for _ in range(20):
+            found.append(torch.autograd.grad(total, params, retain_graph=True))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 60
+    assert all(torch.equal(a, b) for each in found for a, b in zip(each, expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_anomaly_mode_names_the_node() -> None:
+    x = rows(4)
+    model = datagrad_ext.accelerate(mlp())
+    with torch.autograd.detect_anomaly(check_nan=True):
+        y = model(x)
+        y.register_hook(lambda g: g * float("nan"))
+        with pytest.raises(RuntimeError, match=f"'{NODES}' returned nan values"):
+            y.sum().backward()
+
+
+def test_a_node_called_by_hand() -> None:
+    x, model = rows(4), datagrad_ext.accelerate(mlp())
+    y = model(x)
+    g = torch.ones_like(y)
+    expected = torch.autograd.grad(mlp()(x), [x], g)
+    with torch.no_grad():
+        found = y.grad_fn(g, None)  # type: ignore[misc]
+    assert_equal({"J": found[0]}, {"J": expected[0]})
+    assert all(bar is not None for bar in found)
+
+
+def test_compiled_autograd_takes_functions_or_says_why() -> None:
+    compiler = pytest.importorskip("torch._dynamo.compiled_autograd")
+    x, model = rows(4), datagrad_ext.accelerate(mlp())
+    y = model(x)
+    assert name_of(y) == NODES
+    with compiler._enable(torch.compile(backend="eager")):
+        assert name_of(model(x)) == FUNCTIONS
+        with pytest.raises(NotImplementedError, match="Enable it before the forward too"):
+            y.sum().backward()
