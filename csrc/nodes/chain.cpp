@@ -3,7 +3,12 @@
 namespace datagrad {
 namespace {
 
-TensorList behind(const TensorList& list, size_t first) { return {list.begin() + static_cast<int64_t>(first), list.end()}; }
+// The first of a list, and the rest.
+std::pair<at::Tensor, TensorList> apart(TensorList list) {
+  at::Tensor first = std::move(list.front());
+  list.erase(list.begin());
+  return {std::move(first), std::move(list)};
+}
 
 }  // namespace
 
@@ -23,13 +28,11 @@ Chain::Chain(const DirectOps& direct, Links links)
       reverse_(direct, "chain_reverse") {}
 
 std::pair<at::Tensor, TensorList> Chain::forward(const at::Tensor& x, const TensorList& params) const {
-  const TensorList found = forward_(x, params, links_.all);
-  return {found[0], behind(found, 1)};
+  return apart(forward_(x, params, links_.all));
 }
 
 std::pair<at::Tensor, TensorList> Chain::data_vjp(const at::Tensor& g, const TensorList& params, const TensorList& saved) const {
-  const TensorList found = data_vjp_(g, inner(params), saved, links_.inner);
-  return {found[0], behind(found, 1)};
+  return apart(data_vjp_(g, inner(params), saved, links_.inner));
 }
 
 at::Tensor Chain::data_jvp(const at::Tensor& t, const TensorList& params, const TensorList& saved, Pair& pair, bool needed,
@@ -42,8 +45,8 @@ at::Tensor Chain::data_jvp(const at::Tensor& t, const TensorList& params, const 
   for (size_t i = 0; known.empty() && i < wanted.size(); ++i) {
     if (wanted[i] && links_.is_weight[i]) sums.of[i] = found[next++];
   }
-  pair.tangents = behind(found, next);
-  pair.tangents.insert(pair.tangents.begin(), t);
+  pair.tangents = {t};
+  pair.tangents.insert(pair.tangents.end(), found.begin() + static_cast<int64_t>(next), found.end());
   return needed ? found[0] : at::Tensor();
 }
 

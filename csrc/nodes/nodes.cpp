@@ -19,23 +19,31 @@ namespace ag = torch::autograd;
 
 constexpr size_t kAnchor = 1;  // which input of the forward node the anchor is
 
-std::vector<ag::SavedVariable> saved_of(const TensorList& tensors) {
-  std::vector<ag::SavedVariable> found;
-  found.reserve(tensors.size());
-  for (const at::Tensor& t : tensors) found.emplace_back(t, false);
-  return found;
-}
+// Tensors that a node keeps.
+class Saved {
+ public:
+  void add(const at::Tensor& t) { saved_.emplace_back(t, false); }
+  void add(const TensorList& list) {
+    for (const at::Tensor& t : list) add(t);
+  }
 
-TensorList unpacked(const std::vector<ag::SavedVariable>& saved) {
-  TensorList found;
-  found.reserve(saved.size());
-  for (const ag::SavedVariable& each : saved) found.push_back(each.unpack());
-  return found;
-}
+  // Those in [first, last).
+  TensorList unpack(size_t first, size_t last) const {
+    TensorList found;
+    found.reserve(last - first);
+    for (size_t i = first; i < last; ++i) found.push_back(saved_[i].unpack());
+    return found;
+  }
 
-void clear(std::vector<ag::SavedVariable>& saved) {
-  for (ag::SavedVariable& each : saved) each.reset_data();
-}
+  size_t size() const { return saved_.size(); }
+
+  void clear() {
+    for (ag::SavedVariable& each : saved_) each.reset_data();
+  }
+
+ private:
+  std::vector<ag::SavedVariable> saved_;
+};
 
 // Whether the running backward goes to the node, or captures what flows to it.
 bool is_executed(ag::Node* node) {
@@ -101,17 +109,16 @@ class Forward : public Node {
     const at::Tensor rows = leading_.size() == 1 ? x : rows_of(x);
     auto [y, saved] = network->chain.forward(rows, params);
     is_matrix_ = rows.is_same(x);
-    TensorList tensors = {x};
-    if (!is_matrix_) tensors.push_back(rows);
-    tensors.insert(tensors.end(), params.begin(), params.end());
-    tensors.insert(tensors.end(), saved.begin(), saved.end());
-    saved_ = saved_of(tensors);
+    saved_.add(x);
+    if (!is_matrix_) saved_.add(rows);
+    saved_.add(params);
+    saved_.add(saved);
     return shaped(y, leading_);
   }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    clear(saved_);
+    saved_.clear();
   }
 
   // A visit of the backward that is running.
@@ -155,15 +162,9 @@ class Forward : public Node {
  private:
   Kept unpack() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    TensorList tensors = unpacked(saved_);
-    auto next = tensors.begin();
-    Kept kept;
-    kept.x = *next++;
-    kept.rows = is_matrix_ ? kept.x : *next++;
-    const auto behind = next + static_cast<int64_t>(network->chain.n_params());
-    kept.params.assign(next, behind);
-    kept.saved.assign(behind, tensors.end());
-    return kept;
+    const size_t inputs = is_matrix_ ? 1 : 2, params = inputs + network->chain.n_params();
+    const TensorList x = saved_.unpack(0, inputs);
+    return {x.front(), x.back(), saved_.unpack(inputs, params), saved_.unpack(params, saved_.size())};
   }
 
   Visit take() {
@@ -179,7 +180,7 @@ class Forward : public Node {
 
   const std::vector<int64_t> leading_;
   bool is_matrix_ = true;
-  std::vector<ag::SavedVariable> saved_;
+  Saved saved_;
   std::mutex tape_mutex_;
   std::map<int, Visit> tape_;
 };
@@ -197,15 +198,15 @@ class DataGradient : public Node {
     auto [J, record] = forward().network->chain.data_vjp(rows, visit.kept.params, visit.kept.saved);
     is_matrix_ = rows.is_same(g);
     wants_x_ = visit.wants_x();
-    if (!is_matrix_) record.insert(record.begin(), rows);
-    record.insert(record.begin(), g);
-    saved_ = saved_of(record);
+    saved_.add(g);
+    if (!is_matrix_) saved_.add(rows);
+    saved_.add(record);
     return forward().in_shape(J);
   }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    clear(saved_);
+    saved_.clear();
   }
 
  protected:
@@ -223,7 +224,7 @@ class DataGradient : public Node {
     TensorList saved;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      saved = unpacked(saved_);
+      saved = saved_.unpack(0, saved_.size());
     }
     const at::Tensor g = saved[0];
     const Network& network = *forward().network;
@@ -245,7 +246,7 @@ class DataGradient : public Node {
   }
 
   bool is_matrix_ = true, wants_x_ = true;
-  std::vector<ag::SavedVariable> saved_;
+  Saved saved_;
 };
 
 ag::variable_list Forward::apply(ag::variable_list&& cotangents) {
