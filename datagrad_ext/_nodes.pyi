@@ -16,5 +16,8 @@ class Network:
         is_weight: Sequence[bool],
         is_below: Sequence[bool],
         curved: bool,
+        given: str,
+        eps: Sequence[float],
+        parts: Sequence[tuple[bool, int, int]],
     ) -> None: ...
-    def __call__(self, x: Tensor, params: Sequence[Tensor]) -> Tensor | None: ...
+    def __call__(self, x: Tensor, params: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor | None: ...

@@ -37,7 +37,7 @@ class Single(Program):
         if "nodes" not in self._plans:
             self._plans["nodes"] = nodes_of(self, self.steps[0].layer.compiled, warned)
         nodes: Nodes | None = self._plans["nodes"]
-        y = None if nodes is None else nodes(x, params)
+        y = None if nodes is None else nodes(x, params, self.steps[0].host)
         if y is not None and not self.rows:
             with torch.no_grad():
                 super().forward([x], [tuple(params)])  # the first run is described

@@ -1,7 +1,7 @@
 """Nodes in C++ for networks that are one chain: who runs when, and that nobody can tell.
 
-That their gradients are right is shown by every test of a chain on the CPU; the contract with autograd is tested with them
-("cpu") and without ("functions").
+That their gradients are right is shown by every test of a chain on the CPU, too; the contract with autograd is tested
+with them ("cpu") and without ("functions").
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import datagrad_ext
-from datagrad_ext import _native
+from datagrad_ext import _native, nodes
 from datagrad_ext.accelerate import network_of
 
 pytestmark = [needs_native, pytest.mark.skipif(_native.nodes is None, reason=f"no nodes: {_native._why_functions}")]
@@ -34,6 +34,19 @@ NODES, FUNCTIONS = "DataGradForward", "ForwardBackward"
 def mlp(activation: type[nn.Module] = nn.Tanh, dtype: torch.dtype = torch.float64) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 7), activation(), nn.Linear(7, 6), activation(), nn.Linear(6, 3)).to(dtype)
+
+
+def normalised(
+    activation: type[nn.Module] = nn.Tanh, affine: bool = True, bias: bool = True, dtype: torch.dtype = torch.float64
+) -> nn.Module:
+    """Batch norm in evaluation, which folds into the linear layer before it."""
+    torch.manual_seed(0)
+    layers = [[nn.Linear(5, 7, bias), nn.BatchNorm1d(7, affine=affine), activation()], [nn.Linear(7, 6), activation()]]
+    model = nn.Sequential(*layers[0], *layers[1], nn.Linear(6, 3, bias), nn.BatchNorm1d(3, affine=affine)).to(dtype)
+    for norm in (model[1], model[6]):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return model.eval()
 
 
 def rows(*leading: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -77,6 +90,90 @@ def test_step(activation: type[nn.Module], powers: tuple[int, ...], leading: tup
     model = datagrad_ext.accelerate(mlp(activation))
     assert name_of(model(x)) == NODES
     assert_equal(observe(model, [x], step(powers)), expected)
+
+
+@pytest.mark.parametrize("total", ["both", "loss", "penalty"])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_step_with_folded_norms(activation: type[nn.Module], bias: bool, affine: bool, total: str) -> None:
+    def code(model: nn.Module, x: Tensor) -> Results:
+        y = model(x)
+        (J,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+        values = {"loss": y.square().sum(), "penalty": J.square().sum()}
+        sum(values[name] for name in (["loss", "penalty"] if total == "both" else [total])).backward()
+        return values
+
+    x = rows(4)
+    expected = observe(normalised(activation, affine, bias), [x], code)
+    model = datagrad_ext.accelerate(normalised(activation, affine, bias))
+    assert name_of(model(x)) == NODES
+    assert_equal(observe(model, [x], code), expected)
+
+
+@pytest.mark.parametrize("frozen", [("0.weight", "1.weight", "1.bias"), ("1.weight",), ("0.weight", "6.bias")])
+def test_frozen_parameters_of_folded_norms(frozen: tuple[str, ...]) -> None:
+    def build() -> nn.Module:
+        model = normalised()
+        for name in frozen:
+            model.get_parameter(name).requires_grad_(False)
+        return model
+
+    x = rows(4)
+    assert_equal(observe(datagrad_ext.accelerate(build()), [x], step()), observe(build(), [x], step()))
+
+
+@pytest.mark.filterwarnings("ignore::datagrad_ext.ReferencePathWarning")
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_statistics_are_those_of_the_forward(order: int) -> None:
+    """They may change before the backward comes; what is beyond the fast path (order 2) reads the kept ones, too."""
+
+    def code(at_once: bool) -> Callable[[nn.Module, Tensor], Results]:
+        def run(model: nn.Module, x: Tensor) -> Results:
+            y = model(x)
+            if at_once:
+                model[1].running_mean.add_(1)
+            value = y.square().sum()
+            for _ in range(order):
+                (J,) = torch.autograd.grad(value, x, create_graph=True)
+                value = J.square().sum()
+            value.backward()
+            if not at_once:
+                model[1].running_mean.add_(1)
+            return {"value": value.detach()}
+
+        return run
+
+    x = rows(4)
+    expected = observe(normalised(), [x], code(at_once=False))
+    assert_equal(observe(datagrad_ext.accelerate(normalised()), [x], code(at_once=True)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(dtype: torch.dtype) -> None:
+    """Nodes do what the Functions do."""
+    x = rows(4, dtype=dtype)
+    found = {}
+    for name in (NODES, FUNCTIONS):
+        model = datagrad_ext.accelerate(mlp(dtype=dtype))
+        with pytest.MonkeyPatch.context() as patch:
+            if name == FUNCTIONS:
+                patch.setattr(nodes, "nodes", None)
+            assert name_of(model(x)) == name
+            found[name] = observe(model, [x], step())
+    assert found[NODES].keys() == found[FUNCTIONS].keys()
+    for key, value in found[NODES].items():
+        assert value is None or torch.equal(value, found[FUNCTIONS][key]), key
+
+
+def test_statistics_of_another_dtype_are_for_functions() -> None:
+    def build() -> nn.Module:
+        model = normalised(dtype=torch.float32)
+        model[1].running_mean, model[1].running_var = (b.double() for b in list(model[1].buffers())[:2])
+        return model
+
+    x = rows(4, dtype=torch.float32)
+    assert name_of(datagrad_ext.accelerate(build())(x)) == FUNCTIONS
 
 
 @pytest.mark.parametrize("layout", [Tensor.t, lambda x: x.t().expand(3, 5, 5)[1], lambda x: x.t()[::2]])

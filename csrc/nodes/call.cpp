@@ -89,6 +89,12 @@ void Op::put(DirectCall& call, Argument& argument, const Flags& flags) {
 
 void Op::put(DirectCall& call, Argument& argument, bool flag) { put(call, argument, Flags{flag}); }
 
+void Op::put(DirectCall& call, Argument& argument, const std::vector<double>& numbers) {
+  if (numbers.empty()) return;
+  argument = {Argument::number, call.numbers.size(), numbers.size(), ""};
+  call.numbers.insert(call.numbers.end(), numbers.begin(), numbers.end());
+}
+
 void Op::put(DirectCall&, Argument& argument, const std::string& text) { argument = {Argument::text, 0, 1, text.c_str()}; }
 
 c10::IValue Op::value_of(const Flags& flags) {

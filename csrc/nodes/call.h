@@ -62,6 +62,7 @@ class Op {
   static void put(DirectCall& call, Argument& argument, const TensorList& list);
   static void put(DirectCall& call, Argument& argument, const Flags& flags);
   static void put(DirectCall& call, Argument& argument, bool flag);
+  static void put(DirectCall& call, Argument& argument, const std::vector<double>& numbers);
   static void put(DirectCall& call, Argument& argument, const std::string& text);
 
   template <class T>

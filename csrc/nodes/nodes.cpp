@@ -75,13 +75,12 @@ at::Tensor shaped(const at::Tensor& rows, const std::vector<int64_t>& leading) {
 struct Visit {
   Kept kept;
   bool reaches_forward = false;
-  Flags wanted;              // of x, then of the parameters
+  Flags wanted, inside;      // of x, then of the parameters; of the chain's own parameters
   std::vector<Pair> pairs;   // of curved chains
   Sums sums;
   std::vector<TensorList> parts;  // gradients of x and the parameters left by the reference path
 
   bool wants_x() const { return wanted[0]; }
-  Flags wanted_params() const { return {wanted.begin() + 1, wanted.end()}; }
   bool wants_parameters() const { return std::find(wanted.begin() + 1, wanted.end(), true) != wanted.end(); }
 };
 
@@ -105,13 +104,16 @@ class Forward : public Node {
   std::string name() const override { return "DataGradForward"; }
 
   // y without a graph.
-  at::Tensor run(const at::Tensor& x, const TensorList& params) {
+  at::Tensor run(const at::Tensor& x, const TensorList& params, const TensorList& given) {
     const at::Tensor rows = leading_.size() == 1 ? x : rows_of(x);
-    auto [y, saved] = network->chain.forward(rows, params);
+    const TensorList folded = network->folds.empty() ? TensorList() : network->folds.folded(given);
+    auto [y, saved] = network->chain.forward(rows, network->folds.inside(params, folded));
     is_matrix_ = rows.is_same(x);
+    n_folded_ = folded.size();
     saved_.add(x);
     if (!is_matrix_) saved_.add(rows);
     saved_.add(params);
+    saved_.add(folded);
     saved_.add(saved);
     return shaped(y, leading_);
   }
@@ -121,12 +123,13 @@ class Forward : public Node {
     saved_.clear();
   }
 
-  // A visit of the backward that is running.
-  Visit begin() {
+  // A visit of the backward that is running; nothing is wanted of one that does not reach the forward node.
+  Visit begin(bool reaches_forward) {
     Visit visit;
     visit.kept = unpack();
-    visit.reaches_forward = true;
-    for (const ag::Edge& edge : next_edges()) visit.wanted.push_back(is_executed(edge.function.get()));
+    visit.reaches_forward = reaches_forward;
+    for (const ag::Edge& edge : next_edges()) visit.wanted.push_back(reaches_forward && is_executed(edge.function.get()));
+    visit.inside = network->folds.wanted_inside({visit.wanted.begin() + 1, visit.wanted.end()});
     visit.sums.of.resize(network->chain.n_params());
     return visit;
   }
@@ -136,17 +139,14 @@ class Forward : public Node {
   auto meet(const Run& run) {
     const int task = ag::get_current_graph_task_id();
     if (!is_executed(this)) {
-      Visit visit;
-      visit.kept = unpack();
-      visit.wanted.resize(next_edges().size());
-      visit.sums.of.resize(network->chain.n_params());
+      Visit visit = begin(false);
       return run(visit);
     }
     Visit* visit = nullptr;
     {
       const std::lock_guard<std::mutex> lock(tape_mutex_);
       auto found = tape_.find(task);
-      if (found == tape_.end()) found = tape_.emplace(task, begin()).first;
+      if (found == tape_.end()) found = tape_.emplace(task, begin(true)).first;
       visit = &found->second;
     }
     return run(*visit);
@@ -162,15 +162,21 @@ class Forward : public Node {
  private:
   Kept unpack() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const size_t inputs = is_matrix_ ? 1 : 2, params = inputs + network->chain.n_params();
-    const TensorList x = saved_.unpack(0, inputs);
-    return {x.front(), x.back(), saved_.unpack(inputs, params), saved_.unpack(params, saved_.size())};
+    const size_t inputs = is_matrix_ ? 1 : 2, params = inputs + num_outputs() - 1, folds = params + n_folded_;
+    const TensorList x = saved_.unpack(0, inputs), folded = saved_.unpack(params, folds);
+    Kept kept;
+    kept.x = x.front(), kept.rows = x.back();
+    kept.params = saved_.unpack(inputs, params);
+    if (!folded.empty()) kept.folds = folded.back();
+    kept.inside = network->folds.inside(kept.params, folded);
+    kept.saved = saved_.unpack(folds, saved_.size());
+    return kept;
   }
 
   Visit take() {
     const std::lock_guard<std::mutex> lock(tape_mutex_);
     const auto found = tape_.find(ag::get_current_graph_task_id());
-    if (found == tape_.end()) return begin();
+    if (found == tape_.end()) return begin(true);
     Visit visit = std::move(found->second);
     tape_.erase(found);
     return visit;
@@ -180,6 +186,7 @@ class Forward : public Node {
 
   const std::vector<int64_t> leading_;
   bool is_matrix_ = true;
+  size_t n_folded_ = 0;
   Saved saved_;
   std::mutex tape_mutex_;
   std::map<int, Visit> tape_;
@@ -195,7 +202,7 @@ class DataGradient : public Node {
   // J without a graph.
   at::Tensor run(const Visit& visit, const at::Tensor& g) {
     const at::Tensor rows = rows_of(g);
-    auto [J, record] = forward().network->chain.data_vjp(rows, visit.kept.params, visit.kept.saved);
+    auto [J, record] = forward().network->chain.data_vjp(rows, visit.kept.inside, visit.kept.saved);
     is_matrix_ = rows.is_same(g);
     wants_x_ = visit.wants_x();
     saved_.add(g);
@@ -239,8 +246,8 @@ class DataGradient : public Node {
     pair.record.assign(saved.begin() + (is_matrix_ ? 0 : 1), saved.end());
     if (is_matrix_) pair.record[0] = g.detach();
     saved.clear();
-    const at::Tensor y_tangent = network.chain.data_jvp(rows_of(seed), visit.kept.params, visit.kept.saved, pair, needed,
-                                                        visit.wanted_params(), visit.sums);
+    const at::Tensor y_tangent = network.chain.data_jvp(rows_of(seed), visit.kept.inside, visit.kept.saved, pair, needed,
+                                                        visit.inside, visit.sums);
     if (visit.reaches_forward && network.chain.is_curved()) visit.pairs.push_back(std::move(pair));
     return forward().in_shape(y_tangent);
   }
@@ -276,22 +283,26 @@ ag::variable_list Forward::reverse(Visit& visit, const at::Tensor& zeta) {
   Kept& kept = visit.kept;
   at::Tensor x_bar;
   if ((zeta.defined() || !visit.pairs.empty()) && std::find(visit.wanted.begin(), visit.wanted.end(), true) != visit.wanted.end()) {
-    x_bar = network->chain.reverse(rows_of(zeta), visit.pairs, kept.rows, kept.params, kept.saved, visit.wants_x(),
-                                   visit.wanted_params(), visit.sums);
+    x_bar = network->chain.reverse(rows_of(zeta), visit.pairs, kept.rows, kept.inside, kept.saved, visit.wants_x(), visit.inside,
+                                   visit.sums);
   }
-  ag::variable_list found = {in_shape(x_bar)};
-  found.insert(found.end(), visit.sums.of.begin(), visit.sums.of.end());
+  ag::variable_list found = network->folds.unfolded(kept.folds, kept.params, visit.sums.of);
+  found.insert(found.begin(), in_shape(x_bar));
   for (size_t i = 0; i < found.size(); ++i) {
-    if (visit.wanted[i] && !found[i].defined()) found[i] = at::zeros_like(i == 0 ? kept.x : kept.params[i - 1]);
+    if (!visit.wanted[i]) {
+      found[i] = at::Tensor();
+    } else if (!found[i].defined()) {
+      found[i] = at::zeros_like(i == 0 ? kept.x : kept.params[i - 1]);
+    }
   }
   return found;
 }
 
 }  // namespace
 
-at::Tensor apply(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params) {
+at::Tensor apply(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params, const TensorList& given) {
   auto node = c10::make_intrusive<Forward>(std::move(network), x, params);
-  const at::Tensor y = node->run(x, params);
+  const at::Tensor y = node->run(x, params, given);
   ag::set_history(y, node);
   node->add_input_metadata(ag::Node::undefined_input());
   return y;

@@ -3,19 +3,21 @@
 #pragma once
 
 #include <nodes/chain.h>
+#include <nodes/folds.h>
 #include <nodes/reference.h>
 
 #include <memory>
 
 namespace datagrad {
 
-// A chain, and what is beyond its fast path.
+// A chain, norms in it, and what is beyond its fast path.
 struct Network {
   Chain chain;
+  Folds folds;
   Reference reference;
 };
 
-// network(x), connected to autograd. x is a plain tensor, and so are the parameters.
-at::Tensor apply(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params);
+// network(x), connected to autograd. All tensors are plain ones; `given`: what fold_norms reads at this call.
+at::Tensor apply(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params, const TensorList& given);
 
 }  // namespace datagrad

@@ -68,7 +68,7 @@ TensorList Reference::reverse(const Kept& kept, const std::vector<TensorList>& p
     py::list each;
     for (const TensorList& part : parts) each.append(of(part));
     const py::tuple x = py::make_tuple(of(kept.x)), gs = py::make_tuple(of(g));
-    return tensors_of(reference_.attr("reverse")(x, of(kept.params), py::make_tuple(py::tuple()), each, of(wanted), gs));
+    return tensors_of(reference_.attr("reverse")(x, of(kept.params), of(kept.folds), each, of(wanted), gs));
   });
 }
 
@@ -77,7 +77,7 @@ std::pair<TensorList, at::Tensor> Reference::tangent(const Kept& kept, bool want
   return in_python([&] {
     const py::tuple x = py::make_tuple(of(kept.x)), gs = py::make_tuple(of(g)), seeds = py::make_tuple(of(seed));
     const py::tuple wanted = py::make_tuple(wants_x);
-    const py::tuple found = reference_.attr("tangent")(x, of(kept.params), py::make_tuple(py::tuple()), wanted, gs, seeds);
+    const py::tuple found = reference_.attr("tangent")(x, of(kept.params), of(kept.folds), wanted, gs, seeds);
     return std::make_pair(tensors_of(found[0]), tensors_of(found[1]).at(0));
   });
 }

@@ -13,7 +13,9 @@ namespace datagrad {
 // What the network saved at its forward.
 struct Kept {
   at::Tensor x, rows;  // rows: x as a matrix
-  TensorList params, saved;
+  TensorList params;
+  at::Tensor folds;           // what the folds keep, if there are any
+  TensorList inside, saved;   // the chain's own parameters, and what its forward saved
 };
 
 class Reference {

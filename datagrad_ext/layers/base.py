@@ -53,7 +53,7 @@ class Layer:
     wants_channels_last = False  # True if it follows the layout and two-dimensional images are faster in channels_last
     autocast: str | Mapping[str, str] | None = None  # what torch.autocast does to it, on every device or on each
     ops: tuple[str, ...] = ()  # the project's ops that the maps call; empty: vendor libraries only
-    compiled: tuple[Any, ...] | None = None  # what csrc/nodes must know to run its sweeps, if they can: `nodes.py`
+    compiled: Any = None  # a `Compiled` if csrc/nodes can run the sweeps
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -138,6 +139,12 @@ class FoldedChain(Folded):
         chain = Chain(layers, folds.n_inside)
         self.curved = chain.curved
         super().__init__(Together(chain, chain.name, layers, folds), 2)
+        self.compiled = replace(
+            chain.compiled,
+            **folds.compiled(),
+            operands=lambda x, params, host: folds.operands(x, params, host) if x.dim() == 2 else None,
+            saved=lambda kept: (self.together, kept, None),
+        )
 
 
 def folds_of(layers: Sequence[Layer], n_params: Sequence[int], n_host: Sequence[int], rank: int) -> Folds:

@@ -108,9 +108,7 @@ class Folds:
     def folded(self, x: Tensor, params: Tensors, host: tuple) -> tuple[Tensors, Tensors]:
         """The parameters inside; and what the sweeps keep: `kept` of `ops/folding.py`, and the dtypes of statistics in
         another dtype."""
-        given: list[Tensor] = []
-        for fold, _, own, here in self._folds:
-            given += fold.operands(params[own], *self._statistics(fold, x, host[here]))
+        given = self.operands(x, params, host)
         dtypes = None
         if {t.dtype for t in given} not in _UNIFORM:
             dtypes = tuple([self._statistics(fold, x, host[here])[1].dtype for fold, _, _, here in self._folds])
@@ -121,6 +119,19 @@ class Folds:
         for each, _, own, _ in self._parts:
             inside += params[own] if each is None else each.inside(next(rest), next(rest), params[own])
         return tuple(inside), (kept, dtypes)
+
+    def operands(self, x: Tensor, params: Tensors, host: tuple) -> list[Tensor]:
+        """What `fold_norms` reads at this call."""
+        given: list[Tensor] = []
+        for fold, _, own, here in self._folds:
+            given += fold.operands(params[own], *self._statistics(fold, x, host[here]))
+        return given
+
+    def compiled(self) -> dict[str, Any]:
+        """The folds' part of a `Compiled`."""
+        size = lambda part: part.stop - part.start  # noqa: E731
+        parts = [(fold is not None, size(inside), size(own)) for fold, inside, own, _ in self._parts]
+        return {"given": self._given, "eps": self._eps, "parts": parts}
 
     def statistics(self, x: Tensor, host: tuple) -> list[Tensor]:
         """Mean and variance of each norm at this call."""
