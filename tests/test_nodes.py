@@ -314,6 +314,27 @@ def test_hooks_see_every_tensor_that_is_saved() -> None:
     del y
 
 
+@pytest.mark.parametrize(
+    ("value", "count"), [(lambda y: y.sum(), 1), (lambda y: y.pow(3).sum(), 2)], ids=["linear", "cubic"]
+)
+def test_hooks_of_the_output(value: Callable[[Tensor], Tensor], count: int) -> None:
+    """A penalty alone whose loss is linear in the output sends nothing to it: the node is reached, the hook is not called."""
+
+    def code(model: nn.Module, x: Tensor) -> Results:
+        seen: list[Any] = []
+        y = model(x)
+        y.register_hook(lambda g: (seen.append(g), 2 * g)[1])
+        y.retain_grad()
+        (J,) = torch.autograd.grad(value(y), x, create_graph=True)
+        J.square().sum().backward()
+        assert [type(g) for g in seen] == [Tensor] * count
+        return {"y": y.grad}
+
+    x = rows(4)
+    expected = observe(mlp(), [x], code)
+    assert_equal(observe(datagrad_ext.accelerate(mlp()), [x], code), expected)
+
+
 def test_nothing_is_kept_behind_a_step() -> None:
     """Neither memory of a step, nor, once its graphs are gone, the network."""
     x = rows(4)

@@ -6,11 +6,14 @@
 #include <torch/csrc/autograd/node.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include <algorithm>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace datagrad {
 namespace {
@@ -96,6 +99,24 @@ class Node : public ag::Node {
   }
 };
 
+// A hook of y that is not called where nothing flows to y: the engine would call it with nothing where the anchor alone is reached.
+class HookOfOutput : public ag::FunctionPreHook {
+ public:
+  explicit HookOfOutput(std::unique_ptr<ag::FunctionPreHook> hook) : hook_(std::move(hook)) {}
+
+  ag::variable_list operator()(const ag::variable_list& cotangents) override {
+    return cotangents[0].defined() ? (*hook_)(cotangents) : cotangents;
+  }
+
+  // Makes `hook` one of these.
+  static void wrap(std::unique_ptr<ag::FunctionPreHook>& hook) {
+    if (dynamic_cast<HookOfOutput*>(hook.get()) == nullptr) hook = std::make_unique<HookOfOutput>(std::move(hook));
+  }
+
+ private:
+  std::unique_ptr<ag::FunctionPreHook> hook_;
+};
+
 class Forward : public Node {
  public:
   Forward(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params)
@@ -121,6 +142,14 @@ class Forward : public Node {
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     saved_.clear();
+  }
+
+  std::vector<std::unique_ptr<ag::FunctionPreHook>>& tensor_pre_hooks() noexcept override {
+    auto& hooks = Node::tensor_pre_hooks();
+    if (hooks.empty()) return hooks;
+    const std::lock_guard<std::mutex> lock(tape_mutex_);
+    std::for_each(hooks.begin(), hooks.end(), HookOfOutput::wrap);
+    return hooks;
   }
 
   // A visit of the backward that is running; nothing is wanted of one that does not reach the forward node.
