@@ -163,22 +163,18 @@ class Forward : public Node {
     return visit;
   }
 
-  // The visit of the backward that is running, and of no other, kept for the forward node if that is reached.
+  // Calls run(visit) with the visit of the backward that is running, and of no other, and keeps it for the forward node if that is
+  // reached.
   template <class Run>
   auto meet(const Run& run) {
-    const int task = ag::get_current_graph_task_id();
-    if (!is_executed(this)) {
-      Visit visit = begin(false);
-      return run(visit);
-    }
-    Visit* visit = nullptr;
-    {
+    const bool reaches_forward = is_executed(this);
+    Visit visit = reaches_forward ? take() : begin(false);
+    auto found = run(visit);
+    if (reaches_forward) {
       const std::lock_guard<std::mutex> lock(tape_mutex_);
-      auto found = tape_.find(task);
-      if (found == tape_.end()) found = tape_.emplace(task, begin(true)).first;
-      visit = &found->second;
+      tape_.emplace(ag::get_current_graph_task_id(), std::move(visit));
     }
-    return run(*visit);
+    return found;
   }
 
   at::Tensor in_shape(const at::Tensor& rows) const { return shaped(rows, leading_); }
@@ -202,13 +198,14 @@ class Forward : public Node {
     return kept;
   }
 
+  // That visit off the tape, or a new one; a thread of its own runs each backward.
   Visit take() {
-    const std::lock_guard<std::mutex> lock(tape_mutex_);
-    const auto found = tape_.find(ag::get_current_graph_task_id());
-    if (found == tape_.end()) return begin(true);
-    Visit visit = std::move(found->second);
-    tape_.erase(found);
-    return visit;
+    {
+      const std::lock_guard<std::mutex> lock(tape_mutex_);
+      const auto found = tape_.find(ag::get_current_graph_task_id());
+      if (found != tape_.end()) return std::move(tape_.extract(found).mapped());
+    }
+    return begin(true);
   }
 
   ag::variable_list reverse(Visit& visit, const at::Tensor& zeta);

@@ -97,7 +97,7 @@ class Folds:
     def __init__(
         self, folds: Sequence[Fold | None], n_params: Sequence[int], n_host: Sequence[int], rank: int
     ) -> None:
-        self._rank = rank
+        self._rank, self._n_params = rank, n_params
         self.n_inside = [n if fold is None else 2 for fold, n in zip(folds, n_params, strict=True)]
         # Of each layer: its fold or None, where its parameters are inside and outside, and its host values.
         self._parts = list(zip(folds, _slices(self.n_inside), _slices(n_params), _slices(n_host), strict=True))
@@ -129,8 +129,7 @@ class Folds:
 
     def compiled(self) -> dict[str, Any]:
         """The folds' part of a `Compiled`."""
-        size = lambda part: part.stop - part.start  # noqa: E731
-        parts = [(fold is not None, size(inside), size(own)) for fold, inside, own, _ in self._parts]
+        parts = list(zip([fold is not None for fold, *_ in self._parts], self.n_inside, self._n_params, strict=True))
         return {"given": self._given, "eps": self._eps, "parts": parts}
 
     def statistics(self, x: Tensor, host: tuple) -> list[Tensor]:
