@@ -318,7 +318,7 @@ def test_hooks_see_every_tensor_that_is_saved() -> None:
     ("value", "count"), [(lambda y: y.sum(), 1), (lambda y: y.pow(3).sum(), 2)], ids=["linear", "cubic"]
 )
 def test_hooks_of_the_output(value: Callable[[Tensor], Tensor], count: int) -> None:
-    """A penalty alone whose loss is linear in the output sends nothing to it: the node is reached, the hook is not called."""
+    """A penalty alone of a loss linear in the output sends nothing to it: the node is reached, the hook not called."""
 
     def code(model: nn.Module, x: Tensor) -> Results:
         seen: list[Any] = []
