@@ -30,7 +30,10 @@ import datagrad_ext
 DEVICES = ("cpu", "functions", "cuda")
 
 # torch's own forward-mode and compiler code uses torch.jit, which it deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
+]
 
 ROWS = [
     pytest.param(code, network(name), id=f"{code.name}-{name}") for code in CODES for name in code.networks
