@@ -108,11 +108,14 @@ struct Columns {
   int64_t width, depth;
 };
 
+// kAhead: a and b are large, so that what comes next, and what is written, is brought to the cache meanwhile.
 template <int R, int V, bool kAhead, class T>
 void tile(const Strided<T>& a, const Columns<T>& columns, int64_t first) {
   Tile<R, V, T> t;
   T* out = columns.out + first * columns.out_row;
-  for (int r = 0; r < R * V; ++r) __builtin_prefetch(out + r / V * columns.out_row + r % V * kLanes<T>, 1);
+  if constexpr (kAhead) {
+    for (int r = 0; r < R * V; ++r) __builtin_prefetch(out + r / V * columns.out_row + r % V * kLanes<T>, 1);
+  }
   t.template multiply<kAhead>(a.from_row(first), columns.b, columns.b_row, columns.depth);
   const Plus<T> plus = columns.plus;
   const T* row = plus.data == nullptr ? nullptr : plus.data + first * plus.row;
