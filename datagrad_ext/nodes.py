@@ -49,7 +49,7 @@ def nodes_of(program: Program, compiled: Compiled | None, warned: set[str]) -> N
 
     def run(x: Any, params: Any, host: Any) -> Any:
         compiler = sys.modules.get(_COMPILER)
-        if compiler is not None and compiler.compiled_autograd_enabled:
+        if not x.is_cpu or (compiler is not None and compiler.compiled_autograd_enabled):
             return None
         if operands is None:
             return network(x, params, ())

@@ -21,9 +21,9 @@ namespace py = pybind11;
 namespace datagrad {
 namespace {
 
-std::shared_ptr<Network> make(const py::capsule& direct, py::object reference, std::string links, std::string inner, std::vector<size_t> places,
-                    Flags is_weight, Flags is_below, bool curved, std::string given, std::vector<double> eps,
-                              std::vector<Folds::Part> parts) {
+std::shared_ptr<Network> make(const py::capsule& direct, py::object reference, std::string links, std::string inner,
+                              std::vector<size_t> places, Flags is_weight, Flags is_below, bool curved, std::string given,
+                              std::vector<double> eps, std::vector<Folds::Part> parts) {
   const DirectOps& ops = *direct.get_pointer<DirectOps>();
   Chain::Links all = {std::move(links), std::move(inner), std::move(places), std::move(is_weight), std::move(is_below), curved};
   Folds folds(ops, std::move(given), std::move(eps), std::move(parts));
