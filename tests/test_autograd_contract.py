@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import threading
 import warnings
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from cases import Case, data, network
 from oracle import assert_equal, check, observe
+from threads import run_threads
 from torch import Tensor, nn
 from training_code import (
     CODES,
@@ -337,24 +337,6 @@ def test_parameters_used_by_two_networks(device: str) -> None:
 # ------------------------------------------------------------------------------------------------- threads
 
 
-def _run_threads(bodies: list[Callable[[], None]]) -> None:
-    failures: list[BaseException] = []
-
-    def guarded(body: Callable[[], None]) -> None:
-        try:
-            body()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(body,)) for body in bodies]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-
-
 def test_two_threads_train_two_models(device: str) -> None:
     names = ["mlp_gelu", "conv_critic"]
     plain = [network(name).build().to(device) for name in names]
@@ -368,7 +350,7 @@ def test_two_threads_train_two_models(device: str) -> None:
             penalised(model, x.clone().requires_grad_()).backward()
             optimizer.step()
 
-    _run_threads([lambda m=m, x=x: train(m, x) for m, x in zip(ours, xs, strict=True)])
+    run_threads([lambda m=m, x=x: train(m, x) for m, x in zip(ours, xs, strict=True)])
     for expected, actual, x in zip(plain, ours, xs, strict=True):
         train(expected, x)
         assert_equal(dict(actual.named_parameters()), dict(expected.named_parameters()), rtol=1e-9)
@@ -383,7 +365,7 @@ def test_one_model_is_first_called_by_four_threads(device: str) -> None:
         x = case.inputs(seed=k)[0].to(device).requires_grad_()
         found[k] = torch.autograd.grad(penalised(model, x), x)[0]
 
-    _run_threads([lambda k=k: body(k) for k in range(4)])
+    run_threads([lambda k=k: body(k) for k in range(4)])
     for k in range(4):
         x = case.inputs(seed=k)[0].to(device).requires_grad_()
         assert_equal({"x": found[k]}, {"x": torch.autograd.grad(penalised(plain, x), x)[0]})

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from threads import run_threads
 
 import datagrad_ext
 from datagrad_ext import choices
@@ -66,11 +67,7 @@ def test_threads_that_ask_at_once_wait_for_one_choice() -> None:
         begin.wait()
         found.append(table.find("key", choose))
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([ask] * 8)
     assert len(made) == 1
     assert len(found) == 8
     assert all(choice is found[0] for choice in found)

@@ -5,7 +5,6 @@ That the results are right is shown by the rows "direct" of the ops' own tests.
 
 from __future__ import annotations
 
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from test_native import needs_native
+from threads import run_threads
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -245,9 +245,5 @@ def test_threads_call_at_once() -> None:
         with torch.no_grad():
             equal.extend([torch.equal(direct(x, theta, LINKS)[0], expected) for _ in range(200)])
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([work] * 4)
     assert equal == [True] * 800

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from host_plans import install
+from threads import run_threads
 from torch import Tensor
 
 import datagrad_ext
@@ -242,11 +243,7 @@ def test_threads_share_a_choice(play: Callable) -> None:
         begin.wait()
         found.append(forward())
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([run] * 4)
     assert played.searches == 1
     assert [y is not None for y in found] == [True] * 4
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from cases import CE, OBJECTIVES, Body, Case, Objective, data, frozen, ids, network
 from oracle import as_pytorch, by_formula, check, difference, observe
 from test_native import needs_native
+from threads import run_threads
 from torch import Tensor, nn
 from training_code import data_gradient, potential
 
@@ -366,11 +367,7 @@ def test_two_threads_train_at_once() -> None:
     def work(k: int) -> None:
         results[k] = [gradients(models[k]) for _ in range(20)]
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([partial(work, k) for k in range(3)])
     for k, found in results.items():
         assert len(found) == 20
         assert all(torch.equal(a, b) for each in found for a, b in zip(each, expected[k], strict=True))

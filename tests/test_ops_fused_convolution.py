@@ -10,9 +10,9 @@ import copy
 import itertools
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from cases import data, ids
 from kernels import same_layout
 from oracle import difference
+from threads import run_threads
 from torch import Tensor, nn
 
 import datagrad_ext
@@ -343,10 +344,6 @@ def test_threads_and_devices(devices: int, cudnn: Cudnn) -> None:
                 mine.zero_grad()
                 found[place] = [t.cpu() for t in gradients(mine, batch)]
 
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([partial(run, place) for place in range(2)])
     for a, b in zip(found[0], found[1], strict=True):
         assert difference(a, b.double()).norm < 1e-2
