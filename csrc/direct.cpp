@@ -198,13 +198,6 @@ PyObject* call(PyObject* self, PyObject* const* values, Py_ssize_t count) {
 
 PyMethodDef kCall = {"direct", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call)), METH_FASTCALL, nullptr};
 
-const DirectOp& find(const DirectOps& ops, const std::string& name) {
-  for (size_t i = 0; i < ops.count; ++i) {
-    if (name == ops.begin[i].name) return ops.begin[i];
-  }
-  throw py::key_error(name);
-}
-
 }  // namespace
 
 void define_direct(py::module_& m, void* library) {
@@ -214,7 +207,9 @@ void define_direct(py::module_& m, void* library) {
   m.def("direct", [ops](const std::string& name, py::object op, const py::tuple& given) {
     std::vector<size_t> places;
     for (const py::handle& place : given) places.push_back(place.cast<size_t>());
-    const py::capsule self(new Op{&find(ops, name), std::move(op), std::move(places)}, [](void* op) { delete static_cast<Op*>(op); });
+    const DirectOp* found = ops.find(name);
+    if (found == nullptr) throw py::key_error(name);
+    const py::capsule self(new Op{found, std::move(op), std::move(places)}, [](void* op) { delete static_cast<Op*>(op); });
     return checked(PyCFunction_New(&kCall, self.ptr()));
   });
 }

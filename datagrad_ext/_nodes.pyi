@@ -16,8 +16,7 @@ class Network:
         is_weight: Sequence[bool],
         is_below: Sequence[bool],
         curved: bool,
-        given: str,
         eps: Sequence[float],
-        parts: Sequence[tuple[bool, int, int]],
+        parts: Sequence[tuple[str, int, int]],
     ) -> None: ...
     def __call__(self, x: Tensor, params: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor | None: ...

@@ -45,7 +45,7 @@ def nodes_of(program: Program, compiled: Compiled | None, warned: set[str]) -> N
     # The program keeps its nodes; a copy that they keep closes no circle, which Python could not see through C++.
     reference = _Reference(program.with_steps(program.steps), warned, compiled)
     of_links = c.links, c.inner_links, c.places, c.is_weight, c.is_below, c.curved
-    network = nodes.Network(direct_ops(), reference, *of_links, c.given, c.eps, c.parts)
+    network = nodes.Network(direct_ops(), reference, *of_links, c.eps, c.parts)
 
     def run(x: Any, params: Any, host: Any) -> Any:
         compiler = sys.modules.get(_COMPILER)

@@ -2,8 +2,10 @@
 // pays as much for the way to a kernel as for its work. A library exports a table of the ops that can be called so.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace datagrad {
@@ -42,6 +44,12 @@ struct DirectOp {
 struct DirectOps {
   const DirectOp* begin;
   size_t count;
+
+  // The op of that name, null if there is none.
+  const DirectOp* find(const std::string& name) const {
+    const DirectOp* found = std::find_if(begin, begin + count, [&](const DirectOp& op) { return name == op.name; });
+    return found == begin + count ? nullptr : found;
+  }
 };
 
 }  // namespace datagrad

@@ -6,7 +6,6 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 
-#include <algorithm>
 #include <stdexcept>
 
 namespace datagrad {
@@ -14,13 +13,6 @@ namespace {
 
 constexpr c10::DispatchKeySet kPlain({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::ADInplaceOrView,
                                       c10::DispatchKey::AutocastCPU});
-
-const DirectOp& find(const DirectOps& ops, const std::string& name) {
-  const DirectOp* end = ops.begin + ops.count;
-  const DirectOp* found = std::find_if(ops.begin, end, [&](const DirectOp& op) { return name == op.name; });
-  if (found == end) throw std::out_of_range("datagrad::" + name + " cannot be called directly");
-  return *found;
-}
 
 // A handle that the call owns.
 void* handle_of(const at::Tensor& t) { return new at::Tensor(t); }
@@ -37,9 +29,11 @@ bool is_watched() {
 bool is_transformed() { return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode); }
 
 Op::Op(const DirectOps& direct, const std::string& name)
-    : direct_(&find(direct, name)),
+    : direct_(direct.find(name)),
       name_("datagrad::" + name),
-      handle_(c10::Dispatcher::singleton().findSchemaOrThrow(name_.c_str(), "")) {}
+      handle_(c10::Dispatcher::singleton().findSchemaOrThrow(name_.c_str(), "")) {
+  if (direct_ == nullptr) throw std::out_of_range(name_ + " cannot be called directly");
+}
 
 bool Op::run(DirectCall& call) const {
   RECORD_FUNCTION(name_, c10::ArrayRef<const c10::IValue>());

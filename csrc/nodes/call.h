@@ -16,6 +16,8 @@ namespace datagrad {
 using TensorList = std::vector<at::Tensor>;
 using Flags = std::vector<bool>;
 
+inline bool any(const Flags& flags) { return std::find(flags.begin(), flags.end(), true) != flags.end(); }
+
 // Whether t is a dense tensor on the CPU and no more: a kernel may read its memory, and nobody wants to see that.
 bool is_plain(const at::Tensor& t);
 

@@ -15,13 +15,7 @@ struct Pair {
   TensorList record, tangents;
 };
 
-// Gradients by parameter, undefined where there is none.
-struct Sums {
-  TensorList of;
-
-  TensorList defined() const;
-};
-
+// `sums` are gradients by parameter, undefined where there is none.
 class Chain {
  public:
   struct Links {
@@ -44,11 +38,11 @@ class Chain {
   // The tangent of y if it is `needed`. Gradients of the weights wanted are added to the sums; tangents that sweep 4 reads go to the
   // pair.
   at::Tensor data_jvp(const at::Tensor& t, const TensorList& params, const TensorList& saved, Pair& pair, bool needed,
-                      const Flags& wanted, Sums& sums) const;
+                      const Flags& wanted, TensorList& sums) const;
 
   // The cotangent of x if it is wanted and there is one. Gradients of the parameters wanted are added to the sums.
   at::Tensor reverse(const at::Tensor& zeta, const std::vector<Pair>& pairs, const at::Tensor& x, const TensorList& params,
-                     const TensorList& saved, bool want_x, const Flags& wanted, Sums& sums) const;
+                     const TensorList& saved, bool want_x, const Flags& wanted, TensorList& sums) const;
 
   bool is_curved() const { return links_.curved; }
 

@@ -12,9 +12,10 @@ namespace datagrad {
 
 class Folds {
  public:
-  using Part = std::tuple<bool, size_t, size_t>;  // of a layer of the run: whether it is folded, its parameters inside and outside
+  // Of a layer of the run: what fold_norms is given of it, nothing if it has no fold; how many parameters it has inside and outside.
+  using Part = std::tuple<std::string, size_t, size_t>;
 
-  Folds(const DirectOps& direct, std::string given, std::vector<double> eps, std::vector<Part> parts);
+  Folds(const DirectOps& direct, std::vector<double> eps, std::vector<Part> parts);
 
   bool empty() const { return eps_.empty(); }
 

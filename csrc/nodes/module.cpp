@@ -1,7 +1,7 @@
 // datagrad_ext._nodes: nodes of torch's autograd engine for networks that are one chain. It is compiled for one torch: its classes are
 // not part of the stable ABI. Whether it is that torch, who imports it has looked.
 //
-//   Network(direct_ops, reference, links, inner_links, places, is_weight, is_below, curved, given, eps, parts)
+//   Network(direct_ops, reference, links, inner_links, places, is_weight, is_below, curved, eps, parts)
 //       what is behind `reference` is in datagrad_ext/layers/compiled.py; its call network(x, params, what fold_norms reads) returns y,
 //       or None where nodes cannot take the call
 
@@ -22,11 +22,11 @@ namespace datagrad {
 namespace {
 
 std::shared_ptr<Network> make(const py::capsule& direct, py::object reference, std::string links, std::string inner,
-                              std::vector<size_t> places, Flags is_weight, Flags is_below, bool curved, std::string given,
+                              std::vector<size_t> places, Flags is_weight, Flags is_below, bool curved,
                               std::vector<double> eps, std::vector<Folds::Part> parts) {
   const DirectOps& ops = *direct.get_pointer<DirectOps>();
   Chain::Links all = {std::move(links), std::move(inner), std::move(places), std::move(is_weight), std::move(is_below), curved};
-  Folds folds(ops, std::move(given), std::move(eps), std::move(parts));
+  Folds folds(ops, std::move(eps), std::move(parts));
   return std::shared_ptr<Network>(new Network{Chain(ops, std::move(all)), std::move(folds), Reference(std::move(reference))});
 }
 

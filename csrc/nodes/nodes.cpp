@@ -74,29 +74,40 @@ at::Tensor shaped(const at::Tensor& rows, const std::vector<int64_t>& leading) {
   return at::_unsafe_view(rows, sizes);
 }
 
+// A gradient that is wanted and that nothing flows to is zero, not undefined: its argument is part of the graph.
+at::Tensor filled(const at::Tensor& bar, const at::Tensor& like, bool wanted) {
+  if (!wanted) return at::Tensor();
+  return bar.defined() ? bar : at::zeros_like(like);
+}
+
 // What the passes of one backward share.
 struct Visit {
   Kept kept;
-  bool reaches_forward = false;
-  Flags wanted, inside;      // of x, then of the parameters; of the chain's own parameters
-  std::vector<Pair> pairs;   // of curved chains
-  Sums sums;
+  bool wants_x = false;
+  Flags wanted, inside;           // the parameters, and the chain's own
+  std::vector<Pair> pairs;        // of curved chains
+  TensorList sums;                // by the chain's own parameters
   std::vector<TensorList> parts;  // gradients of x and the parameters left by the reference path
-
-  bool wants_x() const { return wanted[0]; }
-  bool wants_parameters() const { return std::find(wanted.begin() + 1, wanted.end(), true) != wanted.end(); }
 };
 
-// A node that compiled autograd refuses, as it would see no more of it than its name.
+// A node that keeps tensors. Compiled autograd refuses it, as it would see no more of it than its name.
 class Node : public ag::Node {
  public:
   using ag::Node::Node;
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    saved_.clear();
+  }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override {
     TORCH_CHECK_NOT_IMPLEMENTED(
         false, "compiled autograd was enabled between a forward and its backward, and cannot compile datagrad_ext's nodes of that "
         "forward. Enable it before the forward too, which then takes nodes of Python that it can compile.");
   }
+
+ protected:
+  Saved saved_;
 };
 
 // A hook of y that is not called where nothing flows to y: the engine would call it with nothing where the anchor alone is reached.
@@ -139,11 +150,6 @@ class Forward : public Node {
     return shaped(y, leading_);
   }
 
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    saved_.clear();
-  }
-
   std::vector<std::unique_ptr<ag::FunctionPreHook>>& tensor_pre_hooks() noexcept override {
     auto& hooks = Node::tensor_pre_hooks();
     if (hooks.empty()) return hooks;
@@ -156,10 +162,11 @@ class Forward : public Node {
   Visit begin(bool reaches_forward) {
     Visit visit;
     visit.kept = unpack();
-    visit.reaches_forward = reaches_forward;
-    for (const ag::Edge& edge : next_edges()) visit.wanted.push_back(reaches_forward && is_executed(edge.function.get()));
-    visit.inside = network->folds.wanted_inside({visit.wanted.begin() + 1, visit.wanted.end()});
-    visit.sums.of.resize(network->chain.n_params());
+    const auto is_wanted = [&](const ag::Edge& edge) { return reaches_forward && is_executed(edge.function.get()); };
+    visit.wants_x = is_wanted(next_edge(0));
+    for (size_t i = 1; i < num_outputs(); ++i) visit.wanted.push_back(is_wanted(next_edge(i)));
+    visit.inside = network->folds.wanted_inside(visit.wanted);
+    visit.sums.resize(network->chain.n_params());
     return visit;
   }
 
@@ -213,7 +220,6 @@ class Forward : public Node {
   const std::vector<int64_t> leading_;
   bool is_matrix_ = true;
   size_t n_folded_ = 0;
-  Saved saved_;
   std::mutex tape_mutex_;
   std::map<int, Visit> tape_;
 };
@@ -230,16 +236,10 @@ class DataGradient : public Node {
     const at::Tensor rows = rows_of(g);
     auto [J, record] = forward().network->chain.data_vjp(rows, visit.kept.inside, visit.kept.saved);
     is_matrix_ = rows.is_same(g);
-    wants_x_ = visit.wants_x();
     saved_.add(g);
     if (!is_matrix_) saved_.add(rows);
     saved_.add(record);
     return forward().in_shape(J);
-  }
-
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    saved_.clear();
   }
 
  protected:
@@ -262,7 +262,7 @@ class DataGradient : public Node {
     const at::Tensor g = saved[0];
     const Network& network = *forward().network;
     if (network.reference.is_needed({seed}, at::GradMode::is_enabled())) {
-      auto [bars, g_bar] = network.reference.tangent(visit.kept, wants_x_, g, seed);
+      auto [bars, g_bar] = network.reference.tangent(visit.kept, g, seed);
       visit.parts.push_back(std::move(bars));
       return g_bar;
     }
@@ -274,24 +274,23 @@ class DataGradient : public Node {
     saved.clear();
     const at::Tensor y_tangent = network.chain.data_jvp(rows_of(seed), visit.kept.inside, visit.kept.saved, pair, needed,
                                                         visit.inside, visit.sums);
-    if (visit.reaches_forward && network.chain.is_curved()) visit.pairs.push_back(std::move(pair));
+    if (network.chain.is_curved()) visit.pairs.push_back(std::move(pair));
     return forward().in_shape(y_tangent);
   }
 
-  bool is_matrix_ = true, wants_x_ = true;
-  Saved saved_;
+  bool is_matrix_ = true;
 };
 
 ag::variable_list Forward::apply(ag::variable_list&& cotangents) {
   const at::Tensor& g = cotangents[0];
   Visit visit = take();
   const bool differentiable = at::GradMode::is_enabled();
-  if (!visit.parts.empty() || network->reference.is_needed({g}, differentiable && visit.wants_parameters())) {
-    return network->reference.reverse(visit.kept, visit.parts, visit.wanted, g);
+  if (!visit.parts.empty() || network->reference.is_needed({g}, differentiable && any(visit.wanted))) {
+    return network->reference.reverse(visit.kept, visit.parts, visit.wants_x, visit.wanted, g);
   }
   if (!differentiable) return reverse(visit, g);
   ag::variable_list found(num_outputs());
-  if (!visit.wants_x()) return found;
+  if (!visit.wants_x) return found;
   if (!g.defined()) {
     found[0] = at::zeros_like(visit.kept.x);
     return found;
@@ -303,24 +302,18 @@ ag::variable_list Forward::apply(ag::variable_list&& cotangents) {
   return found;
 }
 
-// Sweep 4. A wanted gradient that nothing flows to is zero, not undefined: its argument is part of the graph.
+// Sweep 4.
 ag::variable_list Forward::reverse(Visit& visit, const at::Tensor& zeta) {
   if (!ag::get_current_graph_task_keep_graph()) release_variables();
   Kept& kept = visit.kept;
   at::Tensor x_bar;
-  if ((zeta.defined() || !visit.pairs.empty()) && std::find(visit.wanted.begin(), visit.wanted.end(), true) != visit.wanted.end()) {
-    x_bar = network->chain.reverse(rows_of(zeta), visit.pairs, kept.rows, kept.inside, kept.saved, visit.wants_x(), visit.inside,
+  if ((zeta.defined() || !visit.pairs.empty()) && (visit.wants_x || any(visit.wanted))) {
+    x_bar = network->chain.reverse(rows_of(zeta), visit.pairs, kept.rows, kept.inside, kept.saved, visit.wants_x, visit.inside,
                                    visit.sums);
   }
-  ag::variable_list found = network->folds.unfolded(kept.folds, kept.params, visit.sums.of);
-  found.insert(found.begin(), in_shape(x_bar));
-  for (size_t i = 0; i < found.size(); ++i) {
-    if (!visit.wanted[i]) {
-      found[i] = at::Tensor();
-    } else if (!found[i].defined()) {
-      found[i] = at::zeros_like(i == 0 ? kept.x : kept.params[i - 1]);
-    }
-  }
+  ag::variable_list found = network->folds.unfolded(kept.folds, kept.params, visit.sums);
+  for (size_t i = 0; i < found.size(); ++i) found[i] = filled(found[i], kept.params[i], visit.wanted[i]);
+  found.insert(found.begin(), filled(in_shape(x_bar), kept.x, visit.wants_x));
   return found;
 }
 

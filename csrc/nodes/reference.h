@@ -28,10 +28,11 @@ class Reference {
   bool is_needed(const TensorList& cotangents, bool differentiable) const;
 
   // Sweep 4: differentiable gradients of x and the parameters, plus the parts that sweep 3 left.
-  TensorList reverse(const Kept& kept, const std::vector<TensorList>& parts, const Flags& wanted, const at::Tensor& g) const;
+  TensorList reverse(const Kept& kept, const std::vector<TensorList>& parts, bool wants_x, const Flags& wanted,
+                     const at::Tensor& g) const;
 
   // ∂⟨v, J⟩ with respect to (x and parameters), and with respect to g, differentiable.
-  std::pair<TensorList, at::Tensor> tangent(const Kept& kept, bool wants_x, const at::Tensor& g, const at::Tensor& seed) const;
+  std::pair<TensorList, at::Tensor> tangent(const Kept& kept, const at::Tensor& g, const at::Tensor& seed) const;
 
  private:
   pybind11::object reference_;

@@ -19,7 +19,8 @@ class Compiled:
     """`links` and `inner_links` as `ops/chain.py` spells them; the latter's parameters are those at `places`. For each
     parameter of the chain: whether it is a weight, and whether it lies below the last smooth link.
 
-    `parts`: for each layer of the run whether a norm is folded into it, and how many parameters are inside and outside.
+    `parts`: for each layer of the run what `fold_norms` is given of it, "" without a fold, and how many parameters are
+    inside and outside.
     """
 
     links: str
@@ -28,8 +29,7 @@ class Compiled:
     is_weight: Sequence[bool]
     is_below: Sequence[bool]
     curved: bool
-    given: str = ""
     eps: Sequence[float] = ()
-    parts: Sequence[tuple[bool, int, int]] = ()
+    parts: Sequence[tuple[str, int, int]] = ()
     operands: Operands | None = None
     saved: Callable[[Any], tuple] = field(default=lambda kept: ())  # what `reference` reads; `kept`: that of the folds

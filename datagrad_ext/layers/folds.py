@@ -129,8 +129,8 @@ class Folds:
 
     def compiled(self) -> dict[str, Any]:
         """The folds' part of a `Compiled`."""
-        parts = list(zip([fold is not None for fold, *_ in self._parts], self.n_inside, self._n_params, strict=True))
-        return {"given": self._given, "eps": self._eps, "parts": parts}
+        given = ["" if fold is None else fold.given for fold, *_ in self._parts]
+        return {"eps": self._eps, "parts": list(zip(given, self.n_inside, self._n_params, strict=True))}
 
     def statistics(self, x: Tensor, host: tuple) -> list[Tensor]:
         """Mean and variance of each norm at this call."""
