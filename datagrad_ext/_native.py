@@ -150,8 +150,12 @@ def _find_nodes() -> tuple[ModuleType | None, str]:
         return None, built["not_built"]["nodes"]
     if built["torch"] != torch.__version__:
         return None, f"they were compiled for torch {built['torch']}: install datagrad_ext again, with this one"
-    import datagrad_ext._nodes as found
-
+    try:
+        import datagrad_ext._nodes as found
+    except ImportError as error:
+        reason = f"the module did not load ({error}): install datagrad_ext again, with this torch"
+        warnings.warn(f"datagrad_ext has no nodes in C++ for small networks: {reason}", RuntimeWarning, stacklevel=2)
+        return None, reason
     return found, ""
 
 

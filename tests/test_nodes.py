@@ -7,7 +7,7 @@ with them ("cpu") and without ("functions").
 from __future__ import annotations
 
 import gc
-import threading
+import sys
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 from oracle import Results, assert_equal, observe
+from test_direct import Seen, SeenFunctions
 from test_native import needs_native
+from threads import run_threads
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import datagrad_ext
 from datagrad_ext import _native, nodes
@@ -201,24 +201,6 @@ def test_frozen_parameters(frozen: tuple[str, ...]) -> None:
 # ------------------------------------------------------------------------------------------ who runs when
 
 
-class Seen(TorchDispatchMode):
-    """Takes down the project's ops that reach it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "datagrad":
-            self.ops.append(func._opname)
-        return func(*args, **(kwargs or {}))
-
-
-class SeenFunctions(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
 class Subclass(nn.Parameter):
     pass
 
@@ -262,7 +244,8 @@ def test_a_mode_around_the_backward_alone_sees_the_sweeps() -> None:
             (J,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
             total = total + J.square().sum()
             total.backward()
-        assert mode.ops == ["chain_data_vjp", "chain_data_jvp", "chain_reverse"]
+        sweeps = [op._opname for op in mode.ops if op.namespace == "datagrad"]
+        assert sweeps == ["chain_data_vjp", "chain_data_jvp", "chain_reverse"]
         return {"total": total.detach()}
 
     assert_equal(observe(datagrad_ext.accelerate(mlp()), [x], watched), expected)
@@ -283,6 +266,15 @@ def test_nodes_of_another_torch_are_not_loaded(monkeypatch: pytest.MonkeyPatch) 
     found, why = _native._find_nodes()
     assert found is None
     assert "compiled for torch 2.99.0: install datagrad_ext again" in why
+
+
+def test_nodes_that_do_not_load_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datagrad_ext._nodes", None)
+    monkeypatch.delattr(datagrad_ext, "_nodes")
+    with pytest.warns(RuntimeWarning, match="no nodes in C"):
+        found, why = _native._find_nodes()
+    assert found is None
+    assert "the module did not load" in why
 
 
 def test_the_listing_says_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,11 +384,7 @@ def test_two_backwards_of_one_graph_at_once() -> None:
         for _ in range(20):
             found.append(torch.autograd.grad(total, params, retain_graph=True))
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads([run] * 3)
     assert len(found) == 60
     assert all(torch.equal(a, b) for each in found for a, b in zip(each, expected, strict=True))
 
