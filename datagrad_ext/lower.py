@@ -118,7 +118,7 @@ class Lowered:
         if self.image_chain is None:
             return self.program
         layer, chain = self.image_chain
-        return chain if layer.covers(inputs[0], params) else self.program
+        return chain if layer.covers(inputs[0], lambda: params) else self.program
 
     def parameters(self, slots: list[Tensor]) -> list[Tensor]:
         """What enters the program as θ, under ordinary autograd."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
-from torch import Tensor
-
 from ._native import direct_ops, nodes
-from .layers.compiled import Compiled
+from .layers.compiled import ChainSweeps, Compiled, ImageSweeps
 from .program import Program
 from .reference import Reference
 
@@ -21,39 +20,56 @@ Nodes = Callable[[Any, Any, Any], Any]
 """(x, params, host values) -> y, or None where the Functions must take the call."""
 
 _COMPILER = "torch._dynamo.compiled_autograd"  # imported by who compiles backwards; it sees through Functions alone
+_MOST_SWEEPS = 64  # that a network remembers
 
 
 class _Reference(Reference):
-    """That of a network whose nodes keep of the forward no more than what its folds keep."""
+    """That of a network whose nodes keep what the ops saved, not what the layer in Python would have."""
 
     def __init__(self, program: Program, warned: set[str], compiled: Compiled) -> None:
         super().__init__(program, warned)
         self._saved = compiled.saved
 
-    def reverse(self, inputs: Any, params: Any, kept: Tensor | None, *rest: Any) -> Any:
-        return super().reverse(inputs, params, [self._saved(kept)], *rest)
+    def reverse(self, inputs: Any, params: Any, kept: tuple, *rest: Any) -> Any:
+        return super().reverse(inputs, params, [self._saved(*kept)], *rest)
 
-    def tangent(self, inputs: Any, params: Any, kept: Tensor | None, *rest: Any) -> Any:
-        return super().tangent(inputs, params, [self._saved(kept)], *rest)
+    def tangent(self, inputs: Any, params: Any, kept: tuple, *rest: Any) -> Any:
+        return super().tangent(inputs, params, [self._saved(*kept)], *rest)
+
+
+class _Sweeps(dict[Any, Any]):
+    """The sweeps in C++ by what describes them."""
+
+    def __missing__(self, described: ChainSweeps | ImageSweeps) -> Any:
+        if len(self) >= _MOST_SWEEPS:
+            self.clear()
+        make = nodes.Chain if isinstance(described, ChainSweeps) else nodes.Images  # type: ignore[union-attr]
+        found = self[described] = make(direct_ops(), *[getattr(described, field.name) for field in fields(described)])
+        return found
 
 
 def nodes_of(program: Program, compiled: Compiled | None, warned: set[str]) -> Nodes | None:
     """The nodes of a program, if it has any; `compiled`: that of its only layer."""
     if nodes is None or compiled is None:
         return None
-    c, operands = compiled, compiled.operands
+    sweeps_of, operands, sweeps = compiled.sweeps, compiled.operands, _Sweeps()
     # The program keeps its nodes; a copy that they keep closes no circle, which Python could not see through C++.
     reference = _Reference(program.with_steps(program.steps), warned, compiled)
-    of_links = c.links, c.inner_links, c.places, c.is_weight, c.is_below, c.curved
-    network = nodes.Network(direct_ops(), reference, *of_links, c.eps, c.parts)
+    network = nodes.Network(direct_ops(), reference, compiled.eps, compiled.parts)
 
     def run(x: Any, params: Any, host: Any) -> Any:
         compiler = sys.modules.get(_COMPILER)
         if not x.is_cpu or (compiler is not None and compiler.compiled_autograd_enabled):
             return None
-        if operands is None:
-            return network(x, params, ())
-        given = operands(x, tuple(params), host)
-        return None if given is None else network(x, params, given)
+        given = operands(x, params, host)
+        if given is None:
+            return None
+        described, moving = sweeps_of(x)
+        return network(x, params, sweeps[described], given, moving)
 
     return run
+
+
+def saved_bytes(y: Any) -> int:
+    """What the forward keeps that made y, besides parameters."""
+    return nodes.saved_bytes(y)  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ its parameter gradients and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -122,7 +122,7 @@ class Program:
                 if describe:
                     _refuse_complex(step.layer, (*arguments, y))
                     if step.layer.acted(kept):
-                        self.rows.append(_row(step, arguments, y, kept))
+                        self.rows.append(_row(step, arguments, theta, y, kept))
             values[step.output] = y
             for value in dead:
                 values[value] = None
@@ -306,14 +306,22 @@ def _refuse_complex(layer: Layer, values: Tensors) -> None:
         raise UnsupportedOutput(f"{layer.name} has complex values")
 
 
-def _row(step: Step, arguments: Tensors, y: Any, kept: Any) -> Row:
-    tensors = [t for t in kept if isinstance(t, Tensor)]
+def _tensors(kept: Any) -> Iterator[Tensor]:
+    """Those in it, and in tuples in it."""
+    for value in kept:
+        if isinstance(value, Tensor):
+            yield value
+        elif type(value) is tuple:
+            yield from _tensors(value)
+
+
+def _row(step: Step, arguments: Tensors, theta: Tensors, y: Any, kept: Any) -> Row:
     first = next((a for a in arguments if isinstance(a, Tensor)), None)
     like = y if isinstance(y, Tensor) else first
     return Row(
         step,
         None if first is None else tuple(first.shape),
         tuple(y.shape) if isinstance(y, Tensor) else None,
-        sum(t.numel() * t.element_size() for t in tensors),
+        sum(t.nbytes for t in _tensors(kept) if True not in [t is p for p in theta]),
         "cpu" if like is None else like.device.type,
     )

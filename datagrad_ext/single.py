@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from .layers import Tensors
-from .nodes import Nodes, nodes_of
-from .program import Flags, Left, Program, Ref, Step
+from .nodes import Nodes, nodes_of, saved_bytes
+from .program import Flags, Left, Program, Ref, Row, Step
 
 
 class Single(Program):
@@ -38,9 +36,8 @@ class Single(Program):
             self._plans["nodes"] = nodes_of(self, self.steps[0].layer.compiled, warned)
         nodes: Nodes | None = self._plans["nodes"]
         y = None if nodes is None else nodes(x, params, self.steps[0].host)
-        if y is not None and not self.rows:
-            with torch.no_grad():
-                super().forward([x], [tuple(params)])  # the first run is described
+        if y is not None and not self.rows:  # the first run is described
+            self.rows.append(Row(self.steps[0], tuple(x.shape), tuple(y.shape), saved_bytes(y), "cpu"))
         return y
 
     def thetas(self, params: Sequence[Any]) -> list[Tensors]:

@@ -1,4 +1,7 @@
-"""Plain convolutional networks as one step each: gradients of both orders, and which inputs are run so."""
+"""Plain convolutional networks as one step each: gradients of both orders, and which inputs are run so.
+
+What autograd sees of them is tested with nodes in C++ ("cpu") and without ("functions").
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ import datagrad_ext
 from datagrad_ext.layers.image_chain import ImageChain
 
 pytestmark = needs_native
+DEVICES = ("cpu", "functions")
 _PHOTO = ((3, 3, 8, 8),)
 
 
@@ -134,6 +138,16 @@ def residual() -> nn.Module:
     )
 
 
+def twice_of_x() -> nn.Module:
+    """Two convolutions of x that leave pairs."""
+    return Body(
+        lambda m, x: m.head(nn.functional.softplus(m.first(x) + m.second(x))),
+        first=nn.Conv2d(3, 30, 4),
+        second=nn.Conv2d(3, 30, 4, bias=False),
+        head=nn.Sequential(nn.Conv2d(30, 5, 4), nn.Flatten()),
+    )
+
+
 def without_norms() -> nn.Module:
     """Branches of x and of values, values that many read, sums of sums."""
 
@@ -158,6 +172,7 @@ CASES = [
     Case("images_out", lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3)), _PHOTO),
     Case("ends_in_a_rectifier", lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.ReLU()), _PHOTO),
     Case("deep_and_few", deep_and_few, ((1, 3, 8, 8),)),
+    Case("twice_of_x", twice_of_x, ((1, 3, 7, 7),)),
     Case("one_channel", lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3)), ((2, 1, 7, 7),)),
     Case("normalised", normalised, _PHOTO),
     Case("residual", residual, _PHOTO),
@@ -185,7 +200,7 @@ def _is_chain(model: nn.Module) -> bool:
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=ids)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", CASES, ids=ids)
-def test_every_network(case: Case, layout: Any, objective: Objective) -> None:
+def test_every_network(case: Case, layout: Any, objective: Objective, device: str) -> None:
     inputs = [x.contiguous(memory_format=layout) for x in case.inputs()]
     models = []
 
@@ -209,7 +224,7 @@ def test_layer_by_layer(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
-def test_float32(case: Case) -> None:
+def test_float32(case: Case, device: str) -> None:
     """In channels_last inside where that pays; what enters and leaves keeps its layout."""
     exact, x = case.build(), case.inputs()[0]
     model = datagrad_ext.accelerate(copy.deepcopy(exact).float())
@@ -229,7 +244,7 @@ def test_float32(case: Case) -> None:
 
 
 @pytest.mark.parametrize("make", [pooled, curved, normalised, residual, without_norms])
-def test_several_data_gradients_and_third_order(make: Any) -> None:
+def test_several_data_gradients_and_third_order(make: Any, device: str) -> None:
     def code(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         y = model(x)
         first, second = data_gradient(y[:, 0].sum(), x), data_gradient(potential(y), x)
@@ -244,7 +259,7 @@ def test_several_data_gradients_and_third_order(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [pooled, curved, normalised, residual, without_norms])
-def test_a_retained_graph_gives_the_same_twice(make: Any) -> None:
+def test_a_retained_graph_gives_the_same_twice(make: Any, device: str) -> None:
     model = datagrad_ext.accelerate(make().double())
     x = data(*_PHOTO[0]).requires_grad_()
     y = model(x)
@@ -253,7 +268,7 @@ def test_a_retained_graph_gives_the_same_twice(make: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_running_statistics() -> None:
+def test_running_statistics(device: str) -> None:
     """They are updated once a forward, whatever follows, by each norm's own momentum; none in evaluation mode."""
     plain = normalised().double()
     model = datagrad_ext.accelerate(copy.deepcopy(plain))
@@ -350,7 +365,7 @@ def test_an_error_arrives_with_its_sentence() -> None:
             model(x)
 
 
-def test_two_threads_train_at_once() -> None:
+def test_two_threads_train_at_once(device: str) -> None:
     """Two models of one trace's kind, and one model in both."""
     shared = datagrad_ext.accelerate(pooled().double())
     models = [shared, shared, datagrad_ext.accelerate(pooled().double())]

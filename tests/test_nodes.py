@@ -1,7 +1,7 @@
 """Nodes in C++ for networks that are one chain: who runs when, and that nobody can tell.
 
-That their gradients are right is shown by every test of a chain on the CPU, too; the contract with autograd is tested
-with them ("cpu") and without ("functions").
+That their gradients are right is shown by every test of a chain on the CPU, too; the contract with autograd and chains
+of images (`test_image_chain.py`) are tested with them ("cpu") and without ("functions").
 """
 
 from __future__ import annotations
@@ -47,6 +47,19 @@ def normalised(
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
     return model.eval()
+
+
+def images(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A chain of images whose norms update running statistics and count calls."""
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+    body = nn.Conv2d(4, 5, 3, bias=False), nn.BatchNorm2d(5, momentum=None), nn.Tanh()
+    return nn.Sequential(*stem, *body, nn.Flatten(), nn.Linear(80, 3)).to(dtype)
+
+
+def photos(n: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 3, 8, 8, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
 
 
 def rows(*leading: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -198,6 +211,30 @@ def test_frozen_parameters(frozen: tuple[str, ...]) -> None:
     assert_equal(observe(model, [x], step()), expected)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("powers", [(), (3,), (3, 4), (1, 2)], ids=str)
+def test_step_of_images(powers: tuple[int, ...], training: bool) -> None:
+    """In evaluation the norms are folded."""
+
+    def accelerated() -> nn.Module:
+        return datagrad_ext.accelerate(images().train(training))
+
+    def code(model: nn.Module, x: Tensor) -> Results:
+        return {**step(powers)(model, x), **{name: b.double() for name, b in model.named_buffers()}}
+
+    x = photos()
+    assert name_of(accelerated()(x)) == NODES
+    assert_equal(observe(accelerated(), [x], code), observe(images().train(training), [x], code))
+
+
+def test_layouts_of_images() -> None:
+    """What is neither contiguous nor in channels_last is copied once; the gradient is the tensor's own."""
+    x = photos(4).detach()[::2].transpose(2, 3).requires_grad_()
+    model = datagrad_ext.accelerate(images())
+    assert name_of(model(x)) == NODES
+    assert_equal(observe(datagrad_ext.accelerate(images()), [x], step()), observe(images(), [x], step()))
+
+
 # ------------------------------------------------------------------------------------------ who runs when
 
 
@@ -228,6 +265,30 @@ def test_functions_take_what_nodes_do_not(name: str) -> None:
     assert_equal(actual, expected)
 
 
+def test_a_call_that_nodes_do_not_take_is_counted_once() -> None:
+    """By norms, and in running statistics."""
+    x, plain, model = photos(), images(), datagrad_ext.accelerate(images())
+    for _ in range(2):
+        plain(x)
+        with SeenFunctions():
+            assert name_of(model(x)) == FUNCTIONS
+    assert_equal(dict(model.named_buffers()), dict(plain.named_buffers()))
+
+
+def test_the_first_run_is_described_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line of the table, with the bytes that are kept, whoever ran."""
+    found = []
+    for build, x in ((mlp, rows(4)), (images, photos()), (lambda: images().eval(), photos())):
+        for available in (_native.nodes, None):
+            monkeypatch.setattr(nodes, "nodes", available)
+            model = datagrad_ext.accelerate(build())
+            assert name_of(model(x)) == (FUNCTIONS if available is None else NODES)
+            found.append(datagrad_ext.program(model).rows)
+    for by_nodes, by_functions in zip(found[::2], found[1::2], strict=True):
+        assert len(by_nodes) == 1
+        assert by_nodes == by_functions
+
+
 def test_a_network_of_more_than_a_chain_runs_by_functions() -> None:
     model = datagrad_ext.accelerate(nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6)).double())
     assert name_of(model(rows(4))) == FUNCTIONS
@@ -251,12 +312,13 @@ def test_a_mode_around_the_backward_alone_sees_the_sweeps() -> None:
     assert_equal(observe(datagrad_ext.accelerate(mlp()), [x], watched), expected)
 
 
-def test_the_profiler_sees_nodes_and_sweeps() -> None:
-    x, model = rows(4), datagrad_ext.accelerate(mlp())
+@pytest.mark.parametrize(("build", "x", "kind"), [(mlp, rows(4), "chain"), (images, photos(), "image_chain")])
+def test_the_profiler_sees_nodes_and_sweeps(build: Callable[[], nn.Module], x: Tensor, kind: str) -> None:
+    model = datagrad_ext.accelerate(build())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         penalised(model, x).backward()
     names = {event.name for event in profiler.events()}
-    sweeps = {f"datagrad::chain_{sweep}" for sweep in ("forward", "data_vjp", "data_jvp", "reverse")}
+    sweeps = {f"datagrad::{kind}_{sweep}" for sweep in ("forward", "data_vjp", "data_jvp", "reverse")}
     assert {NODES, "DataGradDataGradient", *sweeps} <= names
 
 
@@ -304,6 +366,20 @@ def test_hooks_see_every_tensor_that_is_saved() -> None:
     with save_on_cpu():
         assert_equal(observe(model, [x], step()), expected)
     del y
+
+
+def test_hooks_see_what_images_save() -> None:
+    x, packed = photos(), list[Tensor]()
+    expected = observe(images(), [x], step())
+    model = datagrad_ext.accelerate(images())
+    with saved_tensors_hooks(lambda t: (packed.append(t), t.clone())[1], lambda t: t):
+        y = model(x)
+        # x, the parameters; of norms μ and r, bits of the ReLU, and the input of each unit but the first
+        assert len(packed) == 1 + len(list(model.parameters())) + 2 * 2 + 1 + 5
+        packed.clear()
+        torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+        assert len(packed) == 1 + 5  # g, and the cotangents of the outputs of the units before the last
+        assert_equal(observe(datagrad_ext.accelerate(images()), [x], step()), expected)
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,14 @@ Op::Op(const DirectOps& direct, const std::string& name)
   if (direct_ == nullptr) throw std::out_of_range(name_ + " cannot be called directly");
 }
 
-bool Op::run(DirectCall& call) const {
+bool Op::run(DirectCall& call, std::vector<TensorList*>& given) const {
   RECORD_FUNCTION(name_, c10::ArrayRef<const c10::IValue>());
+  call.caller = &given;
   // Nobody here holds Python's lock.
-  call.unlock = [](void*) -> void* { return nullptr; };
+  call.unlock = [](void* lists) -> void* {
+    clear(*static_cast<std::vector<TensorList*>*>(lists));
+    return nullptr;
+  };
   call.lock = [](void*) {};
   return direct_->run(call);
 }

@@ -1,14 +1,9 @@
 #include <nodes/chain.h>
 
+#include <ATen/ATen.h>
+
 namespace datagrad {
 namespace {
-
-// The first of a list, and the rest.
-std::pair<at::Tensor, TensorList> apart(TensorList list) {
-  at::Tensor first = std::move(list.front());
-  list.erase(list.begin());
-  return {std::move(first), std::move(list)};
-}
 
 TensorList defined(const TensorList& list) {
   TensorList found;
@@ -27,20 +22,40 @@ Chain::Chain(const DirectOps& direct, Links links)
       data_jvp_(direct, "chain_data_jvp"),
       reverse_(direct, "chain_reverse") {}
 
-std::pair<at::Tensor, TensorList> Chain::forward(const at::Tensor& x, const TensorList& params) const {
+at::Tensor Chain::entering(const at::Tensor& x) const {
+  if (!x.defined()) return x;
+  const at::NoGradGuard no_grad;
+  return (x.dim() == 2 ? x : x.reshape({-1, x.size(-1)})).contiguous();
+}
+
+// In memory of its own.
+at::Tensor Chain::leaving(const at::Tensor& found, const at::Tensor& x) const {
+  if (!found.defined() || x.dim() == 2) return found;
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = found.size(-1);
+  const at::NoGradGuard no_grad;
+  return at::_unsafe_view(found, sizes);
+}
+
+std::pair<at::Tensor, TensorList> Chain::forward(const at::Tensor& x, const TensorList& params, const Moving&) const {
   return apart(forward_(x, params, links_.all));
 }
 
-std::pair<at::Tensor, TensorList> Chain::data_vjp(const at::Tensor& g, const TensorList& params, const TensorList& saved) const {
-  return apart(data_vjp_(g, inner(params), saved, links_.inner));
+std::pair<at::Tensor, TensorList> Chain::data_vjp(const at::Tensor& g, const Kept& kept) const {
+  return apart(data_vjp_(g, inner(kept.inside), kept.saved, links_.inner));
 }
 
-at::Tensor Chain::data_jvp(const at::Tensor& t, const TensorList& params, const TensorList& saved, Pair& pair, bool needed,
-                           const Flags& wanted, TensorList& sums) const {
+TensorList Chain::record(const at::Tensor& g, TensorList rest) const {
+  rest.insert(rest.begin(), g);
+  return rest;
+}
+
+at::Tensor Chain::data_jvp(const at::Tensor& t, const Kept& kept, Pair& pair, bool needed, const Flags& wanted,
+                           TensorList& sums) const {
   Flags wants;
   for (const size_t place : links_.places) wants.push_back(wanted[place]);
   const TensorList known = defined(sums);
-  const TensorList found = data_jvp_(t, inner(params), saved, pair.record, links_.inner, wants, needed, known);
+  const TensorList found = data_jvp_(t, inner(kept.inside), kept.saved, pair.record, links_.inner, wants, needed, known);
   size_t next = needed;
   for (size_t i = 0; known.empty() && i < wanted.size(); ++i) {
     if (wanted[i] && links_.is_weight[i]) sums[i] = found[next++];
@@ -50,17 +65,17 @@ at::Tensor Chain::data_jvp(const at::Tensor& t, const TensorList& params, const 
   return needed ? found[0] : at::Tensor();
 }
 
-at::Tensor Chain::reverse(const at::Tensor& zeta, const std::vector<Pair>& pairs, const at::Tensor& x, const TensorList& params,
-                          const TensorList& saved, bool want_x, const Flags& wanted, TensorList& sums) const {
+at::Tensor Chain::reverse(const at::Tensor& zeta, std::vector<Pair>& pairs, Kept& kept, bool want_x, const Flags& wanted,
+                          TensorList& sums) const {
   TensorList records, tangents;
   for (const Pair& pair : pairs) {
-    records.insert(records.end(), pair.record.begin(), pair.record.end());
-    tangents.insert(tangents.end(), pair.tangents.begin(), pair.tangents.end());
+    append(records, pair.record);
+    append(tangents, pair.tangents);
   }
   want_x = want_x && (zeta.defined() || links_.curved);
   const TensorList known = defined(sums);
-  const auto given = zeta.defined() ? std::optional<at::Tensor>(zeta) : std::nullopt;
-  const TensorList found = reverse_(given, records, tangents, x, params, saved, links_.all, wanted, want_x, known);
+  const TensorList found = reverse_(optional(zeta), records, tangents, kept.entered, kept.inside, kept.saved, links_.all, wanted,
+                                    want_x, known);
   size_t next = want_x;
   for (size_t i = 0; i < wanted.size(); ++i) {
     const bool is_known = !known.empty() && links_.is_weight[i];

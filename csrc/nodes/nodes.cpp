@@ -58,35 +58,25 @@ bool is_executed(ag::Node* node) {
   return found != executed->end() && found->second.should_execute();
 }
 
-// A dense matrix: all leading dimensions as one.
-at::Tensor rows_of(const at::Tensor& t) {
-  if (!t.defined()) return t;
-  const at::NoGradGuard no_grad;
-  return (t.dim() == 2 ? t : t.reshape({-1, t.size(-1)})).contiguous();
-}
-
-// The rows in the leading dimensions of `like`, in memory of their own.
-at::Tensor shaped(const at::Tensor& rows, const std::vector<int64_t>& leading) {
-  if (!rows.defined() || leading.size() == 1) return rows;
-  std::vector<int64_t> sizes = leading;
-  sizes.push_back(rows.size(-1));
-  const at::NoGradGuard no_grad;
-  return at::_unsafe_view(rows, sizes);
-}
-
 // A gradient that is wanted and that nothing flows to is zero, not undefined: its argument is part of the graph.
 at::Tensor filled(const at::Tensor& bar, const at::Tensor& like, bool wanted) {
   if (!wanted) return at::Tensor();
   return bar.defined() ? bar : at::zeros_like(like);
 }
 
+int64_t bytes_of(const TensorList& list) {
+  int64_t bytes = 0;
+  for (const at::Tensor& t : list) bytes += static_cast<int64_t>(t.nbytes());
+  return bytes;
+}
+
 // What the passes of one backward share.
 struct Visit {
   Kept kept;
   bool wants_x = false;
-  Flags wanted, inside;           // the parameters, and the chain's own
-  std::vector<Pair> pairs;        // of curved chains
-  TensorList sums;                // by the chain's own parameters
+  Flags wanted, inside;           // the parameters, and the layer's own
+  std::vector<Pair> pairs;
+  TensorList sums;                // by the layer's own parameters
   std::vector<TensorList> parts;  // gradients of x and the parameters left by the reference path
 };
 
@@ -130,25 +120,29 @@ class HookOfOutput : public ag::FunctionPreHook {
 
 class Forward : public Node {
  public:
-  Forward(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params)
-      : Node(ag::collect_next_edges(x, params)), network(std::move(network)), leading_(x.sizes().begin(), x.sizes().end() - 1) {}
+  Forward(std::shared_ptr<const Network> network, std::shared_ptr<const Sweeps> sweeps, const at::Tensor& x, const TensorList& params)
+      : Node(ag::collect_next_edges(x, params)), network(std::move(network)), sweeps(std::move(sweeps)) {}
 
   std::string name() const override { return "DataGradForward"; }
 
   // y without a graph.
-  at::Tensor run(const at::Tensor& x, const TensorList& params, const TensorList& given) {
-    const at::Tensor rows = leading_.size() == 1 ? x : rows_of(x);
+  at::Tensor run(const at::Tensor& x, const TensorList& params, const TensorList& given, const Moving& moving) {
+    const at::Tensor entered = sweeps->entering(x);
     const TensorList folded = network->folds.empty() ? TensorList() : network->folds.folded(given);
-    auto [y, saved] = network->chain.forward(rows, network->folds.inside(params, folded));
-    is_matrix_ = rows.is_same(x);
+    auto [y, saved] = sweeps->forward(entered, network->folds.inside(params, folded), moving);
+    is_as_it_came_ = entered.is_same(x);
     n_folded_ = folded.size();
     saved_.add(x);
-    if (!is_matrix_) saved_.add(rows);
+    if (!is_as_it_came_) saved_.add(entered);
     saved_.add(params);
     saved_.add(folded);
     saved_.add(saved);
-    return shaped(y, leading_);
+    saved_bytes_ = bytes_of({entered}) + bytes_of(folded) + bytes_of(saved);
+    return sweeps->leaving(y, x);
   }
+
+  // What sweep 1 keeps besides parameters.
+  int64_t saved_bytes() const { return saved_bytes_; }
 
   std::vector<std::unique_ptr<ag::FunctionPreHook>>& tensor_pre_hooks() noexcept override {
     auto& hooks = Node::tensor_pre_hooks();
@@ -166,7 +160,7 @@ class Forward : public Node {
     visit.wants_x = is_wanted(next_edge(0));
     for (size_t i = 1; i < num_outputs(); ++i) visit.wanted.push_back(is_wanted(next_edge(i)));
     visit.inside = network->folds.wanted_inside(visit.wanted);
-    visit.sums.resize(network->chain.n_params());
+    visit.sums.resize(visit.inside.size());
     return visit;
   }
 
@@ -184,9 +178,8 @@ class Forward : public Node {
     return found;
   }
 
-  at::Tensor in_shape(const at::Tensor& rows) const { return shaped(rows, leading_); }
-
   const std::shared_ptr<const Network> network;
+  const std::shared_ptr<const Sweeps> sweeps;
 
  protected:
   ag::variable_list apply(ag::variable_list&& cotangents) override;
@@ -194,10 +187,10 @@ class Forward : public Node {
  private:
   Kept unpack() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const size_t inputs = is_matrix_ ? 1 : 2, params = inputs + num_outputs() - 1, folds = params + n_folded_;
+    const size_t inputs = is_as_it_came_ ? 1 : 2, params = inputs + num_outputs() - 1, folds = params + n_folded_;
     const TensorList x = saved_.unpack(0, inputs), folded = saved_.unpack(params, folds);
     Kept kept;
-    kept.x = x.front(), kept.rows = x.back();
+    kept.x = x.front(), kept.entered = x.back();
     kept.params = saved_.unpack(inputs, params);
     if (!folded.empty()) kept.folds = folded.back();
     kept.inside = network->folds.inside(kept.params, folded);
@@ -217,9 +210,9 @@ class Forward : public Node {
 
   ag::variable_list reverse(Visit& visit, const at::Tensor& zeta);
 
-  const std::vector<int64_t> leading_;
-  bool is_matrix_ = true;
+  bool is_as_it_came_ = true;
   size_t n_folded_ = 0;
+  int64_t saved_bytes_ = 0;
   std::mutex tape_mutex_;
   std::map<int, Visit> tape_;
 };
@@ -233,13 +226,14 @@ class DataGradient : public Node {
 
   // J without a graph.
   at::Tensor run(const Visit& visit, const at::Tensor& g) {
-    const at::Tensor rows = rows_of(g);
-    auto [J, record] = forward().network->chain.data_vjp(rows, visit.kept.inside, visit.kept.saved);
-    is_matrix_ = rows.is_same(g);
+    const Sweeps& sweeps = *forward().sweeps;
+    const at::Tensor entered = sweeps.cotangent(g);
+    auto [J, record] = sweeps.data_vjp(entered, visit.kept);
+    is_as_it_came_ = entered.is_same(g);
     saved_.add(g);
-    if (!is_matrix_) saved_.add(rows);
+    if (!is_as_it_came_) saved_.add(entered);
     saved_.add(record);
-    return forward().in_shape(J);
+    return sweeps.leaving(J, visit.kept.x);
   }
 
  protected:
@@ -260,25 +254,25 @@ class DataGradient : public Node {
       saved = saved_.unpack(0, saved_.size());
     }
     const at::Tensor g = saved[0];
-    const Network& network = *forward().network;
-    if (network.reference.is_needed({seed}, at::GradMode::is_enabled())) {
-      auto [bars, g_bar] = network.reference.tangent(visit.kept, g, seed);
+    const Reference& reference = forward().network->reference;
+    const Sweeps& sweeps = *forward().sweeps;
+    if (reference.is_needed({seed}, at::GradMode::is_enabled())) {
+      auto [bars, g_bar] = reference.tangent(sweeps, visit.kept, g, seed);
       visit.parts.push_back(std::move(bars));
       return g_bar;
     }
     const bool needed = is_executed(next_edge(1).function.get());
     if (!ag::get_current_graph_task_keep_graph()) release_variables();
+    const size_t cotangents = is_as_it_came_ ? 1 : 2;
     Pair pair;
-    pair.record.assign(saved.begin() + (is_matrix_ ? 0 : 1), saved.end());
-    if (is_matrix_) pair.record[0] = g.detach();
+    pair.record = sweeps.record(saved[cotangents - 1].detach(), TensorList(saved.begin() + static_cast<int64_t>(cotangents), saved.end()));
     saved.clear();
-    const at::Tensor y_tangent = network.chain.data_jvp(rows_of(seed), visit.kept.inside, visit.kept.saved, pair, needed,
-                                                        visit.inside, visit.sums);
-    if (network.chain.is_curved()) visit.pairs.push_back(std::move(pair));
-    return forward().in_shape(y_tangent);
+    const at::Tensor y_tangent = sweeps.data_jvp(sweeps.entering(seed), visit.kept, pair, needed, visit.inside, visit.sums);
+    if (sweeps.leaves_pair(visit.inside)) visit.pairs.push_back(std::move(pair));
+    return sweeps.leaving(y_tangent, visit.kept.x);
   }
 
-  bool is_matrix_ = true;
+  bool is_as_it_came_ = true;
 };
 
 ag::variable_list Forward::apply(ag::variable_list&& cotangents) {
@@ -286,7 +280,7 @@ ag::variable_list Forward::apply(ag::variable_list&& cotangents) {
   Visit visit = take();
   const bool differentiable = at::GradMode::is_enabled();
   if (!visit.parts.empty() || network->reference.is_needed({g}, differentiable && any(visit.wanted))) {
-    return network->reference.reverse(visit.kept, visit.parts, visit.wants_x, visit.wanted, g);
+    return network->reference.reverse(*sweeps, visit.kept, visit.parts, visit.wants_x, visit.wanted, g);
   }
   if (!differentiable) return reverse(visit, g);
   ag::variable_list found(num_outputs());
@@ -308,23 +302,25 @@ ag::variable_list Forward::reverse(Visit& visit, const at::Tensor& zeta) {
   Kept& kept = visit.kept;
   at::Tensor x_bar;
   if ((zeta.defined() || !visit.pairs.empty()) && (visit.wants_x || any(visit.wanted))) {
-    x_bar = network->chain.reverse(rows_of(zeta), visit.pairs, kept.rows, kept.inside, kept.saved, visit.wants_x, visit.inside,
-                                   visit.sums);
+    x_bar = sweeps->reverse(sweeps->cotangent(zeta), visit.pairs, kept, visit.wants_x, visit.inside, visit.sums);
   }
   ag::variable_list found = network->folds.unfolded(kept.folds, kept.params, visit.sums);
   for (size_t i = 0; i < found.size(); ++i) found[i] = filled(found[i], kept.params[i], visit.wanted[i]);
-  found.insert(found.begin(), filled(in_shape(x_bar), kept.x, visit.wants_x));
+  found.insert(found.begin(), filled(sweeps->leaving(x_bar, kept.x), kept.x, visit.wants_x));
   return found;
 }
 
 }  // namespace
 
-at::Tensor apply(std::shared_ptr<const Network> network, const at::Tensor& x, const TensorList& params, const TensorList& given) {
-  auto node = c10::make_intrusive<Forward>(std::move(network), x, params);
-  const at::Tensor y = node->run(x, params, given);
+at::Tensor apply(std::shared_ptr<const Network> network, std::shared_ptr<const Sweeps> sweeps, const at::Tensor& x,
+                 const TensorList& params, const TensorList& given, const Moving& moving) {
+  auto node = c10::make_intrusive<Forward>(std::move(network), std::move(sweeps), x, params);
+  const at::Tensor y = node->run(x, params, given, moving);
   ag::set_history(y, node);
   node->add_input_metadata(ag::Node::undefined_input());
   return y;
 }
+
+int64_t saved_bytes(const at::Tensor& y) { return dynamic_cast<const Forward&>(*y.grad_fn()).saved_bytes(); }
 
 }  // namespace datagrad

@@ -24,6 +24,11 @@ py::tuple of(const Flags& flags) {
   return py::tuple(found);
 }
 
+// What the layer in Python is shown of what its forward kept.
+py::tuple saved_of(const Sweeps& sweeps, const Kept& kept) {
+  return py::make_tuple(of(kept.folds), sweeps.links(), of(kept.entered), of(kept.saved));
+}
+
 at::Tensor tensor_of(const py::handle& value) { return value.is_none() ? at::Tensor() : THPVariable_Unpack(value.ptr()); }
 
 TensorList tensors_of(const py::handle& values) {
@@ -63,23 +68,24 @@ bool Reference::is_needed(const TensorList& cotangents, bool differentiable) con
   return in_python([&] { return reference_.attr("needed")(of(cotangents), differentiable).cast<bool>(); });
 }
 
-TensorList Reference::reverse(const Kept& kept, const std::vector<TensorList>& parts, bool wants_x, const Flags& wanted,
-                              const at::Tensor& g) const {
+TensorList Reference::reverse(const Sweeps& sweeps, const Kept& kept, const std::vector<TensorList>& parts, bool wants_x,
+                              const Flags& wanted, const at::Tensor& g) const {
   Flags all = {wants_x};
   all.insert(all.end(), wanted.begin(), wanted.end());
   return in_python([&] {
     py::list each;
     for (const TensorList& part : parts) each.append(of(part));
     const py::tuple x = py::make_tuple(of(kept.x)), gs = py::make_tuple(of(g));
-    return tensors_of(reference_.attr("reverse")(x, of(kept.params), of(kept.folds), each, of(all), gs));
+    return tensors_of(reference_.attr("reverse")(x, of(kept.params), saved_of(sweeps, kept), each, of(all), gs));
   });
 }
 
-std::pair<TensorList, at::Tensor> Reference::tangent(const Kept& kept, const at::Tensor& g, const at::Tensor& seed) const {
+std::pair<TensorList, at::Tensor> Reference::tangent(const Sweeps& sweeps, const Kept& kept, const at::Tensor& g,
+                                                      const at::Tensor& seed) const {
   return in_python([&] {
     const py::tuple x = py::make_tuple(of(kept.x)), gs = py::make_tuple(of(g)), seeds = py::make_tuple(of(seed));
     const py::tuple wanted = py::make_tuple(true);  // x: there is no other data gradient
-    const py::tuple found = reference_.attr("tangent")(x, of(kept.params), of(kept.folds), wanted, gs, seeds);
+    const py::tuple found = reference_.attr("tangent")(x, of(kept.params), saved_of(sweeps, kept), wanted, gs, seeds);
     return std::make_pair(tensors_of(found[0]), tensors_of(found[1]).at(0));
   });
 }

@@ -16,7 +16,7 @@ from .._native import direct
 from ..ops.chain import parse, with_marks, word
 from . import product_choices
 from .base import Composition, Layer, Pairs, Tensors, reader, with_found
-from .compiled import Compiled
+from .compiled import ChainSweeps, Compiled
 
 _forward, _data_vjp = direct("chain_forward"), direct("chain_data_vjp")
 _data_jvp, _reverse = direct("chain_data_jvp"), direct("chain_reverse")
@@ -45,7 +45,8 @@ class Chain(Composition):
         self._known_texts: dict[Any, tuple[str, str]] = {}
         places = list(self._inner(range(len(params))))
         of_params = self._is_weight, self._is_below
-        self.compiled = Compiled(self.links, self._inner_links, places, *of_params, self.curved)
+        sweeps = ChainSweeps(self.links, self._inner_links, places, *of_params, self.curved), None
+        self.compiled = Compiled(lambda x: sweeps)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         x = inputs[0]

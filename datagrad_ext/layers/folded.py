@@ -143,7 +143,7 @@ class FoldedChain(Folded):
             chain.compiled,
             **folds.compiled(),
             operands=lambda x, params, host: folds.operands(x, params, host) if x.dim() == 2 else None,
-            saved=lambda kept: (self.together, kept, None),
+            saved=lambda kept, *_: (self.together, kept, None),
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -28,10 +29,16 @@ class FoldedImageChain(Together):
         folds = folds_of(layers, n_params, [len(host) for host in hosts], 4)
         chain = ImageChain(layers, folds.n_inside, hosts, reads)
         super().__init__(chain, chain.name, layers, folds)
+        self.compiled = replace(
+            chain.compiled,
+            **folds.compiled(),
+            operands=folds.operands,
+            saved=lambda kept, *inside: (kept, None, None, chain.compiled.saved(None, *inside)),
+        )
 
-    def covers(self, x: Any, params: Sequence[Tensor]) -> bool:
+    def covers(self, x: Any, params: Callable[[], Sequence[Tensor]]) -> bool:
         """Whether the ops are for such an input."""
-        return self.inside.covers(x, self.folds.alike_inside(tuple(params)))
+        return self.inside.covers(x, lambda: self.folds.alike_inside(tuple(params())))
 
     def reference(self, saved: Any, inputs: Tensors, params: Tensors, *host: Any) -> Tensor:
         value = self.folds.values_then(self._layers, params, host, *saved[:2])

@@ -21,7 +21,9 @@ from .._native import direct
 from ..ops import is_native
 from ..ops._library import in_layout, is_channels_last
 from ..ops.image_chain import parse, sizes
+from ..ops.image_links import Unit
 from .base import Composition, Layer, Pairs, Tensors, reader, with_found
+from .compiled import Compiled, ImageSweeps, Moving, UnitOfSweeps
 from .few import Few, few_of
 from .memory_format import pays
 from .normalisation import running
@@ -57,24 +59,29 @@ class ImageChain(Composition):
             for i, (word, values) in enumerate(zip(_biases_with_rectifiers(words, reads), reads, strict=True))
         ]
         self._known: dict[Any, _Form | None] = {}
+        self.compiled = Compiled(self.sweeps, saved=_saved)
 
     @property
     def name(self) -> str:
         return " → ".join(layer.name + _named(i, self._reads[i]) for i, layer in enumerate(self.layers))
 
-    def covers(self, x: Any, params: Sequence[Tensor]) -> bool:
-        """Whether the ops are for such an input."""
+    def covers(self, x: Any, params: Callable[[], Sequence[Tensor]]) -> bool:
+        """Whether the ops are for such an input; `params` are asked for if none like it was there before."""
         dense = isinstance(x, Tensor) and x.dim() == 4 and x.device.type == "cpu" and x.layout == torch.strided
         return dense and self._form(x, params) is not None
 
+    def sweeps(self, x: Tensor) -> tuple[ImageSweeps, Callable[[], Moving] | None]:
+        """How an input is run that it covers, for nodes in C++."""
+        form = self._known[_key(x)]
+        assert form is not None
+        return form.sweeps, form.moving if form.norms else None
+
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
-        form = self._form(inputs[0], params)
+        form = self._form(inputs[0], lambda: params)
         assert form is not None  # it covers the input
-        links, outer, inner, norms = form
+        links, outer, inner = form.sweeps.links, form.sweeps.outer, form.sweeps.inner
         x = in_layout(inputs[0], outer)
-        moving = [found for seen, host in norms if (found := running(seen, host))[0] is not None]
-        statistics = [t for mean, var, _ in moving for t in (mean, var)]
-        y, *saved = _forward(x, params, links, statistics, [momentum for _, _, momentum in moving])
+        y, *saved = _forward(x, params, links, *form.moving())
         return _laid(y, outer), (links, outer, inner, x, *saved)
 
     def data_vjp(self, saved: Any, params: Tensors, g: Any, wanted: Sequence[bool]) -> tuple[Tensors, Any]:
@@ -105,7 +112,8 @@ class ImageChain(Composition):
             sums, found = with_found(sums, plan.with_sums, found[:n]), found[n:]
         if not plan.keeping:
             return y_tangent, None, sums
-        return y_tangent, (deltas, (t, *found) if plan.first_keeps else tuple(found)), sums
+        rest = iter(found)
+        return y_tangent, (deltas, tuple([t if of_x else next(rest) for of_x in plan.of_x])), sums
 
     def reverse(
         self,
@@ -151,15 +159,15 @@ class ImageChain(Composition):
             values.append(value(i, own, tuple([values[v] for v in reads])))
         return values[-1]
 
-    def _form(self, x: Tensor, params: Sequence[Tensor]) -> _Form | None:
+    def _form(self, x: Tensor, params: Callable[[], Sequence[Tensor]]) -> _Form | None:
         """How such an input is run, None where it is not for the ops."""
-        key = x.shape, x.dtype, x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)
+        key = _key(x)
         try:
             return self._known[key]
         except KeyError:
             if len(self._known) >= _SHAPES:
                 self._known.clear()
-            found = self._known[key] = self._find_form(x, params)
+            found = self._known[key] = self._find_form(x, params())
             return found
 
     def _find_form(self, x: Tensor, params: Sequence[Tensor]) -> _Form | None:
@@ -185,17 +193,22 @@ class ImageChain(Composition):
             marks.append("@" * bool(mark) + mark)
         left = iter(marks)
         links = [word + next(left) if word.startswith("convolution") else word for word in self._words]
-        return _Form(" ".join(links), outer, outer or enters, tuple(norms))
+        text = " ".join(links)
+        sweeps = ImageSweeps(text, outer, outer or enters, [_described(unit) for unit in parse(text)])
+        return _Form(sweeps, tuple(norms))
 
 
 class _Form(NamedTuple):
     """How an input is run."""
 
-    links: str
-    outer: bool  # x, J and y are in channels_last
-    inner: bool  # what is between them is
+    sweeps: ImageSweeps
     norms: tuple[tuple[Tensor, tuple], ...]
     """What each norm that asks at every call is shown, a tensor of its input's sizes, and its host values."""
+
+    def moving(self) -> Moving:
+        """The running statistics that a call updates, and the momenta; each norm counts the call."""
+        found = [each for seen, host in self.norms if (each := running(seen, host))[0] is not None]
+        return [t for mean, var, _ in found for t in (mean, var)], [momentum for _, _, momentum in found]
 
 
 class _Plan(NamedTuple):
@@ -205,7 +218,7 @@ class _Plan(NamedTuple):
     with_sums: tuple[int, ...]  # wanted weights whose products sweep 3 takes
     without_sums: tuple[int, ...]
     keeping: tuple[int, ...]  # the cotangents of the units that leave pairs, as places in a record
-    first_keeps: bool
+    of_x: tuple[bool, ...]  # whether those units read x, whose tangent the op does not return
     curved: bool
 
     def sums(self, sums: Tensors) -> Tensors:
@@ -227,9 +240,24 @@ def _plan(links: str, wanted: tuple[bool, ...]) -> _Plan:
         with_sums,
         tuple([p for p in every if p not in with_sums]),
         tuple([unit.record for unit in keeping if unit.record is not None]),
-        units[0].keeps(wanted),
+        tuple([unit.reads == (0,) for unit in keeping]),
         any(unit.curved for unit in units),
     )
+
+
+def _key(x: Tensor) -> Any:
+    """What of an input decides how it is run."""
+    return x.shape, x.dtype, x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _described(unit: Unit) -> UnitOfSweeps:
+    """A unit as `ImageSweeps` has it."""
+    return unit.reads == (0,), unit.link.weight, unit.record, unit.curved, "p" in unit.link.marks
+
+
+def _saved(folds: Any, links: str, x: Tensor, saved: Sequence[Tensor]) -> tuple:
+    """What a forward saves, without the layouts, which `reference` does not read."""
+    return links, None, None, x, *saved
 
 
 def _biases_with_rectifiers(words: list[str], reads: Sequence[tuple[int, ...]]) -> list[str]:
