@@ -95,6 +95,15 @@ Tensor convolution_forward(const ConvolutionOp& op, const std::optional<Tensor>&
   return y;
 }
 
+Tensor convolution_jvp(const ConvolutionOp& op) {
+  const Tensor y = op.empty_y();
+  with_type(op.x, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    Convolution<T>(op.window, op.weight).jvp(op.x, y, nullptr);
+  });
+  return y;
+}
+
 std::tuple<Tensor, Tensor> convolution_relu_forward(const ConvolutionOp& op, const std::optional<Tensor>& bias, double slope) {
   const std::optional<Tensor> dense = op.dense_bias(bias);
   const Tensor y = op.empty_y();
@@ -122,7 +131,7 @@ Tensor convolution_relu_jvp(const ConvolutionOp& op, const Tensor& t, const Tens
     const auto gated = [&](int64_t begin, int64_t count) {
       gate_run(values + begin, values + begin, count, static_cast<T>(slope), mask + begin / 8);
     };
-    Convolution<T>(op.window, op.weight).forward(in_layout(t, layout_of(op.x)), nullptr, y, gated);
+    Convolution<T>(op.window, op.weight).jvp(in_layout(t, layout_of(op.x)), y, gated);
   });
   return y;
 }

@@ -88,6 +88,9 @@ struct ConvolutionAsked {
 // w * x + b.
 Tensor convolution_forward(const ConvolutionOp& op, const std::optional<Tensor>& bias);
 
+// w * x of a tangent x.
+Tensor convolution_jvp(const ConvolutionOp& op);
+
 // f(w * x + b) and its bits.
 std::tuple<Tensor, Tensor> convolution_relu_forward(const ConvolutionOp& op, const std::optional<Tensor>& bias, double slope);
 

@@ -41,7 +41,7 @@ class Convolution {
   Convolution(const Window& window, const Tensor& weight)
       : weight_(in_layout(weight, layout_of(weight))),
         is_direct_(is_direct(window)),
-        is_filtered_(with_winograd(window, [](auto, auto) {})),
+        is_filtered_(with_winograd(window, kExact, [](auto, auto, auto) {})),
         reorders_(!window.channels_last && pays_to_reorder(window)),
         w_(reorders_ ? in_channels_last(window) : window),
         patches_(w_),
@@ -51,28 +51,16 @@ class Convolution {
         group_(std::max<int64_t>(1, kPatchElements / std::max<int64_t>(1, pixels_ * stride_))) {}
 
   // y = w * x + b; then finish(begin, count) for all elements of y in memory order, count a multiple of 8 but at the end.
-  // nullptr: there is nothing to finish.
+  // nullptr: there is nothing to finish. Signs and maxima may be read off y, so the fewest products are not worth their rounding.
   template <class Finish>
   void forward(const Tensor& x, const T* bias, const Tensor& y, const Finish& finish) {
-    constexpr bool finishes = !std::is_same_v<Finish, std::nullptr_t>;
-    // A band of rows is one run of memory, which is finished while it is in the cache.
-    const bool by_bands = (is_direct_ || is_filtered_) && Image(y).c == 1 && w_.out_width * w_.out_channels % 8 == 0;
-    const auto done = [&](int64_t begin, int64_t count) {
-      if constexpr (finishes) {
-        if (by_bands) finish(begin, count);
-      }
-    };
-    const auto forward = [&](const auto& products) { products.forward(x, bias, y, done); };
-    if (is_filtered_) {
-      by_winograd(forward);
-    } else if (is_direct_) {
-      forward(direct());
-    } else {
-      forward_by_patches(x, bias, y);
-    }
-    if constexpr (finishes) {
-      if (!by_bands) parallel_blocks(Blocks(y.numel(), 8192, 8), [&](int64_t, int64_t b, int64_t e) { finish(b, e - b); });
-    }
+    run_forward(x, bias, y, kExact, finish);
+  }
+
+  // The same of a tangent, which decides nothing.
+  template <class Finish>
+  void jvp(const Tensor& t, const Tensor& y, const Finish& finish) {
+    run_forward(t, nullptr, y, kFast, finish);
   }
 
   // Whether the products for such a window read the image where it lies, and add up the bias gradient on the way.
@@ -81,7 +69,7 @@ class Convolution {
   // x̄ of g behind the gate.
   void vjp(const Tensor& g, const Gate<T>& gate, const Tensor& x_bar) {
     if (is_filtered_) {
-      by_winograd([&](const auto& products) { products.vjp(g, gate, x_bar); });
+      by_winograd(kFast, [&](const auto& products) { products.vjp(g, gate, x_bar); });
     } else if (is_direct_ && w_.channels > kFewChannels) {
       direct().vjp(g, gate, x_bar);
     } else {
@@ -103,7 +91,7 @@ class Convolution {
       std::fill_n(target, w_.out_channels * depth_, T(0));
       for_each_filter(done);
     } else if (is_filtered_) {
-      by_winograd([&](const auto& products) { products.weight_gradient(gs, xs, gate, target, bias_bar, done); });
+      by_winograd(kFast, [&](const auto& products) { products.weight_gradient(gs, xs, gate, target, bias_bar, done); });
     } else if (is_direct_) {
       weight_gradient_directly(gs, xs, gate, target, bias_bar, done);
     } else {
@@ -113,13 +101,39 @@ class Convolution {
   }
 
  private:
+  // Outputs of a tile in one dimension, at most.
+  static constexpr int64_t kExact = 2, kFast = 4;
+
+  template <class Finish>
+  void run_forward(const Tensor& x, const T* bias, const Tensor& y, int64_t most, const Finish& finish) {
+    constexpr bool finishes = !std::is_same_v<Finish, std::nullptr_t>;
+    // A band of rows is one run of memory, which is finished while it is in the cache.
+    const bool by_bands = (is_direct_ || is_filtered_) && Image(y).c == 1 && w_.out_width * w_.out_channels % 8 == 0;
+    const auto done = [&](int64_t begin, int64_t count) {
+      if constexpr (finishes) {
+        if (by_bands) finish(begin, count);
+      }
+    };
+    const auto forward = [&](const auto& products) { products.forward(x, bias, y, done); };
+    if (is_filtered_) {
+      by_winograd(most, forward);
+    } else if (is_direct_) {
+      forward(direct());
+    } else {
+      forward_by_patches(x, bias, y);
+    }
+    if constexpr (finishes) {
+      if (!by_bands) parallel_blocks(Blocks(y.numel(), 8192, 8), [&](int64_t, int64_t b, int64_t e) { finish(b, e - b); });
+    }
+  }
+
   // Calls f with the products by minimal filtering.
   template <class F>
-  void by_winograd(const F& f) const {
+  void by_winograd(int64_t most, const F& f) const {
     const bool rows = w_.channels_last && !reorders_;
     const winograd::Weight<T> weight{data<T>(weight_), rows ? w_.channels : 1, rows ? 1 : area()};
-    with_winograd(w_, [&](auto taps, auto stride) {
-      f(WinogradConvolution<T, decltype(taps)::value, decltype(stride)::value>(w_, weight));
+    with_winograd(w_, most, [&](auto outputs, auto taps, auto stride) {
+      f(WinogradConvolution<T, decltype(outputs)::value, decltype(taps)::value, decltype(stride)::value>(w_, weight));
     });
   }
 

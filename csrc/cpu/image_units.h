@@ -132,7 +132,7 @@ class ImageChain {
     const Tensor& t = tangents[u.reads()[0]];
     switch (u.link->kind) {
       case Kind::convolution:
-        if (u.rectifier == nullptr) return convolution_forward(convolution(u, t), std::nullopt);
+        if (u.rectifier == nullptr) return convolution_jvp(convolution(u, t));
         return convolution_relu_jvp(convolution(u, t), t, extra(u), u.rectifier->slope());
       case Kind::linear: {
         const Tensor y = p_.empty(t, sizes_of(t, u.out));

@@ -1,5 +1,6 @@
 // The sweeps of one convolution by minimal filtering: 3×3 kernels, and 4×4 ones of stride 2, each of whose four phases is 2×2. A tile
-// of 2×2 outputs takes 16 products instead of 36, or 9 for each phase instead of 16:
+// of 2×2 outputs takes 16 products instead of 36, or 9 for each phase instead of 16, and one of 4×4 outputs 36 instead of 144, or 25
+// instead of 64:
 //
 //   y = Aᵀ ((G w) ⊙ (Bᵀ x))        x̄ = B ((G w) ⊙ (A g))        w̄ = Gᵀ Σ_tiles (Bᵀ x) ⊙ (A g)
 //
@@ -20,6 +21,7 @@ constexpr int64_t kBandLines = 4;                    // of a band, at least
 constexpr int64_t kChannels = 16;                    // channels are multiples of these, so that no vector is cut
 constexpr int64_t kTurned = 64;                      // outputs whose weights are turned at a time
 constexpr int64_t kLeastTiles = 32;                  // of all samples
+constexpr int64_t kManyTiles = 16;                   // of 4×4 outputs
 constexpr int64_t kImage = 1 << 18;                  // elements of an image that a task may copy
 constexpr int64_t kPartElements = 1 << 20, kMaxParts = 8;
 
@@ -44,48 +46,65 @@ struct Segment {
   int64_t n, first, last;
 };
 
+inline int64_t tiles_along(int64_t pixels, int64_t outputs) { return (pixels + outputs - 1) / outputs; }
+
+// Tiles of outputs × outputs in all samples.
+inline int64_t tiles_of(const Window& w, int64_t outputs) {
+  return w.batch * tiles_along(w.out_height, outputs) * tiles_along(w.out_width, outputs);
+}
+
+// Whether tiles of so many outputs, which take more matrices, are enough, and whole ones.
+inline bool pays(const Window& w, int64_t outputs) {
+  return w.out_height % outputs == 0 && w.out_width % outputs == 0 && tiles_of(w, outputs) >= kManyTiles;
+}
+
 }  // namespace winograd
 
-inline int64_t tiles_along(int64_t outputs) { return (outputs + 1) / 2; }
-
-// Calls f(Taps, Stride) if the convolution is one of those; whether it is.
+// Calls f(Outputs, Taps, Stride) if the convolution is one of those, with at most so many outputs; whether it is.
 template <class F>
-bool with_winograd(const Window& w, const F& f) {
+bool with_winograd(const Window& w, int64_t most, const F& f) {
   const auto is = [&](int64_t kernel, int64_t stride) {
     return w.kernel == Pair{kernel, kernel} && w.stride == Pair{stride, stride};
   };
   const bool even = w.channels % winograd::kChannels == 0 && w.out_channels % winograd::kChannels == 0;
-  const int64_t tiles = tiles_along(w.out_height) * tiles_along(w.out_width);
   const int64_t padded = (w.height + 2 * w.padding[0] + 4) * (w.width + 2 * w.padding[1] + 4);
   const bool fits = padded * std::max(w.channels, w.out_channels) <= winograd::kImage;
-  if (!even || !fits || w.dilation != Pair{1, 1} || w.batch * tiles < winograd::kLeastTiles) return false;
+  if (!even || !fits || w.dilation != Pair{1, 1} || winograd::tiles_of(w, 2) < winograd::kLeastTiles) return false;
+  const auto run = [&](auto taps, auto stride) {
+    if (most >= 4 && winograd::pays(w, 4)) {
+      f(std::integral_constant<int, 4>{}, taps, stride);
+    } else {
+      f(std::integral_constant<int, 2>{}, taps, stride);
+    }
+  };
   if (is(3, 1)) {
-    f(std::integral_constant<int, 3>{}, std::integral_constant<int, 1>{});
+    run(std::integral_constant<int, 3>{}, std::integral_constant<int, 1>{});
   } else if (is(4, 2)) {
-    f(std::integral_constant<int, 2>{}, std::integral_constant<int, 2>{});
+    run(std::integral_constant<int, 2>{}, std::integral_constant<int, 2>{});
   } else {
     return false;
   }
   return true;
 }
 
-template <class T, int Taps, int Stride>
+template <class T, int Outputs, int Taps, int Stride>
 class WinogradConvolution {
   using Line = winograd::Line<T>;
   using Matrices = winograd::Matrices<T>;
   using Segment = winograd::Segment;
-  using Tiles = winograd::Tiles<T, Taps, Stride>;
-  static constexpr int64_t kElements = (Taps + 1) * (Taps + 1), kKernel = Taps * Stride;
+  using Tiles = winograd::Tiles<T, Outputs, Taps, Stride>;
+  static constexpr int kSide = Outputs + Taps - 1;
+  static constexpr int64_t kElements = kSide * kSide, kKernel = Taps * Stride;
   static constexpr int64_t kOverlap = (Taps - 1) * Stride;  // rows that two lines of tiles have in common
-  static constexpr int64_t kLine = 2 * Stride;              // rows from one line of tiles to the next
+  static constexpr int64_t kLine = Outputs * Stride;              // rows from one line of tiles to the next
 
  public:
   WinogradConvolution(const Window& window, const winograd::Weight<T>& weight)
       : w_(window),
         weight_(weight),
         depth_(Stride * Stride * w_.channels),
-        lines_(tiles_along(w_.out_height)),
-        count_(tiles_along(w_.out_width)),
+        lines_(winograd::tiles_along(w_.out_height, Outputs)),
+        count_(winograd::tiles_along(w_.out_width, Outputs)),
         width_(std::max(kLine * count_ + kOverlap, w_.padding[1] + w_.width)) {}
 
   // y = w * x + b. done(begin, count) is called when so many elements of y, one run of memory in channels_last, are there.
@@ -110,11 +129,11 @@ class WinogradConvolution {
       });
       size_t line = 0;
       for (const Segment& s : segments) {
-        const int64_t begin = 2 * s.first, end = std::min(w_.out_height, 2 * s.last);
+        const int64_t begin = Outputs * s.first, end = std::min(w_.out_height, Outputs * s.last);
         if (!direct) {
           for (int64_t h = begin; h < end; ++h) {
-            const Line& from_line = outputs[line + (h - begin) / 2];
-            put_row(from_line.data + (h - begin) % 2 * from_line.row, w_.out_channels, h, w_.out_width, target + s.n * to.n, to);
+            const Line& from_line = outputs[line + (h - begin) / Outputs];
+            put_row(from_line.data + (h - begin) % Outputs * from_line.row, w_.out_channels, h, w_.out_width, target + s.n * to.n, to);
           }
           line += s.last - s.first;
         }
@@ -191,7 +210,7 @@ class WinogradConvolution {
  private:
   static constexpr int64_t kWide = winograd::Matrix<T>::kWide;
   using L = small::Lanes<T>;
-  using Registers = Square<Taps, typename L::Vector>;
+  using Registers = Square<Outputs, Taps, typename L::Vector>;
 
   int64_t filter() const { return kKernel * kKernel * w_.channels; }
 
@@ -256,21 +275,21 @@ class WinogradConvolution {
   }
 
   std::vector<Line> output_lines(const std::vector<Segment>& segments) const {
-    const int64_t row = 2 * count_ * w_.out_channels;
+    const int64_t row = Outputs * count_ * w_.out_channels;
     int64_t all = 0;
     for (const Segment& s : segments) all += s.last - s.first;
-    T* image = thread_memory<winograd::Outputs, T>(2 * all * row);
+    T* image = thread_memory<winograd::Outputs, T>(Outputs * all * row);
     std::vector<Line> lines;
-    for (int64_t l = 0; l < all; ++l) lines.push_back({image + 2 * l * row, row, w_.out_channels});
+    for (int64_t l = 0; l < all; ++l) lines.push_back({image + Outputs * l * row, row, w_.out_channels});
     return lines;
   }
 
   // Whether whole tiles lie in a tensor of the output's shape, their channels together.
-  bool is_tiled(const Image& at) const { return at.c == 1 && w_.out_height % 2 == 0 && w_.out_width % 2 == 0; }
+  bool is_tiled(const Image& at) const { return at.c == 1 && w_.out_height % Outputs == 0 && w_.out_width % Outputs == 0; }
 
   // The lines of tiles of a sample where they lie; of a tensor that is const they are only read.
   static void add_lines(const Segment& s, const T* sample, const Image& at, std::vector<Line>& lines) {
-    for (int64_t l = s.first; l < s.last; ++l) lines.push_back({const_cast<T*>(sample) + 2 * l * at.h, at.h, at.w});
+    for (int64_t l = s.first; l < s.last; ++l) lines.push_back({const_cast<T*>(sample) + Outputs * l * at.h, at.h, at.w});
   }
 
   std::vector<Line> load_inputs(const std::vector<Segment>& segments, const T* x, const Image& at) const {
@@ -301,12 +320,12 @@ class WinogradConvolution {
   }
 
   T* load_output(const Segment& s, const T* g, const Image& at, const Gate<T>& gate, T* image) const {
-    const int64_t row = 2 * count_ * w_.out_channels, used = w_.out_width * w_.out_channels;
-    direct::copy_rows(g, at, w_.out_channels, w_.out_height, w_.out_width, 2 * s.first, 2 * s.last, 0, 2 * count_, image);
-    for (int64_t h = 2 * s.first; h < std::min(w_.out_height, 2 * s.last); ++h) {
-      gate.apply(image + (h - 2 * s.first) * row, (s.n * w_.out_height + h) * used, used);
+    const int64_t row = Outputs * count_ * w_.out_channels, used = w_.out_width * w_.out_channels;
+    direct::copy_rows(g, at, w_.out_channels, w_.out_height, w_.out_width, Outputs * s.first, Outputs * s.last, 0, Outputs * count_, image);
+    for (int64_t h = Outputs * s.first; h < std::min(w_.out_height, Outputs * s.last); ++h) {
+      gate.apply(image + (h - Outputs * s.first) * row, (s.n * w_.out_height + h) * used, used);
     }
-    return image + 2 * (s.last - s.first) * row;
+    return image + Outputs * (s.last - s.first) * row;
   }
 
   static void put_row(const T* row, int64_t channels, int64_t h, int64_t width, T* x, const Image& at) {
@@ -377,8 +396,8 @@ class WinogradConvolution {
         const T* element = first.at(o, phase * w_.channels + c);
         T* to = target + (phase / Stride * kKernel + phase % Stride) * w_.channels + c;
         Registers s;
-        s.template each<Taps + 1, Taps + 1>([&](int i, int j, auto& d) __attribute__((always_inline)) {
-          const T* from = element + (i * (Taps + 1) + j) * step;
+        s.template each<kSide, kSide>([&](int i, int j, auto& d) __attribute__((always_inline)) {
+          const T* from = element + (i * kSide + j) * step;
           d = L::load(from);
           for (int64_t p = 1; p < parts; ++p) d += L::load(from + p * size);
         });
@@ -464,8 +483,8 @@ class WinogradConvolution {
       d = L::load(from + (i * kKernel + j) * Stride * tap);
     });
     s.kernel();
-    s.template each<Taps + 1, Taps + 1>([&](int i, int j, auto& d) __attribute__((always_inline)) {
-      L::store(d, to + (i * (Taps + 1) + j) * step);
+    s.template each<kSide, kSide>([&](int i, int j, auto& d) __attribute__((always_inline)) {
+      L::store(d, to + (i * kSide + j) * step);
     });
   }
 

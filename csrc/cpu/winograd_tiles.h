@@ -125,13 +125,13 @@ struct Line {
   int64_t row, pixel;
 };
 
-// The tiles of `lines` lines, `count` each, of images of `channels` channels. A tile of the input has (Taps + 1)² pixels of each
-// phase of the stride and is 2 Stride pixels from the next; one of the output has 2 × 2.
-template <class T, int Taps, int Stride>
+// The tiles of `lines` lines, `count` each, of images of `channels` channels. A tile of the input has n² pixels of each phase of the
+// stride and is Outputs · Stride pixels from the next; one of the output has Outputs².
+template <class T, int Outputs, int Taps, int Stride>
 struct Tiles {
   using L = small::Lanes<T>;
-  using Registers = Square<Taps, typename L::Vector>;
-  static constexpr int n = Taps + 1;
+  using Registers = Square<Outputs, Taps, typename L::Vector>;
+  static constexpr int n = Registers::n;
 
   const std::vector<Line<T>>& lines;
   int64_t first, last, count;
@@ -169,7 +169,7 @@ struct Tiles {
       s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { d = L::load(in + (i * n + j) * matrix); });
       s.output();
       const typename L::Vector plus = bias == nullptr ? typename L::Vector{} : L::load(bias + c);
-      s.template each<2, 2>([&](int i, int j, auto& d) __attribute__((always_inline)) { L::store(d + plus, pixel + i * row + j * step); });
+      s.template each<Outputs, Outputs>([&](int i, int j, auto& d) __attribute__((always_inline)) { L::store(d + plus, pixel + i * row + j * step); });
     });
   }
 
@@ -178,7 +178,7 @@ struct Tiles {
     const int64_t matrix = to.step();
     for_each_output(channels, to, [=](const T* pixel, int64_t row, int64_t step, T* out, int64_t) __attribute__((always_inline)) {
       Registers s;
-      s.template each<2, 2>([&](int i, int j, auto& d) __attribute__((always_inline)) { d = L::load(pixel + i * row + j * step); });
+      s.template each<Outputs, Outputs>([&](int i, int j, auto& d) __attribute__((always_inline)) { d = L::load(pixel + i * row + j * step); });
       s.output_transposed();
       s.template each<n, n>([&](int i, int j, auto& d) __attribute__((always_inline)) { L::store(d, out + (i * n + j) * matrix); });
     });
@@ -196,7 +196,7 @@ struct Tiles {
         for (int64_t l = first; l < last; ++l) {
           const Line<T> line = lines[l];
           T* pixel = line.data + phase / Stride * line.row + phase % Stride * line.pixel + c;
-          for (int64_t t = 0; t < count; ++t, element += width, pixel += 2 * Stride * line.pixel) {
+          for (int64_t t = 0; t < count; ++t, element += width, pixel += Outputs * Stride * line.pixel) {
             f(pixel, Stride * line.row, Stride * line.pixel, element);
           }
         }
@@ -213,7 +213,7 @@ struct Tiles {
       for (int64_t l = first; l < last; ++l) {
         const Line<T> line = lines[l];
         T* pixel = line.data + c;
-        for (int64_t t = 0; t < count; ++t, element += width, pixel += 2 * line.pixel) {
+        for (int64_t t = 0; t < count; ++t, element += width, pixel += Outputs * line.pixel) {
           f(pixel, line.row, line.pixel, element, c);
         }
       }

@@ -26,7 +26,9 @@ from .base import Composition, Layer, Pairs, Tensors, reader, with_found
 from .compiled import Compiled, ImageSweeps, Moving, UnitOfSweeps
 from .few import Few, few_of
 from .memory_format import pays
-from .normalisation import running
+
+Norm = Callable[[], tuple[Any, Any, float]]
+"""Counts a call; the running mean and variance that it updates, or None, and the momentum."""
 
 _SHAPES = 64  # that a chain remembers
 _forward, _data_vjp = direct("image_chain_forward"), direct("image_chain_data_vjp")
@@ -67,8 +69,7 @@ class ImageChain(Composition):
 
     def covers(self, x: Any, params: Callable[[], Sequence[Tensor]]) -> bool:
         """Whether the ops are for such an input; `params` are asked for if none like it was there before."""
-        dense = isinstance(x, Tensor) and x.dim() == 4 and x.device.type == "cpu" and x.layout == torch.strided
-        return dense and self._form(x, params) is not None
+        return isinstance(x, Tensor) and self._form(x, params) is not None
 
     def sweeps(self, x: Tensor) -> tuple[ImageSweeps, Callable[[], Moving] | None]:
         """How an input is run that it covers, for nodes in C++."""
@@ -171,7 +172,8 @@ class ImageChain(Composition):
             return found
 
     def _find_form(self, x: Tensor, params: Sequence[Tensor]) -> _Form | None:
-        if not all(is_native(op, "cpu") for op in self.ops):
+        dense = x.dim() == 4 and x.is_cpu and x.layout == torch.strided
+        if not dense or not all(is_native(op, "cpu") for op in self.ops):
             return None
         try:
             units = sizes(x, params, " ".join(self._words))
@@ -179,10 +181,10 @@ class ImageChain(Composition):
             return None
         outer, enters = is_channels_last(x), pays(x)
         marks: list[str] = []
-        norms: list[tuple[Tensor, tuple]] = []
+        norms: list[Norm] = []
         for unit, before, after in units:
             if unit.link.name == "normalise" and self._hosts[unit.word]:
-                norms.append((x.new_empty(1).expand(before), self._hosts[unit.word]))
+                norms.append(_norm(self._hosts[unit.word], x.new_empty(1).expand(before)))
             if unit.link.weight is None or unit.link.name != "convolution":
                 continue
             weight, numbers = params[unit.link.weight], tuple(map(int, unit.link.constants))
@@ -202,12 +204,11 @@ class _Form(NamedTuple):
     """How an input is run."""
 
     sweeps: ImageSweeps
-    norms: tuple[tuple[Tensor, tuple], ...]
-    """What each norm that asks at every call is shown, a tensor of its input's sizes, and its host values."""
+    norms: tuple[Norm, ...]
 
     def moving(self) -> Moving:
         """The running statistics that a call updates, and the momenta; each norm counts the call."""
-        found = [each for seen, host in self.norms if (each := running(seen, host))[0] is not None]
+        found = [each for norm in self.norms if (each := norm())[0] is not None]
         return [t for mean, var, _ in found for t in (mean, var)], [momentum for _, _, momentum in found]
 
 
@@ -245,9 +246,17 @@ def _plan(links: str, wanted: tuple[bool, ...]) -> _Plan:
     )
 
 
+def _norm(host: tuple[Any, ...], seen: Tensor) -> Norm:
+    """The running statistics of a norm; `seen` has the sizes of its input."""
+    if len(host) > 1:
+        return lambda: host
+    host[0].check(seen)
+    return host[0].counted
+
+
 def _key(x: Tensor) -> Any:
     """What of an input decides how it is run."""
-    return x.shape, x.dtype, x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)
+    return x.shape, x.stride(), x.dtype, x.is_cpu
 
 
 def _described(unit: Unit) -> UnitOfSweeps:

@@ -143,7 +143,15 @@ class BatchNormState:
         return self._reads and self._buffers["running_mean"] is not None
 
     def __call__(self, x: Tensor) -> tuple[Any, Any, float]:
+        self.check(x)
+        return self.counted()
+
+    def check(self, x: Tensor) -> None:
+        """Raise the module's error for an input of other dimensions."""
         self._check()(x)  # type: ignore[misc]
+
+    def counted(self) -> tuple[Any, Any, float]:
+        """The same for an input that was checked."""
         momentum = 0.0 if self._momentum is None else float(self._momentum)
         count = self._buffers["num_batches_tracked"]
         if self._updates and count is not None:
@@ -190,14 +198,14 @@ class SyncBatchNormState(BatchNormState):
         super().__init__(module)
         self._training, self._group = module.training, module.process_group
 
-    def __call__(self, x: Tensor) -> tuple[Any, Any, float]:
+    def counted(self) -> tuple[Any, Any, float]:
         if self._training and _n_processes(self._group) > 1:
             raise RuntimeError(
                 "SyncBatchNorm: its statistics span processes, and PyTorch cannot differentiate its backward again, so "
                 "a data gradient has no second derivative. Use BatchNorm (statistics of each process) or GroupNorm, or "
                 "leave the module out of accelerate()."
             )
-        return super().__call__(x)
+        return super().counted()
 
 
 def _n_processes(group: Any) -> int:
