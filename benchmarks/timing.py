@@ -1,7 +1,8 @@
 """Times of contestants that alternate in one run.
 
-Each repeat times one block of calls of every contestant, in a fresh random order, so that the machine's drift
-and the neighbour's cache contents meet all alike. A block is as many calls as fill BLOCK_SECONDS.
+Each repeat times one block of calls of every contestant, in a fresh random order, so that the machine's drift meets all
+alike. A call that nobody times comes before each block: in training a step follows one of its own kind, which has
+filled the caches, and not another contestant's. A block is as many calls as fill BLOCK_SECONDS.
 """
 
 import gc
@@ -95,6 +96,7 @@ def in_turns(blocks: Mapping[str, Block], repeats: int) -> dict[str, Times]:
     try:
         for _ in range(repeats):
             for name in order.sample(list(blocks), len(blocks)):
+                blocks[name](1)
                 samples[name].append(1000 * blocks[name](calls[name]) / calls[name])
     finally:
         if collecting:
