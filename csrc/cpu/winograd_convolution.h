@@ -21,7 +21,7 @@ constexpr int64_t kBandLines = 4;                    // of a band, at least
 constexpr int64_t kChannels = 16;                    // channels are multiples of these, so that no vector is cut
 constexpr int64_t kTurned = 64;                      // outputs whose weights are turned at a time
 constexpr int64_t kLeastTiles = 32;                  // of all samples
-constexpr int64_t kManyTiles = 16;                   // of 4×4 outputs
+constexpr int64_t kManyTiles = 64;                   // of 4×4 outputs
 constexpr int64_t kImage = 1 << 18;                  // elements of an image that a task may copy
 constexpr int64_t kPartElements = 1 << 20, kMaxParts = 8;
 
