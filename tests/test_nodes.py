@@ -403,11 +403,11 @@ def test_hooks_of_the_output(value: Callable[[Tensor], Tensor], count: int) -> N
     assert_equal(observe(datagrad_ext.accelerate(mlp()), [x], code), expected)
 
 
-def test_nothing_is_kept_behind_a_step() -> None:
+@pytest.mark.parametrize(("build", "x"), [(mlp, rows(4)), (images, photos()), (lambda: images().eval(), photos())])
+def test_nothing_is_kept_behind_a_step(build: Callable[[], nn.Module], x: Tensor) -> None:
     """Neither memory of a step, nor, once its graphs are gone, the network."""
-    x = rows(4)
-    model: nn.Module | None = datagrad_ext.accelerate(mlp())
-    y = model(x)
+    model: nn.Module | None = datagrad_ext.accelerate(build())
+    y = model(x)  # type: ignore[misc]
     (J,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
     total = J.square().sum()
     y_, J_ = weakref.ref(y), weakref.ref(J)
