@@ -15,7 +15,7 @@
 namespace datagrad {
 namespace {
 
-// v / k for vectors, which are not divided.
+// v / k by a product: the compiler divides by what is no power of two.
 template <class V>
 DATAGRAD_ALWAYS_INLINE V over(const V& v, int k) {
   using T = std::decay_t<decltype(v[0])>;
@@ -174,10 +174,7 @@ struct Minimal<4, 3> {
     const auto ones = 4 * d(2) - d(4), odd_ones = 4 * d(1) - d(3), twos = d(4) - d(2), odd_twos = 2 * (d(3) - d(1));
     d(0) = 4 * d(0) - 5 * d(2) + d(4);
     d(5) += 4 * d(1) - 5 * d(3);
-    d(1) = ones + odd_ones;
-    d(2) = ones - odd_ones;
-    d(3) = twos + odd_twos;
-    d(4) = twos - odd_twos;
+    at_points(d, ones, odd_ones, twos, odd_twos);
   }
 
   template <class D>
@@ -203,10 +200,7 @@ struct Minimal<4, 3> {
   static DATAGRAD_ALWAYS_INLINE void output_transposed(const D& d) {
     const auto ones = d(0) + d(2), odd_ones = d(1) + d(3), twos = d(0) + 4 * d(2), odd_twos = 2 * d(1) + 8 * d(3);
     d(5) = d(3);
-    d(1) = ones + odd_ones;
-    d(2) = ones - odd_ones;
-    d(3) = twos + odd_twos;
-    d(4) = twos - odd_twos;
+    at_points(d, ones, odd_ones, twos, odd_twos);
   }
 
   template <class D>
@@ -215,10 +209,7 @@ struct Minimal<4, 3> {
     const auto twos = over(d(0), 24) + over(d(2), 6), odd_twos = over(d(1), 12);
     d(5) = d(2);
     d(0) = d(0) / 4;
-    d(1) = ones + odd_ones;
-    d(2) = ones - odd_ones;
-    d(3) = twos + odd_twos;
-    d(4) = twos - odd_twos;
+    at_points(d, ones, odd_ones, twos, odd_twos);
   }
 
   template <class D>
@@ -227,6 +218,16 @@ struct Minimal<4, 3> {
     d(0) = d(0) / 4 + ones + over(twos, 24);
     d(1) = odd_ones + over(odd_twos, 12);
     d(2) = ones + over(twos, 6) + d(5);
+  }
+
+ private:
+  // Of polynomials, the values at 1, −1, 2, −2, of their even and odd parts there.
+  template <class D, class V>
+  static DATAGRAD_ALWAYS_INLINE void at_points(const D& d, const V& ones, const V& odd_ones, const V& twos, const V& odd_twos) {
+    d(1) = ones + odd_ones;
+    d(2) = ones - odd_ones;
+    d(3) = twos + odd_twos;
+    d(4) = twos - odd_twos;
   }
 };
 

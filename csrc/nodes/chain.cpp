@@ -3,17 +3,6 @@
 #include <ATen/ATen.h>
 
 namespace datagrad {
-namespace {
-
-TensorList defined(const TensorList& list) {
-  TensorList found;
-  for (const at::Tensor& t : list) {
-    if (t.defined()) found.push_back(t);
-  }
-  return found;
-}
-
-}  // namespace
 
 Chain::Chain(const DirectOps& direct, Links links)
     : links_(std::move(links)),
@@ -52,14 +41,12 @@ TensorList Chain::record(const at::Tensor& g, TensorList rest) const {
 
 at::Tensor Chain::data_jvp(const at::Tensor& t, const Kept& kept, Pair& pair, bool needed, const Flags& wanted,
                            TensorList& sums) const {
-  Flags wants;
+  Flags wants, fresh(wanted.size());
   for (const size_t place : links_.places) wants.push_back(wanted[place]);
-  const TensorList known = defined(sums);
+  const TensorList known = known_of(sums);
+  for (size_t i = 0; known.empty() && i < wanted.size(); ++i) fresh[i] = wanted[i] && links_.is_weight[i];
   const TensorList found = data_jvp_(t, inner(kept.inside), kept.saved, pair.record, links_.inner, wants, needed, known);
-  size_t next = needed;
-  for (size_t i = 0; known.empty() && i < wanted.size(); ++i) {
-    if (wanted[i] && links_.is_weight[i]) sums[i] = found[next++];
-  }
+  const size_t next = put(fresh, found, needed, sums);
   pair.tangents = {t};
   pair.tangents.insert(pair.tangents.end(), found.begin() + static_cast<int64_t>(next), found.end());
   return needed ? found[0] : at::Tensor();
@@ -67,20 +54,17 @@ at::Tensor Chain::data_jvp(const at::Tensor& t, const Kept& kept, Pair& pair, bo
 
 at::Tensor Chain::reverse(const at::Tensor& zeta, std::vector<Pair>& pairs, Kept& kept, bool want_x, const Flags& wanted,
                           TensorList& sums) const {
-  TensorList records, tangents;
-  for (const Pair& pair : pairs) {
-    append(records, pair.record);
-    append(tangents, pair.tangents);
-  }
+  const Pair all = joined(pairs);
   want_x = want_x && (zeta.defined() || links_.curved);
-  const TensorList known = defined(sums);
-  const TensorList found = reverse_(optional(zeta), records, tangents, kept.entered, kept.inside, kept.saved, links_.all, wanted,
+  const TensorList known = known_of(sums);
+  const TensorList found = reverse_(optional(zeta), all.record, all.tangents, kept.entered, kept.inside, kept.saved, links_.all, wanted,
                                     want_x, known);
-  size_t next = want_x;
+  Flags fresh(wanted.size());
   for (size_t i = 0; i < wanted.size(); ++i) {
     const bool is_known = !known.empty() && links_.is_weight[i];
-    if (wanted[i] && (zeta.defined() || links_.is_below[i]) && !is_known) sums[i] = found[next++];
+    fresh[i] = wanted[i] && (zeta.defined() || links_.is_below[i]) && !is_known;
   }
+  put(fresh, found, want_x, sums);
   return want_x ? found[0] : at::Tensor();
 }
 

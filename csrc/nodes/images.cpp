@@ -5,18 +5,6 @@
 #include <algorithm>
 
 namespace datagrad {
-namespace {
-
-// The sums of the parameters that are flagged, as far as there are some.
-TensorList known_of(const TensorList& sums, const Flags& flagged) {
-  TensorList found;
-  for (size_t i = 0; i < sums.size(); ++i) {
-    if (flagged[i] && sums[i].defined()) found.push_back(sums[i]);
-  }
-  return found;
-}
-
-}  // namespace
 
 Images::Images(const DirectOps& direct, std::string links, bool outer, bool inner, std::vector<Unit> units)
     : links_(std::move(links)),
@@ -51,13 +39,9 @@ at::Tensor Images::data_jvp(const at::Tensor& t, const Kept& kept, Pair& pair, b
   for (const Unit& unit : units_) {
     if (unit.keeps(wanted)) kept_record.push_back(pair.record[*unit.record]);
   }
-  const Flags with_sums = taken(wanted);
-  const TensorList known = known_of(sums, with_sums);
+  const TensorList known = known_of(sums);
   const TensorList found = data_jvp_(t, kept.entered, kept.inside, kept.saved, Given{pair.record}, links_, wanted, needed, known);
-  size_t next = needed;
-  for (size_t i = 0; known.empty() && i < wanted.size(); ++i) {
-    if (with_sums[i]) sums[i] = found[next++];
-  }
+  size_t next = known.empty() ? put(taken(wanted), found, needed, sums) : size_t(needed);
   pair.record = std::move(kept_record);
   for (const Unit& unit : units_) {
     if (unit.keeps(wanted)) pair.tangents.push_back(unit.reads_x ? t : found[next++]);
@@ -67,22 +51,19 @@ at::Tensor Images::data_jvp(const at::Tensor& t, const Kept& kept, Pair& pair, b
 
 at::Tensor Images::reverse(const at::Tensor& zeta, std::vector<Pair>& pairs, Kept& kept, bool want_x, const Flags& wanted,
                            TensorList& sums) const {
-  TensorList records, tangents;
-  for (const Pair& pair : pairs) {
-    append(records, pair.record);
-    append(tangents, pair.tangents);
-  }
+  Pair all = joined(pairs);
   pairs.clear();
   const auto curved = [](const Unit& unit) { return unit.curved; };
   want_x = want_x && (zeta.defined() || std::any_of(units_.begin(), units_.end(), curved));
-  const Flags with_sums = taken(wanted);
-  const TensorList known = known_of(sums, with_sums);
-  const TensorList found = reverse_(optional(zeta), Given{records}, Given{tangents}, kept.entered, kept.inside, Given{kept.saved},
+  const TensorList known = known_of(sums);
+  const TensorList found = reverse_(optional(zeta), Given{all.record}, Given{all.tangents}, kept.entered, kept.inside, Given{kept.saved},
                                     links_, wanted, want_x, known);
-  size_t next = want_x;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    if (wanted[i] && (known.empty() || !with_sums[i])) sums[i] = found[next++];
+  Flags fresh = wanted;
+  if (!known.empty()) {
+    const Flags with_sums = taken(wanted);
+    for (size_t i = 0; i < wanted.size(); ++i) fresh[i] = wanted[i] && !with_sums[i];
   }
+  put(fresh, found, want_x, sums);
   return want_x ? found[0] : at::Tensor();
 }
 

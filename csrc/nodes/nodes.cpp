@@ -264,8 +264,9 @@ class DataGradient : public Node {
     const bool needed = is_executed(next_edge(1).function.get());
     if (!ag::get_current_graph_task_keep_graph()) release_variables();
     const size_t cotangents = is_as_it_came_ ? 1 : 2;
+    const auto rest = saved.begin() + static_cast<int64_t>(cotangents);
     Pair pair;
-    pair.record = sweeps.record(saved[cotangents - 1].detach(), TensorList(saved.begin() + static_cast<int64_t>(cotangents), saved.end()));
+    pair.record = sweeps.record(saved[cotangents - 1].detach(), TensorList(rest, saved.end()));
     saved.clear();
     const at::Tensor y_tangent = sweeps.data_jvp(sweeps.entering(seed), visit.kept, pair, needed, visit.inside, visit.sums);
     if (sweeps.leaves_pair(visit.inside)) visit.pairs.push_back(std::move(pair));

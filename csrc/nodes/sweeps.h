@@ -72,7 +72,32 @@ class Sweeps {
     return {std::move(first), std::move(list)};
   }
 
-  static void append(TensorList& list, const TensorList& more) { list.insert(list.end(), more.begin(), more.end()); }
+  // All pairs, one after the other.
+  static Pair joined(const std::vector<Pair>& pairs) {
+    Pair all;
+    for (const Pair& pair : pairs) {
+      all.record.insert(all.record.end(), pair.record.begin(), pair.record.end());
+      all.tangents.insert(all.tangents.end(), pair.tangents.begin(), pair.tangents.end());
+    }
+    return all;
+  }
+
+  // The sums that there are.
+  static TensorList known_of(const TensorList& sums) {
+    TensorList found;
+    for (const at::Tensor& t : sums) {
+      if (t.defined()) found.push_back(t);
+    }
+    return found;
+  }
+
+  // Makes those found from `next` on the sums of the parameters that are flagged; behind the last of them.
+  static size_t put(const Flags& flagged, const TensorList& found, size_t next, TensorList& sums) {
+    for (size_t i = 0; i < flagged.size(); ++i) {
+      if (flagged[i]) sums[i] = found[next++];
+    }
+    return next;
+  }
 
   static std::optional<at::Tensor> optional(const at::Tensor& t) {
     return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
