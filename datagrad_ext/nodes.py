@@ -61,10 +61,10 @@ def nodes_of(program: Program, compiled: Compiled | None, warned: set[str]) -> N
         compiler = sys.modules.get(_COMPILER)
         if not x.is_cpu or (compiler is not None and compiler.compiled_autograd_enabled):
             return None
-        given = operands(x, params, host)
-        if given is None:
+        given, found = operands(x, params, host), sweeps_of(x)
+        if given is None or found is None:
             return None
-        described, moving = sweeps_of(x)
+        described, moving = found
         return network(x, params, sweeps[described], given, moving)
 
     return run

@@ -53,13 +53,14 @@ def _nothing(*kept: Any) -> tuple[()]:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The sweeps for an input, and what reads the running statistics that its forward updates, if there are some.
+    """`sweeps`: those for an input, and what reads the running statistics that its forward updates, if there are some;
+    None where the Functions must find them.
 
     `parts`: for each layer of the run what `fold_norms` is given of it, "" without a fold, and how many parameters are
     inside and outside.
     """
 
-    sweeps: Callable[[Tensor], tuple[ChainSweeps | ImageSweeps, Callable[[], Moving] | None]]
+    sweeps: Callable[[Tensor], tuple[ChainSweeps | ImageSweeps, Callable[[], Moving] | None] | None]
     eps: Sequence[float] = ()
     parts: Sequence[tuple[str, int, int]] = ()
     operands: Callable[[Tensor, Tensors, tuple], Sequence[Tensor] | None] = _no_folds

@@ -71,11 +71,10 @@ class ImageChain(Composition):
         """Whether the ops are for such an input; `params` are asked for if none like it was there before."""
         return isinstance(x, Tensor) and self._form(x, params) is not None
 
-    def sweeps(self, x: Tensor) -> tuple[ImageSweeps, Callable[[], Moving] | None]:
-        """How an input is run that it covers, for nodes in C++."""
-        form = self._known[_key(x)]
-        assert form is not None
-        return form.sweeps, form.moving if form.norms else None
+    def sweeps(self, x: Tensor) -> tuple[ImageSweeps, Callable[[], Moving] | None] | None:
+        """How an input is run that it covers, for nodes in C++; None where another thread has let go of that."""
+        form = self._known.get(_key(x))
+        return None if form is None else (form.sweeps, form.moving if form.norms else None)
 
     def forward(self, inputs: Tensors, params: Tensors, *host: Any) -> tuple[Tensor, tuple]:
         form = self._form(inputs[0], lambda: params)
