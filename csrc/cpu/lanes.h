@@ -11,11 +11,11 @@ namespace datagrad {
 namespace small {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 8;  // rows of a tile of a product
+constexpr int kVectorBytes = 64, kRows = 8, kTall = 14;  // rows of a tile of a product, and of a large one
 #elif defined(__AVX__)
-constexpr int kVectorBytes = 32, kRows = 6;
+constexpr int kVectorBytes = 32, kRows = 6, kTall = 6;
 #else
-constexpr int kVectorBytes = 16, kRows = 6;
+constexpr int kVectorBytes = 16, kRows = 6, kTall = 6;
 #endif
 
 constexpr int64_t kColumns = 2 * kVectorBytes / static_cast<int64_t>(sizeof(float));  // columns of a tile, for any type some tiles

@@ -1,6 +1,8 @@
 // Large products of matrices, from the tiles of small_products.h. Some panels of the right operand, each as wide as a tile, are
 // copied to where they stay in a core's cache, and the rows of the left one go by; so the rows of the result are written in
-// runs. How an element is summed up depends on the sizes alone.
+// runs. A left operand that is transposed is copied, too, some rows at a time: one element of a cache line after the other
+// would be read, and where the lines lie a power of two apart they push each other out of the cache.
+// How an element is summed up depends on the sizes alone.
 #pragma once
 
 #include <common/parallel.h>
@@ -25,7 +27,7 @@ class PanelProduct {
 
   // The threads share out what there is more of. Two that write to the same rows disturb each other.
   void run() const {
-    const Blocks rows(rows_, 2 * kRows, kRows), columns(columns_, kWide, kWide);
+    const Blocks rows(rows_, kRows, kRows), columns(columns_, kWide, kWide);
     const bool by_rows = rows_ >= columns_;
     const int64_t each = rows_ * columns_ * depths_.n / (by_rows ? rows.count() : columns.count());
     parallel_for((by_rows ? rows : columns).count(), kSerialProducts / each + 1, [&](int64_t first, int64_t last) {
@@ -39,49 +41,76 @@ class PanelProduct {
 
  private:
   static constexpr int64_t kWide = 2 * kLanes<T>;
+  static constexpr int64_t kTurned = 2 * kTall;              // rows of a transposed operand that are copied together
   static constexpr int64_t kDepth = 512;                     // of a panel
   static constexpr int64_t kCopied = (1 << 18) / sizeof(T);  // elements of panels that stay in the cache
   static constexpr int64_t kSerialProducts = 1 << 18;        // multiplications below which one thread is enough
+  static constexpr auto kTallHeights = std::make_integer_sequence<int, kTall>();
 
   // Rows [first, last) and columns [begin, end) of the result.
   void multiply(int64_t first, int64_t last, int64_t begin, int64_t end) const {
     const int64_t wide = std::max<int64_t>(1, kCopied / (depths_.size * kWide)) * kWide;
-    T* panels = thread_memory<PanelProduct, T>(depths_.size * wide);
+    T* panels = thread_memory<PanelProduct, T>(depths_.size * (wide + kTurned));
+    T* turned = panels + depths_.size * wide;
     for (int64_t piece = 0; piece < depths_.count(); ++piece) {
-      for (int64_t c = begin; c < end; c += wide) rows_times_panels(piece, first, last, c, std::min(end, c + wide), panels);
+      for (int64_t c = begin; c < end; c += wide) {
+        rows_times_panels(piece, first, last, c, std::min(end, c + wide), panels, turned);
+      }
     }
   }
 
-  void rows_times_panels(int64_t piece, int64_t first, int64_t last, int64_t begin, int64_t end, T* panels) const {
+  void rows_times_panels(int64_t piece, int64_t first, int64_t last, int64_t begin, int64_t end, T* panels, T* turned) const {
     const int64_t k = depths_.begin(piece), depth = depths_.end(piece) - k;
     const Plus<T> plus = piece == 0 ? plus_ : Plus<T>{out_, columns_};
-    for (int64_t c = begin; c < end; c += kWide) {
-      copy_panel(b_.data + k * b_.row + c * b_.column, depth, std::min(kWide, end - c), panels + (c - begin) * depth);
-    }
-    for (int64_t row = first; row < last; row += kRows) {
-      const int64_t count = std::min<int64_t>(kRows, last - row);
-      const Strided<T> left{a_.data + row * a_.row + k * a_.column, a_.row, a_.column};
+    copy_panels(b_.data + k * b_.row + begin * b_.column, depth, end - begin, panels);
+    for (int64_t row = first; row < last; row += kTall) {
+      const int64_t count = std::min<int64_t>(kTall, last - row);
+      Strided<T> left{a_.data + row * a_.row + k * a_.column, a_.row, a_.column};
+      if (a_.row == 1) {
+        const int64_t copied = (row - first) % kTurned;
+        if (copied == 0) copy_turned(left, std::min(kTurned, last - row), depth, turned);
+        left = {turned + copied * depth, 1, kTall};
+      }
       for (int64_t c = begin; c < end; c += kWide) {
         const int64_t width = std::min(kWide, end - c);
         const Plus<T> here{plus.data == nullptr ? nullptr : plus.data + row * plus.row + c, plus.row};
         const Columns<T> right{panels + (c - begin) * depth, kWide, out_ + row * columns_ + c, columns_, here, width, depth};
         if (width > kLanes<T>) {
-          tiles<2>(left, right, count, kHeights);
+          tiles<2>(left, right, count, kTallHeights);
         } else {
-          tiles<1>(left, right, count, kHeights);
+          tiles<1>(left, right, count, kTallHeights);
         }
       }
     }
   }
 
-  // Columns beyond the width are not defined.
-  void copy_panel(const T* source, int64_t depth, int64_t width, T* panel) const {
+  // Row by row, as a dense one lies in memory. Columns of the last panel beyond those there are, are not defined.
+  void copy_panels(const T* source, int64_t depth, int64_t columns, T* panels) const {
+    using L = Lanes<T>;
     if (b_.column != 1) {
-      transpose(source, b_.column, width, depth, panel, kWide);
-    } else if (width == kWide) {
-      for (int64_t r = 0; r < depth; ++r) std::copy_n(source + r * b_.row, kWide, panel + r * kWide);
-    } else {
-      for (int64_t r = 0; r < depth; ++r) std::copy_n(source + r * b_.row, width, panel + r * kWide);
+      for (int64_t c = 0; c < columns; c += kWide) {
+        transpose(source + c * b_.column, b_.column, std::min(kWide, columns - c), depth, panels + c * depth, kWide);
+      }
+      return;
+    }
+    const int64_t whole = columns / kWide * kWide;
+    for (int64_t r = 0; r < depth; ++r) {
+      const T* from = source + r * b_.row;
+      T* to = panels + r * kWide;
+      for (int64_t c = 0; c < whole; c += kWide, to += depth * kWide) {
+        for (int64_t v = 0; v < kWide; v += kLanes<T>) L::store(L::load(from + c + v), to + v);
+      }
+      if (whole < columns) std::copy_n(from + whole, columns - whole, to);
+    }
+  }
+
+  // Rows that are as high as a tile come one behind the other, each column by column.
+  static void copy_turned(const Strided<T>& a, int64_t rows, int64_t depth, T* turned) {
+    const int64_t whole = rows / kTall * kTall;
+    for (int64_t c = 0; c < depth; ++c) {
+      const T* from = a.data + c * a.column;
+      for (int64_t r = 0; r < whole; r += kTall) std::copy_n(from + r, kTall, turned + r * depth + c * kTall);
+      std::copy_n(from + whole, rows - whole, turned + whole * depth + c * kTall);
     }
   }
 

@@ -46,7 +46,7 @@ struct Tile {
   }
 
   DATAGRAD_ALWAYS_INLINE void clear() {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int i = 0; i < R * V; ++i) sum[i] = Vector{};
   }
 
@@ -61,14 +61,14 @@ struct Tile {
         right[v] = L::load(from);
         if constexpr (kAhead) __builtin_prefetch(from + V * kLanes<T>);
       }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int i = 0; i < R * V; ++i) sum[i] += a(i / V, k) * right[i % V];
     }
   }
 
   // out = the sums, plus the row that begins at `plus` and goes on `plus_row` further for the next one, if there is one.
   DATAGRAD_ALWAYS_INLINE void store(T* out, int64_t row, const T* plus, int64_t plus_row) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int i = 0; i < R * V; ++i) {
       const int64_t r = i / V, c = i % V * kLanes<T>;
       const Vector total = plus == nullptr ? sum[i] : L::load(plus + r * plus_row + c) + sum[i];
@@ -79,7 +79,7 @@ struct Tile {
   // The same for the first `width` columns only.
   DATAGRAD_ALWAYS_INLINE void store_part(T* out, int64_t row, const T* plus, int64_t plus_row, int64_t width) {
     T last[R * V * kLanes<T>];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int i = 0; i < R * V; ++i) L::store(sum[i], last + i * kLanes<T>);
     for (int64_t r = 0; r < R; ++r) {
       for (int64_t c = 0; c < width; ++c) {
@@ -128,12 +128,13 @@ void tile(const Strided<T>& a, const Columns<T>& columns, int64_t first) {
 
 constexpr auto kHeights = std::make_integer_sequence<int, kRows>();
 
-// Tiles of as many rows as each other, or one less.
+// Tiles of as many rows as each other, or one less; at most as many as there are heights.
 template <int V, bool kAhead = false, class T, int... I>
 void tiles(const Strided<T>& a, const Columns<T>& columns, int64_t rows, std::integer_sequence<int, I...>) {
   using Run = void (*)(const Strided<T>&, const Columns<T>&, int64_t);
   static constexpr Run of_rows[] = {tile<I + 1, V, kAhead, T>...};
-  const int64_t count = (rows + kRows - 1) / kRows;
+  constexpr int64_t kMost = sizeof...(I);
+  const int64_t count = (rows + kMost - 1) / kMost;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t begin = rows * i / count, end = rows * (i + 1) / count;
     of_rows[end - begin - 1](a, columns, begin);
