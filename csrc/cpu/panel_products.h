@@ -27,7 +27,7 @@ class PanelProduct {
 
   // The threads share out what there is more of. Two that write to the same rows disturb each other.
   void run() const {
-    const Blocks rows(rows_, kRows, kRows), columns(columns_, kWide, kWide);
+    const Blocks rows(rows_, kRows, kRows), columns(columns_, kLanes<T>, 1);
     const bool by_rows = rows_ >= columns_;
     const int64_t each = rows_ * columns_ * depths_.n / (by_rows ? rows.count() : columns.count());
     parallel_for((by_rows ? rows : columns).count(), kSerialProducts / each + 1, [&](int64_t first, int64_t last) {
@@ -41,7 +41,7 @@ class PanelProduct {
 
  private:
   static constexpr int64_t kWide = 2 * kLanes<T>;
-  static constexpr int64_t kTurned = 2 * kTall;              // rows of a transposed operand that are copied together
+  static constexpr int64_t kTurned = 2;                      // tiles whose rows of a transposed operand are copied together
   static constexpr int64_t kDepth = 512;                     // of a panel
   static constexpr int64_t kCopied = (1 << 18) / sizeof(T);  // elements of panels that stay in the cache
   static constexpr int64_t kSerialProducts = 1 << 18;        // multiplications below which one thread is enough
@@ -50,7 +50,7 @@ class PanelProduct {
   // Rows [first, last) and columns [begin, end) of the result.
   void multiply(int64_t first, int64_t last, int64_t begin, int64_t end) const {
     const int64_t wide = std::max<int64_t>(1, kCopied / (depths_.size * kWide)) * kWide;
-    T* panels = thread_memory<PanelProduct, T>(depths_.size * (wide + kTurned));
+    T* panels = thread_memory<PanelProduct, T>(depths_.size * (wide + kTurned * kTall));
     T* turned = panels + depths_.size * wide;
     for (int64_t piece = 0; piece < depths_.count(); ++piece) {
       for (int64_t c = begin; c < end; c += wide) {
@@ -63,13 +63,14 @@ class PanelProduct {
     const int64_t k = depths_.begin(piece), depth = depths_.end(piece) - k;
     const Plus<T> plus = piece == 0 ? plus_ : Plus<T>{out_, columns_};
     copy_panels(b_.data + k * b_.row + begin * b_.column, depth, end - begin, panels);
-    for (int64_t row = first; row < last; row += kTall) {
-      const int64_t count = std::min<int64_t>(kTall, last - row);
+    const int64_t tall = (last - first + kTall - 1) / kTall, height = (last - first + tall - 1) / tall;
+    for (int64_t row = first; row < last; row += height) {
+      const int64_t count = std::min(height, last - row);
       Strided<T> left{a_.data + row * a_.row + k * a_.column, a_.row, a_.column};
       if (a_.row == 1) {
-        const int64_t copied = (row - first) % kTurned;
-        if (copied == 0) copy_turned(left, std::min(kTurned, last - row), depth, turned);
-        left = {turned + copied * depth, 1, kTall};
+        const int64_t copied = (row - first) / height % kTurned;
+        if (copied == 0) copy_turned(left, last - row, height, depth, turned);
+        left = {turned + copied * kTall * depth, 1, kTall};
       }
       for (int64_t c = begin; c < end; c += kWide) {
         const int64_t width = std::min(kWide, end - c);
@@ -104,13 +105,19 @@ class PanelProduct {
     }
   }
 
-  // Rows that are as high as a tile come one behind the other, each column by column.
-  static void copy_turned(const Strided<T>& a, int64_t rows, int64_t depth, T* turned) {
-    const int64_t whole = rows / kTall * kTall;
-    for (int64_t c = 0; c < depth; ++c) {
-      const T* from = a.data + c * a.column;
-      for (int64_t r = 0; r < whole; r += kTall) std::copy_n(from + r, kTall, turned + r * depth + c * kTall);
-      std::copy_n(from + whole, rows - whole, turned + whole * depth + c * kTall);
+  // The rows of each tile, of `rows` that are left, column by column.
+  static void copy_turned(const Strided<T>& a, int64_t rows, int64_t height, int64_t depth, T* turned) {
+    for (int64_t tile = 0; tile < kTurned && tile * height < rows; ++tile) {
+      const T* from = a.data + tile * height;
+      T* to = turned + tile * kTall * depth;
+      const int64_t there = rows - tile * height;
+      for (int64_t c = 0; c < depth; ++c, from += a.column, to += kTall) {
+        if (there >= kTall) {
+          std::copy_n(from, kTall, to);
+        } else {
+          std::copy_n(from, there, to);
+        }
+      }
     }
   }
 
