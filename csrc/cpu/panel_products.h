@@ -23,7 +23,7 @@ class PanelProduct {
         plus_(plus),
         rows_(rows),
         columns_(columns),
-        depths_(depth, (depth - 1) / ((depth - 1) / kDepth + 1) + 1, 1) {}
+        depths_(even(depth, kDepth)) {}
 
   // The threads share out what there is more of. Two that write to the same rows disturb each other.
   void run() const {
@@ -47,6 +47,12 @@ class PanelProduct {
   static constexpr int64_t kSerialProducts = 1 << 18;        // multiplications below which one thread is enough
   static constexpr auto kTallHeights = std::make_integer_sequence<int, kTall>();
 
+  // As few blocks as there are of at most so many, each as large as the others but for the last one.
+  static Blocks even(int64_t n, int64_t most) {
+    const int64_t count = (n + most - 1) / most;
+    return Blocks(n, (n + count - 1) / count, 1);
+  }
+
   // Rows [first, last) and columns [begin, end) of the result.
   void multiply(int64_t first, int64_t last, int64_t begin, int64_t end) const {
     const int64_t wide = std::max<int64_t>(1, kCopied / (depths_.size * kWide)) * kWide;
@@ -63,14 +69,13 @@ class PanelProduct {
     const int64_t k = depths_.begin(piece), depth = depths_.end(piece) - k;
     const Plus<T> plus = piece == 0 ? plus_ : Plus<T>{out_, columns_};
     copy_panels(b_.data + k * b_.row + begin * b_.column, depth, end - begin, panels);
-    const int64_t tall = (last - first + kTall - 1) / kTall, height = (last - first + tall - 1) / tall;
-    for (int64_t row = first; row < last; row += height) {
-      const int64_t count = std::min(height, last - row);
+    const Blocks tall = even(last - first, kTall);
+    for (int64_t i = 0; i < tall.count(); ++i) {
+      const int64_t row = first + tall.begin(i), count = tall.end(i) - tall.begin(i);
       Strided<T> left{a_.data + row * a_.row + k * a_.column, a_.row, a_.column};
       if (a_.row == 1) {
-        const int64_t copied = (row - first) / height % kTurned;
-        if (copied == 0) copy_turned(left, last - row, height, depth, turned);
-        left = {turned + copied * kTall * depth, 1, kTall};
+        if (i % kTurned == 0) copy_turned(left, last - row, tall.size, depth, turned);
+        left = {turned + i % kTurned * kTall * depth, 1, kTall};
       }
       for (int64_t c = begin; c < end; c += kWide) {
         const int64_t width = std::min(kWide, end - c);
